@@ -1,0 +1,6 @@
+#pragma once
+namespace sitenet {
+struct AttentionKernels {
+    int unused;
+};
+} // namespace sitenet

@@ -1,0 +1,6 @@
+#pragma once
+namespace sitenet {
+struct GeometryKernels {
+    int unused;
+};
+} // namespace sitenet

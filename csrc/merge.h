@@ -1,0 +1,6 @@
+#pragma once
+namespace sitenet {
+struct MergeKernels {
+    int unused;
+};
+} // namespace sitenet

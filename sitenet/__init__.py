@@ -1,0 +1,43 @@
+"""sitenet: properties of crystals from their structure files.
+
+Site-Net (Moran et al., Digital Discovery 2023, arXiv 2209.08190) with fused kernels. The names below
+are the public interface; each is loaded with its module when it is first used.
+"""
+
+import importlib
+from importlib.metadata import version as _version
+from typing import Any
+
+__version__ = _version("sitenet")
+
+_MODULE_OF = {
+    "CifError": "crystal",
+    "Crystal": "crystal",
+    "read_cif": "crystal",
+    "read_cifs": "crystal",
+    "minimum_image_distances": "ops.geometry",
+    "Pairs": "pairs",
+    "find_pairs": "pairs",
+    "SiteNet": "model",
+    "load": "checkpoint",
+    "explain": "explanation",
+    "train": "train",
+    "predict": "predict",
+    "SiteNetClassifier": "estimator",
+    "SiteNetRegressor": "estimator",
+    "info": "environment",
+}
+
+__all__ = ["__version__", *_MODULE_OF]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'sitenet' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"sitenet.{_MODULE_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

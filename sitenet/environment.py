@@ -1,0 +1,33 @@
+"""What is installed and in use: version, SIMD level, threads, torch, CUDA."""
+
+import platform
+import sys
+from typing import Any
+
+import torch
+
+import sitenet
+from sitenet.ops import _C
+
+
+def info() -> dict[str, Any]:
+    """What this installation of sitenet is and runs on.
+
+    Returns:
+        A dict: ``version``, ``python``, ``machine``, ``simd`` (SIMD level of the CPU kernels in
+        use; the environment variable SITENET_SIMD overrides the choice), ``threads``, ``torch``,
+        ``cuda_kernels`` (whether this build has them), ``cuda_runtime`` (of torch, or None) and
+        ``device`` (name of the GPU, or None).
+    """
+    has_device = torch.cuda.is_available()
+    return {
+        "version": sitenet.__version__,
+        "python": sys.version.split()[0],
+        "machine": f"{platform.system()} {platform.machine()}",
+        "simd": _C.level,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "cuda_kernels": _C.with_cuda,
+        "cuda_runtime": torch.version.cuda,
+        "device": torch.cuda.get_device_name() if has_device else None,
+    }

@@ -1,0 +1,61 @@
+"""The torch operators over the compiled kernels, one file a family.
+
+Every op is defined by its schema in ``library`` (functional, a fixed number of outputs), has a fake
+implementation (shapes only) and one implementation a device, which checks, allocates with torch and
+passes addresses, sizes and a thread count or stream to ``sitenet._C``. The public function of a
+family makes its inputs contiguous and stands its ``autograd.Function`` outside the ops.
+"""
+
+from collections.abc import Sequence
+
+import torch  # before _C: one OpenMP runtime in the process
+
+from sitenet import _C as _C
+
+library = torch.library.Library("sitenet", "DEF")
+
+
+def check(
+    x: torch.Tensor,
+    name: str,
+    shape: Sequence[int | str],
+    dtype: torch.dtype | tuple[torch.dtype, ...] | None = None,
+    like: torch.Tensor | None = None,
+) -> None:
+    """Check one argument of an op.
+
+    Args:
+        x: the argument.
+        name: its name in the user's words.
+        shape: one entry a dimension: a number, or a word for a free size.
+        dtype: the dtype wanted, or several.
+        like: a tensor whose device (and dtype, when ``dtype`` is None) x must share.
+
+    Raises:
+        TypeError: x is no tensor, or of another dtype.
+        ValueError: x has another shape or device.
+    """
+    if not isinstance(x, torch.Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
+    if x.dim() != len(shape) or any(
+        isinstance(want, int) and got != want for got, want in zip(x.shape, shape, strict=True)
+    ):
+        wanted = ", ".join(map(str, shape)) + ("," if len(shape) == 1 else "")
+        raise ValueError(f"{name} must have shape ({wanted}), got {tuple(x.shape)}")
+    if dtype is None and like is not None:
+        dtype = like.dtype
+    dtypes = dtype if isinstance(dtype, tuple) else (dtype,)
+    if dtype is not None and x.dtype not in dtypes:
+        wanted = " or ".join(str(t).removeprefix("torch.") for t in dtypes)
+        raise TypeError(f"{name} must be {wanted}, got {str(x.dtype).removeprefix('torch.')}")
+    if like is not None and x.device != like.device:
+        raise ValueError(f"{name} must be on {like.device}, got {x.device}")
+
+
+def need_cuda() -> None:
+    """Raise RuntimeError if this build has no CUDA kernels."""
+    if not _C.with_cuda:
+        raise RuntimeError(
+            "this build of sitenet has no CUDA kernels; install it where nvcc is found: "
+            "pip install --config-settings=cmake.define.SITENET_CUDA=ON ."
+        )
