@@ -1,7 +1,7 @@
 """sitenet: properties of crystals from their structure files.
 
-Site-Net (Moran et al., Digital Discovery 2023, arXiv 2209.08190) with fused kernels. The names below
-are the public interface; each is loaded with its module when it is first used.
+Site-Net (Moran et al., Digital Discovery 2023, arXiv 2209.08190) with fused kernels. The names
+below are the public interface; each is loaded with its module when it is first used.
 """
 
 import importlib
