@@ -1,4 +1,4 @@
 #include "../attention.h"
 namespace sitenet::SITENET_LEVEL {
-extern const AttentionKernels attention = {0};
+extern const AttentionKernels attention = {};
 } // namespace sitenet::SITENET_LEVEL
