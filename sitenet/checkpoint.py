@@ -1,0 +1,240 @@
+"""Weights on disk: safetensors files of sitenet, and checkpoints of the published Site-Net.
+
+Nothing is unpickled: safetensors hold numbers and text only, and a published Lightning checkpoint
+is read by ``torch.load(weights_only=True)`` or refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pickle
+import re
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+import sitenet
+from sitenet.config import SiteNetConfig, load_config
+
+if TYPE_CHECKING:
+    from sitenet.model import SiteNet
+
+FORMAT = 1  # of the safetensors metadata; raised when an older sitenet could not read a new file
+
+# Our names and the published ones, up to .weight and .bias; {b} and {k} stand for numbers.
+_BLOCK = "encoder.Attention_Blocks.{b}"
+_PUBLISHED_NAMES = {
+    "embedding": "Elemental_Embeddings",
+    "site_layer.linear": "encoder.site_featurization",
+    "site_layer.norm": "encoder.site_featurization_norm.Norm",
+    "pair_layer.linear": "encoder.interaction_featurization",
+    "pair_layer.norm": "encoder.interaction_featurization_norm.Norm",
+    "blocks.{b}.hidden.{k}.linear": f"{_BLOCK}.ije_to_multihead.linear_layers.{{k}}",
+    "blocks.{b}.hidden.{k}.norm": f"{_BLOCK}.ije_to_multihead.norm_layers.{{k}}.Norm",
+    "blocks.{b}.logits": f"{_BLOCK}.pre_softmax_linear",
+    "blocks.{b}.attention.linear": f"{_BLOCK}.ije_to_attention_features.linear_layers.0",
+    "blocks.{b}.attention.norm": f"{_BLOCK}.ije_to_attention_features.norm_layers.0.Norm",
+    "blocks.{b}.interaction.linear": f"{_BLOCK}.ije_to_Interaction_Features.linear_layers.0",
+    "blocks.{b}.interaction.norm": f"{_BLOCK}.ije_to_Interaction_Features.norm_layers.0.Norm",
+    "blocks.{b}.out.linear": f"{_BLOCK}.global_linear.linear_layers.0",
+    "blocks.{b}.out.norm": f"{_BLOCK}.global_linear.norm_layers.0.Norm",
+    "pre_pool.{k}.linear": "encoder.pre_pool_layers.{k}",
+    "pre_pool.{k}.norm": "encoder.pre_pool_layers_norm.{k}.Norm",
+    "post_pool.{k}.linear": "encoder.post_pool_layers.{k}",
+    "post_pool.{k}.norm": "encoder.post_pool_layers_norm.{k}",
+    "decoder": "decoder",
+}
+_PATTERNS = [
+    (re.compile(re.sub(r"\\\{(\w)\\\}", r"(?P<\1>\\d+)", re.escape(ours))), theirs)
+    for ours, theirs in _PUBLISHED_NAMES.items()
+]
+
+
+def published_name(name: str) -> str:
+    """The published name of one of a SiteNet's parameters."""
+    stem, _, kind = name.rpartition(".")
+    for pattern, theirs in _PATTERNS:
+        if match := pattern.fullmatch(stem):
+            return f"{theirs.format(**match.groupdict())}.{kind}"
+    raise ValueError(f"parameter {name!r} has no published name")
+
+
+def to_published(model: SiteNet) -> dict[str, Tensor]:
+    """A model's weights under their published names.
+
+    Returns:
+        Copies of the parameters, by published name (the ``state_dict`` of the published code).
+
+    Raises:
+        ValueError: the model has parameters that the published one lacks.
+    """
+    return {published_name(k): v.detach().clone() for k, v in model.state_dict().items()}
+
+
+def from_published(
+    config: str | Path | Mapping[str, Any] | SiteNetConfig, state: str | Path | Mapping[str, Any]
+) -> SiteNet:
+    """A model with published weights.
+
+    Args:
+        config: as in ``SiteNet.from_config``.
+        state: a Lightning checkpoint file (or any file of ``torch.save``), its content, or its
+            ``state_dict``.
+
+    Raises:
+        ValueError: keys are missing, extra or of the wrong shape (all of them are listed), or the
+            file cannot be read without running code from it.
+    """
+    from sitenet.model import SiteNet
+
+    where = "the state_dict"
+    if isinstance(state, (str, Path)):
+        where = str(state)
+        state = _read_torch_file(Path(state))
+    if isinstance(state.get("state_dict"), Mapping):
+        state = state["state_dict"]
+    model = SiteNet(load_config(config))
+    names = {published_name(k): k for k in model.state_dict()}
+    _load_all(model, {names.get(k, k): v for k, v in state.items()}, where, published_name)
+    return model
+
+
+def _read_torch_file(path: Path) -> Mapping[str, Any]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path} is refused: reading it would run code stored in it, or it is damaged. "
+            f"torch.load(weights_only=True) says: {_first_line(error)}. If you trust its origin, "
+            'load it yourself and save its "state_dict" alone, which holds only tensors.'
+        ) from None
+    except Exception as error:  # torch raises many kinds for files that are no checkpoint
+        raise ValueError(f"{path} is not a readable checkpoint: {_first_line(error)}") from None
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path} holds a {type(content).__name__}, not a state_dict")
+    return content
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+
+
+def _load_all(model: SiteNet, state: Mapping[str, Any], where: str, name=lambda key: key) -> None:
+    """Load exactly the model's parameters, or raise ValueError with every key that is wrong."""
+    own = model.state_dict()
+    missing = [name(k) for k in own if k not in state]
+    extra = [k for k in state if k not in own]
+    wrong = []
+    for key, have in own.items():
+        given = state.get(key)
+        if given is None:
+            continue
+        if not isinstance(given, Tensor):
+            wrong.append(f"{name(key)} is a {type(given).__name__}, not a tensor")
+        elif given.shape != have.shape:
+            wrong.append(f"{name(key)} has shape {tuple(given.shape)}, not {tuple(have.shape)}")
+    problems = [
+        f"{title}: {', '.join(map(str, keys))}"
+        for title, keys in (("missing", missing), ("extra", extra), ("wrong", wrong))
+        if keys
+    ]
+    if problems:
+        raise ValueError(f"{where} does not fit the config; {'; '.join(problems)}")
+    model.load_state_dict(dict(state))
+
+
+# ---------------------------------------------------------------------------------------------
+# sitenet's own files
+
+
+def save(model: SiteNet, path: str | Path, metadata: Mapping[str, Any] | None = None) -> None:
+    """Write a model to a safetensors file, under a temporary name first.
+
+    Args:
+        model: weights, config and targets are saved.
+        path: the file.
+        metadata: anything JSON holds, kept beside (``read_metadata`` gives it back).
+    """
+    path = Path(path)
+    header = {
+        "format": FORMAT,
+        "sitenet": sitenet.__version__,
+        "config": model.config.to_dict(),
+        "targets": [dataclasses.asdict(t) for t in model.targets],
+        "metadata": dict(metadata or {}),
+    }
+    tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        content = safetensors.torch.save(tensors, {"sitenet": json.dumps(header)})
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_metadata(path: str | Path) -> dict[str, Any]:
+    """What stands beside the weights: format, sitenet, config, targets, metadata.
+
+    Raises:
+        ValueError: the file is damaged, no sitenet model, or of a later format.
+    """
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            text = (file.metadata() or {}).get("sitenet")
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path} is damaged or no safetensors file: {error}") from None
+    if text is None:
+        raise ValueError(f"{path} is a safetensors file, but not a sitenet model")
+    header = json.loads(text)
+    if header["format"] > FORMAT:
+        raise ValueError(
+            f"{path} has format {header['format']}, written by sitenet {header['sitenet']}; this "
+            f"is sitenet {sitenet.__version__}, which reads up to {FORMAT}: upgrade sitenet"
+        )
+    return header
+
+
+def load(name_or_path: str | Path) -> SiteNet:
+    """A saved model.
+
+    Args:
+        name_or_path: the name of shipped weights, or a file that ``save`` wrote.
+
+    Raises:
+        FileNotFoundError: neither weights of that name ship, nor is there such a file.
+        ValueError: the file is damaged, no sitenet model, or of a later format.
+    """
+    from sitenet.model import SiteNet, Target
+
+    shipped = shipped_weights()
+    path = shipped.get(str(name_or_path), Path(name_or_path))
+    if not path.is_file():
+        names = ", ".join(shipped) or "none"
+        raise FileNotFoundError(
+            f"no model file {str(name_or_path)!r}; weights that ship with sitenet: {names}"
+        )
+    header = read_metadata(path)
+    targets = [Target(**t) for t in header["targets"]]
+    model = SiteNet(SiteNetConfig.from_dict(header["config"]), targets)
+    _load_all(model, safetensors.torch.load_file(path), str(path))
+    return model.eval()
+
+
+def shipped_weights() -> dict[str, Path]:
+    """Files of the weights that ship with sitenet, by name."""
+    folder = Path(str(resources.files("sitenet"))) / "weights"
+    return {p.stem: p for p in sorted(folder.glob("*.safetensors"))}

@@ -1,0 +1,412 @@
+"""What a model is made of and how it is trained, as plain data, by name, YAML file or dict.
+
+The named configs are the YAML files in ``sitenet/configs``; a file holds field names of
+``SiteNetConfig`` (with ``training:`` for those of ``TrainingConfig``, and ``base:`` to start from
+another config), or the keys of a published Site-Net config.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ACTIVATIONS = ("mish", "relu", "none")
+LAST_ACTIVATIONS = ("identity", "relu", "softplus", "trelu")
+NORMS = ("layer", "none")
+POOLINGS = ("mean", "max")
+INTERACTION_FEATURES = (
+    "distance_matrix",
+    "non_sine_coulomb_matrix",
+    "coulomb_matrix",
+    "reciprocal_square_distance_matrix",
+)
+SITE_FEATURES = (
+    "Number",
+    "AtomicWeight",
+    "Row",
+    "Column",
+    "FirstIonizationEnergy",
+    "Electronegativity",
+    "AtomicRadius",
+    "Density",
+)
+
+
+def _fields(cls: type) -> set[str]:
+    return {f.name for f in dataclasses.fields(cls)}
+
+
+def _known(values: Mapping[str, Any], names: set[str], where: str) -> None:
+    for key in values:
+        if key not in names:
+            near = difflib.get_close_matches(str(key), names, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"unknown key {key!r} in {where}{hint}")
+
+
+def _at_least(name: str, value: Any, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"{name} must be an integer, got {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def _one_of(name: str, value: Any, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+
+
+def _setting(default: Any, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True)
+class InteractionFeature:
+    """One pair feature: a matrix by its published name, then x ** polynomial_degree, then
+    ln(x + 1e-8) if log, then clipped to [-max_clip, max_clip]."""
+
+    name: str
+    polynomial_degree: float = 1
+    log: bool = False
+    max_clip: float = 10000
+
+    def __post_init__(self) -> None:
+        _one_of("interaction_features", self.name, INTERACTION_FEATURES)
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How a model is trained; defaults are the published ones."""
+
+    learning_rate: float = _setting(8.125971481941902e-4, "learning rate of AdamW")
+    weight_decay: float = _setting(1e-4, "weight decay of AdamW, on all parameters")
+    epsilon: float = _setting(1e-7, "epsilon of AdamW")
+    amsgrad: bool = _setting(True, "the AMSGrad variant of AdamW")
+    clip_norm: float = _setting(1.0, "largest norm of the gradient; 0 does not clip")
+    batch_sites: int = _setting(1200, "unique sites a batch; 0 counts crystals instead")
+    batch_crystals: int = _setting(0, "crystals a batch, where batch_sites is 0")
+    accumulate: int = _setting(1, "batches an optimiser step")
+    max_crystals: int = _setting(0, "crystals to train on; 0 takes all")
+
+
+@dataclass(frozen=True)
+class SiteNetConfig:
+    """Everything that fixes a model, its input and how it is trained; defaults are the paper's."""
+
+    embedding: int = _setting(92, "width of the element embedding")
+    heads: int = _setting(3, "attention heads")
+    blocks: int = _setting(2, "attention blocks")
+    site_dim: int = _setting(30, "width of a site's state, per head")
+    interaction_dim: int = _setting(16, "width of a pair's interaction features, per head")
+    hidden: tuple[int, ...] = _setting((225,), "hidden layers between a pair and its logits")
+    pre_pool: tuple[int, ...] = _setting((94,), "layers before pooling")
+    post_pool: tuple[int, ...] = _setting((200, 200, 200), "layers after pooling")
+    activation: str = _setting("mish", "mish, relu or none")
+    norm: str = _setting("layer", "norm of blocks and layers before pooling: layer or none")
+    post_pool_norm: str = _setting("layer", "norm of the layers after pooling: layer or none")
+    pooling: str = _setting("mean", "how a crystal's sites are pooled: mean or max")
+    last_activation: str = _setting("trelu", "identity, relu, softplus or trelu")
+    distance_cutoff: float | None = _setting(None, "attend to no pair beyond, in angstrom")
+    k_softmax: int | None = _setting(None, "attend to the k largest logits of a row only")
+    interaction_features: tuple[InteractionFeature, ...] = _setting(
+        (
+            InteractionFeature("distance_matrix"),
+            InteractionFeature("non_sine_coulomb_matrix", log=True, max_clip=10),
+        ),
+        "features of a pair; the first one is the distance",
+    )
+    site_features: tuple[str, ...] = _setting(SITE_FEATURES, "elemental properties of a site")
+    missing: str = _setting("error", "elemental values that are not known: error or mean")
+    max_sites: int = _setting(100, "largest supercell, in sites; 0 takes the cell as it is")
+    merge: bool = _setting(True, "compute equal pairs once")
+    tolerance: float = _setting(1e-3, "distances that are equal for merging, in angstrom")
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+
+    @property
+    def site_inputs(self) -> int:
+        """Width of a site's input: embedding, elemental features, oxidation state."""
+        return self.embedding + len(self.site_features) + 1
+
+    def __post_init__(self) -> None:
+        for name in ("embedding", "heads", "blocks", "site_dim", "interaction_dim"):
+            _at_least(name, getattr(self, name), 1)
+        for name in ("hidden", "pre_pool", "post_pool"):
+            widths = getattr(self, name)
+            if not isinstance(widths, (list, tuple)) or not widths:
+                raise ValueError(f"{name} must be a list of at least one width, got {widths!r}")
+            for width in widths:
+                _at_least(name, width, 1)
+            object.__setattr__(self, name, tuple(widths))
+        for name in self.site_features:
+            _one_of("site_features", name, SITE_FEATURES)
+        object.__setattr__(self, "site_features", tuple(self.site_features))
+        _one_of("activation", self.activation, ACTIVATIONS)
+        _one_of("norm", self.norm, NORMS)
+        _one_of("post_pool_norm", self.post_pool_norm, NORMS)
+        _one_of("pooling", self.pooling, POOLINGS)
+        _one_of("last_activation", self.last_activation, LAST_ACTIVATIONS)
+        _one_of("missing", self.missing, ("error", "mean"))
+        if self.distance_cutoff is not None and not self.distance_cutoff >= 0:
+            raise ValueError(f"distance_cutoff must be >= 0 or null, got {self.distance_cutoff!r}")
+        if self.k_softmax is not None:
+            _at_least("k_softmax", self.k_softmax, 1)
+        _at_least("max_sites", self.max_sites, 0)
+        if not self.tolerance >= 0:
+            raise ValueError(f"tolerance must be >= 0, got {self.tolerance!r}")
+        if not self.interaction_features:
+            raise ValueError("interaction_features must name at least one feature")
+
+    def replace(self, **changes: Any) -> SiteNetConfig:
+        """A copy with other values; names of TrainingConfig are changed there."""
+        training = {k: changes.pop(k) for k in tuple(changes) if k in _fields(TrainingConfig)}
+        _known(changes, _fields(SiteNetConfig), "config")
+        if training:
+            base = changes.get("training", self.training)
+            changes["training"] = dataclasses.replace(base, **training)
+        return dataclasses.replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for YAML and JSON; ``from_dict`` takes them back."""
+        plain = dataclasses.asdict(self)
+        for name, value in plain.items():
+            if isinstance(value, tuple):
+                plain[name] = list(value)
+        return plain
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> SiteNetConfig:
+        """From field names (``to_dict``), or from the keys of a published config.
+
+        Raises:
+            ValueError: an unknown key or a value out of range, by name.
+        """
+        values = dict(values)
+        if set(values) & _PUBLISHED_KEYS:
+            return from_published_keys(values)
+        base = values.pop("base", None)
+        start = cls() if base is None else load_config(base)
+        _known(values, _fields(cls), "config")
+        if "interaction_features" in values:
+            values["interaction_features"] = tuple(
+                _feature(each) for each in values["interaction_features"]
+            )
+        training = values.pop("training", None) or {}
+        if isinstance(training, TrainingConfig):
+            training = dataclasses.asdict(training)
+        _known(training, _fields(TrainingConfig), "config under training")
+        return start.replace(**values, **training)
+
+
+def load_config(source: str | Path | Mapping[str, Any] | SiteNetConfig) -> SiteNetConfig:
+    """A config by name, from a YAML file, or from a dict.
+
+    Args:
+        source: one of ``config_names()``, a path, or a mapping of field names or published keys.
+
+    Raises:
+        ValueError: no such config, or a key or value that is wrong, by name.
+    """
+    if isinstance(source, SiteNetConfig):
+        return source
+    if isinstance(source, Mapping):
+        return SiteNetConfig.from_dict(source)
+    shipped = resources.files("sitenet") / "configs" / f"{source}.yaml"
+    path = Path(source)
+    if isinstance(source, str) and source in config_names():
+        text = shipped.read_text()
+    elif path.is_file():
+        text = path.read_text()
+    else:
+        raise ValueError(
+            f"no config named {str(source)!r} and no such file; named configs: "
+            + ", ".join(config_names())
+        )
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{source} is not a YAML file: {error}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{source} must hold `key: value` lines, got {type(values).__name__}")
+    try:
+        return SiteNetConfig.from_dict(values)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
+
+
+def config_names() -> list[str]:
+    """Names of the configs that ship with sitenet."""
+    folder = resources.files("sitenet") / "configs"
+    return sorted(p.name.removesuffix(".yaml") for p in folder.iterdir() if p.name[-5:] == ".yaml")
+
+
+# ---------------------------------------------------------------------------------------------
+# Published configs
+
+_RENAMED = {
+    "embedding_size": "embedding",
+    "attention_heads": "heads",
+    "attention_blocks": "blocks",
+    "site_dim_per_head": "site_dim",
+    "attention_dim_interaction": "interaction_dim",
+    "attention_hidden_layers": "hidden",
+    "pre_pool_layers": "pre_pool",
+    "post_pool_layers": "post_pool",
+    "activation_function": "activation",
+    "set_norm": "norm",
+    "lin_norm": "post_pool_norm",
+    "sym_func": "pooling",
+    "last_af_func": "last_activation",
+}
+# What the published encoder takes where a key is absent.
+_ABSENT = {
+    "embedding": 100,
+    "heads": 4,
+    "blocks": 4,
+    "site_dim": 64,
+    "interaction_dim": 64,
+    "hidden": (256, 256),
+    "pre_pool": (256, 256),
+    "post_pool": (256, 256),
+    "activation": "relu",
+    "norm": "none",
+    "post_pool_norm": "none",
+    "pooling": "mean",
+    "last_activation": "identity",
+}
+# Read otherwise below.
+_READ = {
+    "distance_cutoff",
+    "k_softmax",
+    "interaction_feature_size",
+    "site_feature_size",
+    "Interaction_Features",
+    "Site_Features",
+    "dynamic_batch",
+    "Batch_Size",
+    "Learning_Rate",
+    "Optimizer",
+    "Trainer kwargs",
+    "Max_Samples",
+}
+# Found in published files without effect on the model.
+_WITHOUT_EFFECT = {
+    "label",
+    "h5_file",
+    "pipeline_name",
+    "alpha",
+    "beta",
+    "attention_dim_per_head",
+    "attention_hidden_layers_n",
+    "attention_hidden_layers_size",
+    "decoder_hidden_layers",
+    "global_embedding_dim_per_block_per_head",
+    "pool_strat",
+    "pooling_heads",
+    "pooling_seeds",
+    "post_pool_layers_n",
+    "post_pool_layers_size",
+    "pre_pool_layers_n",
+    "pre_pool_layers_size",
+    "regularization strategy",
+    "sample_dropout",
+    "seed_dim_per_head",
+    "sparse_rho",
+}
+_REFUSED_WHEN = {"tdot": True, "Learnt_Atomic_Embedding": False, "False_Sample": True}
+_PUBLISHED_KEYS = (set(_RENAMED) | _READ | set(_REFUSED_WHEN)) - {"distance_cutoff", "k_softmax"}
+
+
+def from_published_keys(values: Mapping[str, Any]) -> SiteNetConfig:
+    """The config that the keys of a published YAML describe.
+
+    Raises:
+        ValueError: a key that no published config has, or an option that is not supported, by name.
+    """
+    known = set(_RENAMED) | _READ | _WITHOUT_EFFECT | set(_REFUSED_WHEN)
+    _known(values, known, "published config")
+    for key, refused in _REFUSED_WHEN.items():
+        if values.get(key, not refused) == refused:
+            raise ValueError(f"{key}: {refused} is not supported")
+    new: dict[str, Any] = dict(_ABSENT)
+    new |= {ours: values[theirs] for theirs, ours in _RENAMED.items() if theirs in values}
+    new["last_activation"] = str(new["last_activation"]).lower()
+    if new["post_pool_norm"] == "instance" or new["norm"] == "instance":
+        raise ValueError("norm 'instance' is not supported (lin_norm, set_norm: layer or none)")
+    cutoff, k = values.get("distance_cutoff", -1), values.get("k_softmax", -1)
+    new["distance_cutoff"] = cutoff if cutoff >= 0 else None
+    new["k_softmax"] = k if k != -1 else None
+    new["interaction_features"] = _published_interaction_features(values)
+    new["site_features"] = _published_site_features(values)
+    return SiteNetConfig(**new, training=_published_training(values))
+
+
+def _published_interaction_features(values: Mapping[str, Any]) -> tuple[InteractionFeature, ...]:
+    listed = values.get("Interaction_Features")
+    size = values.get("interaction_feature_size")
+    if listed is None:
+        features = SiteNetConfig().interaction_features
+        # The size alone does not name the others; these are the published ones, in their order.
+        more = ("reciprocal_square_distance_matrix", "coulomb_matrix")
+        features += tuple(map(InteractionFeature, more[: max(0, (size or 2) - 2)]))
+        features = features[: size or 2]
+    else:
+        features = tuple(_feature(each) for each in listed)
+    if size is not None and size != len(features):
+        raise ValueError(
+            f"interaction_feature_size is {size}, but Interaction_Features names {len(features)}"
+        )
+    return features
+
+
+def _published_site_features(values: Mapping[str, Any]) -> tuple[str, ...]:
+    listed = values.get("Site_Features")
+    size = values.get("site_feature_size")
+    if listed is None:
+        return SITE_FEATURES[: len(SITE_FEATURES) if size is None else size]
+    names: list[str] = []
+    for each in listed:
+        if each.get("name") != "SiteElementalProperty":
+            raise ValueError(f"site featuriser {each.get('name')!r} is not supported")
+        names += (each.get("Featurizer_KArgs") or {}).get("properties") or ()
+    if size is not None and size != len(names):
+        raise ValueError(f"site_feature_size is {size}, but Site_Features names {len(names)}")
+    return tuple(names)
+
+
+def _published_training(values: Mapping[str, Any]) -> TrainingConfig:
+    new: dict[str, Any] = {}
+    optimizer = values.get("Optimizer") or {}
+    if optimizer.get("Name", "AdamW") != "AdamW":
+        raise ValueError(f"Optimizer Name {optimizer['Name']!r} is not supported (AdamW is)")
+    renamed = {"amsgrad": "amsgrad", "eps": "epsilon", "weight_decay": "weight_decay"}
+    kwargs = optimizer.get("Kwargs") or {}
+    _known(kwargs, set(renamed), "Optimizer Kwargs")
+    new |= {renamed[k]: v for k, v in kwargs.items()}
+    if "Learning_Rate" in values:
+        new["learning_rate"] = values["Learning_Rate"]
+    if "Batch_Size" in values:
+        by_sites = values.get("dynamic_batch", True)
+        new["batch_sites"] = values["Batch_Size"] if by_sites else 0
+        new["batch_crystals"] = 0 if by_sites else values["Batch_Size"]
+    new["accumulate"] = (values.get("Trainer kwargs") or {}).get("accumulate_grad_batches", 1)
+    most = int(values.get("Max_Samples", 0))
+    new["max_crystals"] = most if most < 1_000_000 else 0  # published files say "all" as 10^9
+    return TrainingConfig(**new)
+
+
+def _feature(each: InteractionFeature | str | Mapping[str, Any]) -> InteractionFeature:
+    if isinstance(each, InteractionFeature):
+        return each
+    if isinstance(each, str):
+        return InteractionFeature(each)
+    values = dict(each)
+    values |= values.pop("kwargs", None) or {}
+    _known(values, _fields(InteractionFeature), "interaction feature")
+    return InteractionFeature(**values)

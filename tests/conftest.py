@@ -1,0 +1,29 @@
+"""Folders of shared data and the devices that tests run on."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared"
+GOLDEN = Path(os.environ.get("SITENET_GOLDEN", SHARED / "golden"))
+GOLDEN_E2E = Path(os.environ.get("SITENET_GOLDEN_E2E", SHARED / "golden_e2e"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def threads():
+    """Two threads at most, so that results and times depend less on the machine."""
+    torch.set_num_threads(min(2, torch.get_num_threads()))
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+def device(request):
+    """The devices of this machine, one test each."""
+    if request.param == "cuda":
+        from sitenet.environment import info
+
+        if not torch.cuda.is_available() or not info()["cuda_kernels"]:
+            pytest.skip("needs a CUDA device and a build with CUDA kernels")
+    return torch.device(request.param)
