@@ -1,6 +1,269 @@
+// Periodic minimum-image distances: the numerics shared by the CPU and the CUDA kernels.
+//
+//   d(i, j) = min over integer n of |(f_j - f_i + n) A|        f fractional, A (3, 3): rows =
+//   vectors
+//
+// Obtuse superbase. Every lattice has four vectors b_0 + b_1 + b_2 + b_3 = 0 with b_i . b_j <= 0
+// for i != j (Selling). Take b_1, b_2, b_3 as the basis, write the displacement as sum x_i b_i and
+// wrap each x_i into [-1/2, 1/2]. Then the nearest lattice point is one of the fifteen
+//   0, +-b_1, +-b_2, +-b_3, +-(b_1+b_2), +-(b_1+b_3), +-(b_2+b_3), +-(b_1+b_2+b_3),
+// so with p_k = 2 x . b_k seven absolute values are enough:
+//   d^2 = |x|^2 + min(0, min over the seven s of |s|^2 - |2 x . s|).
+//
+// Proof. With x_0 = n_0 = 0 and w_ij = -b_i . b_j >= 0,
+//   |x - n|^2 = sum over i < j of w_ij ((x_i - x_j) - (n_i - n_j))^2,
+// which depends on n only up to a common shift of (n_0, n_1, n_2, n_3). Lowering n by one on a set
+// S of indices raises no term that crosses from i in S to j outside, if n_i - n_j >= 2 (because x_i
+// - x_j <= 1: all of 0, x_1, x_2, x_3 lie within [-1/2, 1/2]), or if n_i - n_j = 1 and x_i - x_j <=
+// 1/2. Suppose max n - min n >= 2 and take S = {n >= t} for each level t > min n. If one of them
+// has only such crossings, lower it: the distance does not grow and the sum of |n_i - n_j| falls.
+// Otherwise no two neighbouring levels are more than 1 apart and each S has a crossing from level t
+// to level t - 1 with x_i - x_j > 1/2. If two crossings one above the other share their middle
+// index, x falls by more than 1: impossible. So the levels are {a}, {b, c}, {d} with x_a - x_b >
+// 1/2 and x_c - x_d > 1/2; but index 0 is one of the four and |x_i - x_0| <= 1/2: impossible. Hence
+// some nearest n has max n - min n <= 1, which with n_0 = 0 are the fifteen above.
+//
+// A wrapped point whose image is much nearer than itself would lose digits in |x|^2 + min(...);
+// there the distance is computed again from the components of the nearest image.
 #pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#ifdef __CUDACC__
+#define SITENET_HD __host__ __device__ inline
+#else
+#define SITENET_HD inline
+#endif
+
 namespace sitenet {
+
 struct GeometryKernels {
     int unused;
 };
+
+namespace { // one copy a level: see cpu/level.h
+
+SITENET_HD double dot3(const double *a, const double *b) {
+    return a[0] * b[0] + a[1] * b[1] + a[2] * b[2];
+}
+
+SITENET_HD double determinant(const double *a) {
+    return a[0] * (a[4] * a[8] - a[5] * a[7]) - a[1] * (a[3] * a[8] - a[5] * a[6]) +
+           a[2] * (a[3] * a[7] - a[4] * a[6]);
+}
+
+// inverse = adjugate(a) / determinant
+SITENET_HD void invert(const double *a, double *inverse) {
+    const double scale = 1 / determinant(a);
+    for (int i = 0; i < 3; ++i)
+        for (int j = 0; j < 3; ++j) {
+            const int r = (j + 1) % 3, s = (j + 2) % 3, u = (i + 1) % 3, v = (i + 2) % 3;
+            inverse[3 * i + j] =
+                (a[3 * r + u] * a[3 * s + v] - a[3 * r + v] * a[3 * s + u]) * scale;
+        }
+}
+
+// Row vector times matrix.
+SITENET_HD void transform(const double *x, const double *a, double *y) {
+    for (int k = 0; k < 3; ++k)
+        y[k] = x[0] * a[k] + x[1] * a[3 + k] + x[2] * a[6 + k];
+}
+
+// The three shortest vectors of an obtuse superbase of the lattice.
+struct Reduced {
+    double basis[9];   // rows, angstrom
+    double integer[9]; // basis = integer @ cell, unimodular
+};
+
+// Returns false if the cell has no volume (beyond `smallest` of the product of its edges), is not
+// finite, or does not reduce. Costs about 100 ns for a cell that is nearly reduced.
+SITENET_HD bool reduce(const double *cell, double smallest, Reduced &reduced) {
+    const double edges = std::sqrt(dot3(cell, cell)) * std::sqrt(dot3(cell + 3, cell + 3)) *
+                         std::sqrt(dot3(cell + 6, cell + 6));
+    if (!(std::fabs(determinant(cell)) > smallest * edges && edges < 1e300))
+        return false;
+    double b[4][3], n[4][3]; // superbase and its integer coordinates
+    for (int i = 0; i < 3; ++i)
+        for (int k = 0; k < 3; ++k) {
+            b[i][k] = cell[3 * i + k];
+            n[i][k] = i == k;
+        }
+    // Pairwise rounding first: Selling's steps subtract one vector at a time.
+    for (int sweep = 0, changed = 1; changed; ++sweep) {
+        if (sweep == 1000)
+            return false;
+        changed = 0;
+        for (int i = 0; i < 3; ++i)
+            for (int j = 0; j < 3; ++j) {
+                if (i == j)
+                    continue;
+                const double mu = dot3(b[i], b[j]) / dot3(b[j], b[j]);
+                if (!(std::fabs(mu) > 0.5 + 1e-9))
+                    continue;
+                const double m = std::rint(mu);
+                for (int k = 0; k < 3; ++k) {
+                    b[i][k] -= m * b[j][k];
+                    n[i][k] -= m * n[j][k];
+                }
+                changed = 1;
+            }
+    }
+    for (int k = 0; k < 3; ++k) {
+        b[3][k] = -(b[0][k] + b[1][k] + b[2][k]);
+        n[3][k] = -(n[0][k] + n[1][k] + n[2][k]);
+    }
+    // Selling: a positive b_i . b_j goes by b_i -> -b_i, b_k += b_i, b_l += b_i, which lowers the
+    // sum of squared lengths by 2 b_i . b_j. What is left below 1e-13 moves no d^2 by more than
+    // that.
+    const double *a = b[0];
+    const double tiny = 1e-13 * (dot3(a, a) + dot3(a + 3, a + 3) + dot3(a + 6, a + 6));
+    for (int step = 0;; ++step) {
+        int worst_i = 0, worst_j = 0;
+        double worst = tiny;
+        for (int i = 0; i < 3; ++i)
+            for (int j = i + 1; j < 4; ++j) {
+                const double p = dot3(b[i], b[j]);
+                if (p > worst)
+                    worst = p, worst_i = i, worst_j = j;
+            }
+        if (worst_j == 0)
+            break;
+        if (step == 1000)
+            return false;
+        for (int other = 0; other < 4; ++other) {
+            if (other == worst_i || other == worst_j)
+                continue;
+            for (int k = 0; k < 3; ++k) {
+                b[other][k] += b[worst_i][k];
+                n[other][k] += n[worst_i][k];
+            }
+        }
+        for (int k = 0; k < 3; ++k) {
+            b[worst_i][k] = -b[worst_i][k];
+            n[worst_i][k] = -n[worst_i][k];
+        }
+    }
+    int longest = 0;
+    for (int i = 1; i < 4; ++i)
+        if (dot3(b[i], b[i]) > dot3(b[longest], b[longest]))
+            longest = i;
+    for (int i = 0, row = 0; i < 4; ++i) {
+        if (i == longest)
+            continue;
+        for (int k = 0; k < 3; ++k) {
+            reduced.basis[3 * row + k] = b[i][k];
+            reduced.integer[3 * row + k] = n[i][k];
+        }
+        ++row;
+    }
+    return true;
+}
+
+// The seven vectors as coordinates in the basis.
+constexpr int num_images = 7;
+constexpr int image_vectors[num_images][3] = {{1, 0, 0}, {0, 1, 0}, {0, 0, 1}, {1, 1, 0},
+                                              {1, 0, 1}, {0, 1, 1}, {1, 1, 1}};
+
+// What a distance needs of the reduced cell.
+template <class T> struct Metric {
+    T basis[9];
+    T twice[6];            // 2 b_i . b_j: 11, 22, 33, 12, 13, 23
+    T squares[num_images]; // |s|^2
+};
+
+template <class T> SITENET_HD Metric<T> make_metric(const double *basis) {
+    Metric<T> metric;
+    for (int k = 0; k < 9; ++k)
+        metric.basis[k] = T(basis[k]);
+    const int rows[6][2] = {{0, 0}, {1, 1}, {2, 2}, {0, 1}, {0, 2}, {1, 2}};
+    for (int k = 0; k < 6; ++k)
+        metric.twice[k] = T(2 * dot3(basis + 3 * rows[k][0], basis + 3 * rows[k][1]));
+    for (int s = 0; s < num_images; ++s) {
+        double v[3];
+        for (int k = 0; k < 3; ++k)
+            v[k] = image_vectors[s][0] * basis[k] + image_vectors[s][1] * basis[3 + k] +
+                   image_vectors[s][2] * basis[6 + k];
+        metric.squares[s] = T(dot3(v, v));
+    }
+    return metric;
+}
+
+template <class T> SITENET_HD T smaller(T a, T b) { return b < a ? b : a; }
+
+// Wrapped coordinate: into [-1/2, 1/2].
+template <class T> SITENET_HD T wrap(T x) { return x - std::rint(x); }
+
+// d^2 of the wrapped coordinates (x, y, z), and |x|^2 as `plain`.
+template <class T> SITENET_HD T shortest_squared(const Metric<T> &metric, T x, T y, T z, T &plain) {
+    const T *g = metric.twice, *s = metric.squares;
+    const T p = g[0] * x + g[3] * y + g[4] * z;
+    const T q = g[3] * x + g[1] * y + g[5] * z;
+    const T r = g[4] * x + g[5] * y + g[2] * z;
+    plain = T(0.5) * (x * p + y * q + z * r);
+    T best = smaller(smaller(s[0] - std::fabs(p), s[1] - std::fabs(q)), s[2] - std::fabs(r));
+    best = smaller(best, smaller(s[3] - std::fabs(p + q), s[4] - std::fabs(p + r)));
+    best = smaller(best, smaller(s[5] - std::fabs(q + r), s[6] - std::fabs(p + q + r)));
+    return plain + smaller(T(0), best);
+}
+
+// Moves the wrapped (x, y, z) to the nearest image.
+template <class T> SITENET_HD void to_nearest(const Metric<T> &metric, T &x, T &y, T &z) {
+    const T *g = metric.twice;
+    const T p[3] = {g[0] * x + g[3] * y + g[4] * z, g[3] * x + g[1] * y + g[5] * z,
+                    g[4] * x + g[5] * y + g[2] * z};
+    T best = 0, shift[3] = {0, 0, 0};
+    for (int s = 0; s < num_images; ++s) {
+        const int *v = image_vectors[s];
+        const T along = v[0] * p[0] + v[1] * p[1] + v[2] * p[2];
+        const T gain = metric.squares[s] - std::fabs(along);
+        if (gain < best) {
+            best = gain;
+            for (int k = 0; k < 3; ++k)
+                shift[k] = along > 0 ? T(-v[k]) : T(v[k]);
+        }
+    }
+    x += shift[0], y += shift[1], z += shift[2];
+}
+
+template <class T> SITENET_HD T length(const Metric<T> &metric, T x, T y, T z) {
+    const T *b = metric.basis;
+    const T u = x * b[0] + y * b[3] + z * b[6];
+    const T v = x * b[1] + y * b[4] + z * b[7];
+    const T w = x * b[2] + y * b[5] + z * b[8];
+    return std::sqrt(u * u + v * v + w * w);
+}
+
+// Below this share of |x|^2 a distance is computed again: above it, the digits that cancel cost a
+// relative error of at most 1 / (2 * share) roundings.
+constexpr double cancellation_share = 1.0 / 32;
+
+// Distances from one point to n points, all in coordinates of the reduced basis, wrapped or not.
+template <class T>
+SITENET_HD void distance_row(const Metric<T> &metric, T x, T y, T z, const T *xs, const T *ys,
+                             const T *zs, int64_t n, T *distance) {
+    constexpr int64_t block = 64;
+    for (int64_t begin = 0; begin < n; begin += block) {
+        const int64_t end = begin + block < n ? begin + block : n;
+        int cancelled = 0;
+        for (int64_t j = begin; j < end; ++j) {
+            T plain;
+            const T square =
+                shortest_squared(metric, wrap(xs[j] - x), wrap(ys[j] - y), wrap(zs[j] - z), plain);
+            cancelled |= square < T(cancellation_share) * plain;
+            distance[j] = std::sqrt(square < 0 ? T(0) : square);
+        }
+        if (!cancelled)
+            continue;
+        for (int64_t j = begin; j < end; ++j) {
+            T u = wrap(xs[j] - x), v = wrap(ys[j] - y), w = wrap(zs[j] - z), plain;
+            if (shortest_squared(metric, u, v, w, plain) < T(cancellation_share) * plain) {
+                to_nearest(metric, u, v, w);
+                distance[j] = length(metric, u, v, w);
+            }
+        }
+    }
+}
+
+} // namespace
 } // namespace sitenet

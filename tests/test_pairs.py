@@ -1,0 +1,233 @@
+"""Pairs, their merging and their features."""
+
+import os
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from sitenet.config import InteractionFeature
+from sitenet.pairs import PairFinder, Pairs, find_pairs, pair_features
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+GOLDEN_E2E = Path(os.environ.get("SITENET_GOLDEN_E2E", SHARED / "golden_e2e"))
+GOLDEN_FILES = sorted(GOLDEN_E2E.glob("*.npz"))
+if not GOLDEN_FILES:
+    GOLDEN_FILES = [pytest.param(None, marks=pytest.mark.skip(f"no golden files in {GOLDEN_E2E}"))]
+
+
+def make_crystal(cell, frac, numbers, oxidation=None, occupancy=None):
+    return SimpleNamespace(
+        cell=np.asarray(cell, float),
+        frac=np.asarray(frac, float),
+        numbers=np.asarray(numbers),
+        oxidation=oxidation,
+        occupancy=occupancy,
+    )
+
+
+def rock_salt(a=5.64):
+    """NaCl, primitive cell."""
+    cell = a / 2 * (np.ones((3, 3)) - np.eye(3))
+    return make_crystal(cell, [[0, 0, 0], [0.5, 0.5, 0.5]], [11, 17])
+
+
+def random_crystal(seed, sites=6, kinds=3):
+    rng = np.random.default_rng(seed)
+    cell = np.diag(rng.uniform(4, 9, 3)) + rng.normal(0, 1.5, (3, 3))
+    return make_crystal(cell, rng.random((sites, 3)), rng.integers(1, kinds + 1, sites))
+
+
+def golden_crystal(z, monkeypatch):
+    """The stored primitive cell, with the published supercell's choice where rounding ties."""
+    monkeypatch.setattr("sitenet.supercell.supercell_matrix", lambda *_: z["super_matrix"])
+    return make_crystal(z["prim_lattice"], z["prim_frac"], z["prim_Z"], z["oxidation"][:, 0])
+
+
+def expanded(pairs):
+    """For every row, (orbit, distance) of every supercell site, sorted."""
+    repeats = pairs.multiplicity.long()
+    rows = torch.repeat_interleave(pairs.rows, repeats).numpy()
+    ends = torch.repeat_interleave(pairs.sites.long(), repeats).numpy()
+    distances = torch.repeat_interleave(pairs.distance, repeats).numpy()
+    order = np.lexsort((distances, ends, rows))
+    return rows[order], ends[order], distances[order]
+
+
+def assert_same_pairs(merged, unmerged, tolerance=1e-3):
+    """Every site's row of the unmerged pairs is its orbit's row of the merged ones."""
+    orbit = merged.orbit.long()
+    n = unmerged.num_rows
+    assert torch.equal(torch.bincount(orbit, minlength=merged.num_rows), merged.count.long())
+    _, ends, distances = expanded(merged)
+    ends, distances = (x.reshape(merged.num_rows, -1)[orbit.numpy()] for x in (ends, distances))
+    size = distances.shape[1]
+    their_ends = orbit[unmerged.sites.long()].numpy().reshape(n, size)
+    their_distances = unmerged.distance.numpy().reshape(n, size)
+    for i in range(n):
+        order = np.lexsort((their_distances[i], their_ends[i]))
+        assert np.array_equal(their_ends[i][order], ends[i])
+        assert np.abs(their_distances[i][order] - distances[i]).max() <= 2 * tolerance
+    assert torch.equal(merged.numbers[orbit], unmerged.numbers)
+
+
+@pytest.mark.parametrize("file", GOLDEN_FILES, ids=lambda f: getattr(f, "stem", "none"))
+def test_golden_pairs_and_features(file, monkeypatch):
+    z = np.load(file)
+    crystal = golden_crystal(z, monkeypatch)
+    limit = int(z["limit"]) or None
+    pairs = find_pairs(crystal, limit, merge=False)
+    assert pairs.images.item() == z["images"] and pairs.num_sites.item() == z["prim_size"]
+    want = z["interaction"].reshape(-1, 2)
+    np.testing.assert_allclose(pair_features(pairs).numpy(), want, rtol=0, atol=1e-9)
+    assert_same_pairs(find_pairs(crystal, limit), pairs)
+
+
+def test_rows_of_rock_salt_by_hand():
+    """The cubic cell by hand: 8 atoms, orbits Na and Cl, neighbours at a/2 and so on."""
+    a = 5.64
+    faces = [[0, 0, 0], [0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]]
+    frac = np.concatenate([faces, np.add(faces, [0.5, 0, 0])])
+    pairs = find_pairs(make_crystal(a * np.eye(3), frac, [11] * 4 + [17] * 4), max_sites=None)
+    assert pairs.count.tolist() == [4, 4] and pairs.numbers.tolist() == [11, 17]
+    assert pairs.orbit.tolist() == [0] * 4 + [1] * 4
+    assert pairs.offsets.tolist() == [0, 4, 8]
+    assert pairs.sites.tolist() == [0, 0, 1, 1, 0, 0, 1, 1]
+    # In the cell itself the six neighbours at a/2 are three, twice.
+    assert pairs.multiplicity.tolist() == [1, 3, 3, 1, 3, 1, 1, 3]
+    half, face, body = a / 2, a / 2**0.5, a * 3**0.5 / 2
+    want = [0, face, half, body, half, body, 0, face]
+    torch.testing.assert_close(pairs.distance, torch.tensor(want).double(), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_merged_pairs_are_the_unmerged_ones(seed):
+    crystal = random_crystal(seed)
+    assert_same_pairs(find_pairs(crystal), find_pairs(crystal, merge=False))
+
+
+def test_tolerance_joins_nearly_equal_sites():
+    crystal = rock_salt()
+    cell = crystal.cell * [1, 1, 1.00003]
+    crystal = make_crystal(cell, crystal.frac, crystal.numbers)
+    assert find_pairs(crystal, tolerance=1e-8).num_pairs > find_pairs(crystal).num_pairs
+    assert_same_pairs(find_pairs(crystal), find_pairs(crystal, merge=False))
+
+
+def test_oxidation_and_occupancy_tell_sites_apart():
+    simple_cubic = [np.eye(3) * 4, [[0, 0, 0], [0.5, 0.5, 0.5]], [26, 26]]
+    assert find_pairs(make_crystal(*simple_cubic)).num_rows == 1
+    charged = make_crystal(*simple_cubic, oxidation=np.array([2.0, 3.0]))
+    pairs = find_pairs(charged)
+    assert pairs.num_rows == 2 and pairs.oxidation.tolist() == [2, 3]
+    assert find_pairs(make_crystal(*simple_cubic, occupancy=np.array([1, 0.5]))).num_rows == 2
+
+
+def test_self_pairs_alone_have_distance_zero():
+    for merge in (True, False):
+        pairs = find_pairs(random_crystal(1), merge=merge)
+        zero = pairs.distance == 0
+        assert torch.equal(pairs.rows[zero], torch.arange(pairs.num_rows))
+        assert torch.equal(pairs.sites[zero].long(), pairs.rows[zero])
+        assert (pairs.multiplicity[zero] == 1).all()
+
+
+def test_batch_is_the_single_crystals():
+    singles = [find_pairs(random_crystal(k, sites)) for k, sites in enumerate((1, 7, 3))]
+    batch = Pairs.batch(singles)
+    assert batch.num_crystals == 3
+    assert batch.num_pairs == sum(p.num_pairs for p in singles)
+    for k, single in enumerate(singles):
+        first, last = batch.crystals[k : k + 2].tolist()
+        part = slice(batch.offsets[first].item(), batch.offsets[last].item())
+        assert torch.equal(batch.distance[part], single.distance)
+        assert torch.equal(batch.sites[part] - first, single.sites)
+        assert torch.equal(batch.numbers[first:last], single.numbers)
+        assert torch.equal(batch.rows[part] - first, single.rows)
+    twice = Pairs.batch([batch, batch])
+    assert torch.equal(twice.crystals.diff(), batch.crystals.diff().repeat(2))
+    with pytest.raises(ValueError, match="at least one crystal"):
+        Pairs.batch([])
+
+
+def test_batch_keeps_dtypes_and_moves():
+    batch = Pairs.batch([find_pairs(rock_salt())] * 2)
+    assert batch.sites.dtype == batch.multiplicity.dtype == batch.orbit.dtype == torch.int32
+    assert batch.offsets.dtype == batch.numbers.dtype == batch.crystals.dtype == torch.int64
+    single = batch.to(dtype=torch.float32)
+    assert single.distance.dtype == single.oxidation.dtype == torch.float32
+    assert single.sites.dtype == torch.int32 and batch.distance.dtype == torch.float64
+
+
+@pytest.mark.parametrize("merge", [True, False])
+def test_rows_in_parts_are_the_whole(merge):
+    crystal = random_crystal(4, sites=9, kinds=1)
+    finder = PairFinder(crystal, 100, merge)
+    whole = finder.rows()
+    parts = [finder.rows(first, min(first + 4, finder.num_rows)) for first in (0, 4, 8)]
+    for name in ("sites", "distance", "multiplicity", "rows"):
+        assert torch.equal(torch.cat([getattr(p, name) for p in parts]), getattr(whole, name))
+    with pytest.raises(ValueError, match="all rows"):
+        Pairs.batch(parts)
+    with pytest.raises(ValueError, match="rows must lie in"):
+        finder.rows(0, 10)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"frac": [[0, 0, 0], [1, 1, 2]]}, "in one place"),
+        ({"frac": [[0, 0, 0], [0.5, 0.5, np.nan]]}, "must be finite"),
+        ({"cell": [[1, 0, 0], [2, 0, 0], [0, 0, 1]]}, "no volume"),
+        ({"frac": np.zeros((0, 3)), "numbers": []}, "no sites"),
+    ],
+)
+@pytest.mark.parametrize("merge", [True, False])
+def test_bad_crystals_are_refused(change, message, merge):
+    crystal = make_crystal(**{**vars(rock_salt()), **change})
+    with pytest.raises(ValueError, match=re.escape(message)):
+        find_pairs(crystal, None, merge)
+
+
+def test_other_published_features():
+    """Sine Coulomb and reciprocal square against the formulas, site by site."""
+    crystal = random_crystal(8, sites=4)
+    pairs = find_pairs(crystal, None, merge=False, sine=True)
+    got = pair_features(
+        pairs,
+        [
+            InteractionFeature("coulomb_matrix", polynomial_degree=2),
+            InteractionFeature("reciprocal_square_distance_matrix"),
+            InteractionFeature("reciprocal_square_distance_matrix", log=True, max_clip=3),
+        ],
+    ).reshape(4, 4, 3)
+    z = crystal.numbers
+    for i in range(4):
+        for j in range(4):
+            if i == j:
+                assert got[i, j, 0] == pytest.approx((0.5 * z[i] ** 2.4) ** 2)
+                assert got[i, j, 1] == float("inf") and got[i, j, 2] == 3
+                continue
+            sines = np.sin(np.pi * (crystal.frac[j] - crystal.frac[i])) ** 2
+            bohr = np.linalg.norm(sines @ crystal.cell) * 1.8897543773133647
+            assert got[i, j, 0] == pytest.approx((z[i] * z[j] / bohr) ** 2)
+            d = pairs.distance.reshape(4, 4)[i, j].item()
+            assert got[i, j, 1] == pytest.approx(d**-2)
+            assert got[i, j, 2] == pytest.approx(np.log(d**-2 + 1e-8))
+
+
+def test_sine_distance_in_the_supercell_follows_the_pairs():
+    """It is 0 for the self pairs alone, and only for unmerged pairs that asked for it."""
+    crystal = random_crystal(2, sites=3)
+    pairs = find_pairs(crystal, 60, merge=False, sine=True)
+    assert pairs.sine_distance.shape == pairs.distance.shape
+    assert torch.equal(pairs.sine_distance < 1e-9, pairs.distance == 0)
+    with pytest.raises(ValueError, match="merge=False"):
+        find_pairs(crystal, sine=True)
+    with pytest.raises(ValueError, match="sine=True"):
+        pair_features(find_pairs(crystal), [InteractionFeature("coulomb_matrix")])
+    with pytest.raises(ValueError, match="no pair feature"):
+        pair_features(pairs, [SimpleNamespace(name="soap")])
