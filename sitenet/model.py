@@ -29,15 +29,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sitenet.config import SITE_FEATURES, SiteNetConfig, load_config
-from sitenet.reference import (
-    ACTIVATIONS,
-    attend,
-    attention,
-    normalise,
-    pair_embedding,
-    row_of_pair,
-    row_softmax,
-)
+from sitenet.ops.attention import attention, pair_embedding
+from sitenet.reference import ACTIVATIONS, attend, normalise, row_of_pair, row_softmax
 
 if TYPE_CHECKING:
     import numpy as np
@@ -152,11 +145,11 @@ class Block(nn.Module):
         site_j = F.linear(x, w_j)  # (sites, columns)
 
         compute = self.attend_plainly if self.plain else self.attend_fused
-        y, e, weights = compute(site_i, site_j, e, w_e, rows, need_interaction, need_weights)
+        y, e, weights = compute(site_i, site_j, e, w_e, rows, need_weights)
         y = self.attention.affine(y.unflatten(1, (-1, self.heads)).mT)  # (rows, heads, A)
         return self.out(y.mT.flatten(1)), e, weights
 
-    def attend_fused(self, site_i, site_j, e, w_e, rows, need_interaction, need_weights):
+    def attend_fused(self, site_i, site_j, e, w_e, rows, need_weights):
         """One hidden layer: the fused op computes the whole block."""
         logit_weight = self.logits.weight
         if self.hidden[0].norm is not None:
@@ -175,7 +168,6 @@ class Block(nn.Module):
             activation=self.attention.activation,
             norm=self.attention.norm is not None,
             eps=EPSILON,
-            need_interaction=need_interaction,
             need_logits=need_weights,
         )
         if not need_weights:
@@ -183,7 +175,7 @@ class Block(nn.Module):
         row = row_of_pair(rows.offsets, len(rows.sites))
         return y, e, row_softmax(logits, row, len(site_i))
 
-    def attend_plainly(self, site_i, site_j, e, w_e, rows, need_interaction, need_weights):
+    def attend_plainly(self, site_i, site_j, e, w_e, rows, need_weights):
         """Several hidden layers, or k_softmax: plain torch, every pair's layers in memory."""
         row = row_of_pair(rows.offsets, len(rows.sites))
         z = site_i[row] + site_j[rows.sites.long()] + F.linear(e, w_e)  # (pairs, columns)
@@ -200,7 +192,7 @@ class Block(nn.Module):
         logits = logits + log_multiplicity
         y = attend(logits, self.attention.finish(a), row, len(site_i))
         weights = row_softmax(logits, row, len(site_i)) if need_weights else None
-        return y, self.interaction.finish(e) if need_interaction else None, weights
+        return y, self.interaction.finish(e) if e.shape[1] else None, weights
 
 
 def places_left(logits: Tensor, rows: Rows, row: Tensor, k: int) -> Tensor:

@@ -88,7 +88,6 @@ def attention(
     activation: str = "mish",
     norm: bool = True,
     eps: float = 1e-5,
-    need_interaction: bool = True,
     need_logits: bool = False,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """One attention block over CSR rows of pairs.
@@ -98,7 +97,7 @@ def attention(
         site_j: (sites, C) what the pair's other site adds.
         e: (pairs, E) interaction features.
         weight: (C, E) the first layer's weight on e. The columns C are hidden | attention |
-            interaction, the last group only if ``need_interaction``.
+            interaction, the last group only if the next interaction features are wanted.
         logit_weight: (heads, hidden).
         log_multiplicity: (pairs,) added to every head's logit; -inf leaves the pair out.
         offsets: (rows + 1,) where each row's pairs begin.
@@ -107,7 +106,6 @@ def attention(
         activation: "mish", "relu" or "none".
         norm: whether each group is normalised (LayerNorm without affine).
         eps: of the norm.
-        need_interaction: whether to return the interaction features.
         need_logits: whether to return the logits.
 
     Returns:
@@ -121,7 +119,7 @@ def attention(
     m, a, interaction = (normalise(ACTIVATIONS[activation](g), norm, eps) for g in groups)
     logits = F.linear(m, logit_weight) + log_multiplicity[:, None]  # (pairs, heads)
     y = attend(logits, a, rows, len(site_i))
-    return y, interaction if need_interaction else None, logits if need_logits else None
+    return y, interaction if interaction.shape[1] else None, logits if need_logits else None
 
 
 def attend(logits: Tensor, a: Tensor, rows: Tensor, num_rows: int) -> Tensor:
