@@ -61,12 +61,6 @@ void embedding_backward(const EmbeddingShape &shape, uintptr_t features, uintptr
                                    threads);
 }
 
-} // namespace
-
-namespace {
-
-template <class T> T *at(uintptr_t address) { return reinterpret_cast<T *>(address); }
-
 sitenet::PairInput pair_input(uintptr_t cell, uintptr_t frac, uintptr_t numbers,
                               uintptr_t oxidation, uintptr_t occupancy, uintptr_t supercell,
                               int64_t sites, double tolerance) {
