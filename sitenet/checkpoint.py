@@ -11,6 +11,7 @@ import json
 import os
 import pickle
 import re
+from collections import OrderedDict
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -107,26 +108,47 @@ def from_published(
     return model
 
 
+class _StandIn:
+    """Takes the place of Lightning's own classes, which stand beside the weights: does nothing."""
+
+
 def _read_torch_file(path: Path) -> Mapping[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint file {str(path)!r}")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except Exception:  # no zip archive; torch.load says what is wrong
+        names = []
+    harmless = [name for name in names if name.startswith(("pytorch_lightning.", "lightning."))]
+    if strange := sorted(set(names) - set(harmless)):
+        raise ValueError(
+            f"{path} is refused: reading it would run code, as it asks for {', '.join(strange)}. "
+            "If you trust its origin, load it with torch.load(weights_only=False) yourself and "
+            'save its "state_dict" alone, which holds only tensors.'
+        )
+    stand_ins = [
+        (OrderedDict if name.endswith("AttributeDict") else _StandIn, name) for name in harmless
+    ]
+    try:
+        with torch.serialization.safe_globals(stand_ins):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f"{path} is refused: reading it would run code stored in it, or it is damaged. "
-            f"torch.load(weights_only=True) says: {_first_line(error)}. If you trust its origin, "
-            'load it yourself and save its "state_dict" alone, which holds only tensors.'
+            f"{path} is refused: it is damaged, or reading it would run code. "
+            f"torch.load(weights_only=True) says: {_reason(error)}."
         ) from None
     except Exception as error:  # torch raises many kinds for files that are no checkpoint
-        raise ValueError(f"{path} is not a readable checkpoint: {_first_line(error)}") from None
+        raise ValueError(f"{path} is not a readable checkpoint: {_reason(error)}") from None
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} holds a {type(content).__name__}, not a state_dict")
     return content
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+def _reason(error: Exception) -> str:
+    """What torch found, without its advice."""
+    lines = (str(error).strip() or type(error).__name__).splitlines()
+    found = [line for line in lines if "WeightsUnpickler error:" in line]
+    return (found or lines)[0].strip().removeprefix("WeightsUnpickler error: ").rstrip(".")
 
 
 def _load_all(model: SiteNet, state: Mapping[str, Any], where: str, name=lambda key: key) -> None:

@@ -30,12 +30,11 @@ from torch import Tensor, nn
 
 from sitenet.config import SITE_FEATURES, SiteNetConfig, load_config
 from sitenet.ops.attention import attention, pair_embedding
+from sitenet.pairs import Pairs, pair_features
 from sitenet.reference import ACTIVATIONS, attend, normalise, row_of_pair, row_softmax
 
 if TYPE_CHECKING:
     import numpy as np
-
-    from sitenet.pairs import Pairs
 
 EPSILON = 1e-5  # of every norm
 NUM_ELEMENTS = 200  # rows of the embedding, as published
@@ -314,8 +313,6 @@ class SiteNet(nn.Module):
 
     def pair_inputs(self, pairs: Pairs) -> Tensor:
         """The pair features that the config names: (pairs, F)."""
-        from sitenet.pairs import pair_features
-
         features = pair_features(pairs, self.config.interaction_features)
         return features.to(self.element_table.dtype)
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import GOLDEN
 
+from sitenet import reference
 from sitenet.checkpoint import published_name
 from sitenet.model import SiteNet
 
@@ -87,8 +88,16 @@ def inputs(z, model, pairs, dtype):
     return x, torch.as_tensor(z["interaction"], dtype=dtype, device=x.device)
 
 
+@pytest.fixture(params=["fused", "plain"])
+def attention_path(request, monkeypatch):
+    """The kernels, and the same in plain torch."""
+    if request.param == "plain":
+        monkeypatch.setattr("sitenet.model.attention", reference.attention)
+        monkeypatch.setattr("sitenet.model.pair_embedding", reference.pair_embedding)
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
-def test_golden_float64(path, device):
+def test_golden_float64(path, device, attention_path):
     z, model = read(path)
     model.to(device)
     pairs = pairs_of(z, device)

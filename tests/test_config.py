@@ -1,0 +1,162 @@
+"""Configs: named ones, YAML files, published keys, and errors that name the key."""
+
+import dataclasses
+
+import pytest
+import yaml
+
+from sitenet.config import InteractionFeature, SiteNetConfig, config_names, load_config
+
+PUBLISHED = yaml.safe_load("""
+label: PaperParams
+interaction_feature_size: 2
+Interaction_Features:
+- {name: distance_matrix, kwargs: {polynomial_degree: 1}}
+- {name: non_sine_coulomb_matrix, kwargs: {polynomial_degree: 1, log: true, max_clip: 10}}
+site_feature_size: 8
+embedding_size: 92
+Site_Features:
+- name: SiteElementalProperty
+  Featurizer_PArgs: []
+  Featurizer_KArgs:
+    properties: [Number, AtomicWeight, Row, Column, FirstIonizationEnergy, Electronegativity,
+      AtomicRadius, Density]
+dynamic_batch: true
+Batch_Size: 1200
+Learning_Rate: 0.0008125971481941902
+Optimizer: {Name: AdamW, Kwargs: {amsgrad: true, eps: 1.0e-07, weight_decay: 0.0001}}
+Trainer kwargs: {accumulate_grad_batches: 1, auto_lr_find: false, max_epochs: 100000000}
+Max_Samples: 1000000000
+activation_function: mish
+set_norm: layer
+lin_norm: layer
+site_dim_per_head: 30
+attention_dim_interaction: 16
+attention_heads: 3
+attention_blocks: 2
+distance_cutoff: -1
+attention_hidden_layers: [225]
+k_softmax: -1
+pre_pool_layers: [94]
+sym_func: mean
+post_pool_layers: [200, 200, 200]
+last_af_func: TReLU
+""")
+
+
+def test_paper_is_the_published_config_and_the_default():
+    assert load_config("paper") == load_config(PUBLISHED) == SiteNetConfig()
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("paper-small", {"Max_Samples": 1000}),
+        ("paper-medium", {"Max_Samples": 10_000}),
+        ("paper-cutoff5", {"distance_cutoff": 5}),
+        ("paper-small-cutoff5", {"distance_cutoff": 5, "Max_Samples": 1000}),
+        ("paper-medium-cutoff5", {"distance_cutoff": 5, "Max_Samples": 10_000}),
+        ("paper-eform", {"last_af_func": "identity"}),
+    ],
+)
+def test_named_configs_are_the_published_kinds(name, changes, tmp_path):
+    assert load_config(name) == load_config(PUBLISHED | changes)
+    path = tmp_path / "published.yaml"
+    path.write_text(yaml.safe_dump(PUBLISHED | changes))
+    assert load_config(path) == load_config(name)
+
+
+def test_every_named_config_survives_yaml(tmp_path):
+    for name in config_names():
+        config = load_config(name)
+        path = tmp_path / "config.yaml"
+        path.write_text(yaml.safe_dump(config.to_dict()))
+        assert load_config(path) == config
+
+
+def test_absent_published_keys_have_the_published_defaults():
+    config = load_config({"attention_heads": 2})
+    assert (config.embedding, config.blocks, config.heads) == (100, 4, 2)
+    assert (config.site_dim, config.interaction_dim) == (64, 64)
+    assert (config.hidden, config.post_pool, config.activation) == ((256, 256), (256, 256), "relu")
+    assert (config.norm, config.post_pool_norm, config.pooling) == ("none", "none", "mean")
+
+
+def test_fixed_number_of_crystals_a_batch():
+    training = load_config(PUBLISHED | {"dynamic_batch": False, "Batch_Size": 18}).training
+    assert (training.batch_sites, training.batch_crystals) == (0, 18)
+
+
+def test_three_interaction_features():
+    features = [*PUBLISHED["Interaction_Features"], {"name": "reciprocal_square_distance_matrix"}]
+    config = load_config(
+        PUBLISHED | {"Interaction_Features": features, "interaction_feature_size": 3}
+    )
+    assert config.interaction_features[2] == InteractionFeature("reciprocal_square_distance_matrix")
+    by_size = {k: v for k, v in PUBLISHED.items() if k != "Interaction_Features"}
+    assert len(load_config(by_size | {"interaction_feature_size": 3}).interaction_features) == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"atention_heads": 3}, "unknown key 'atention_heads'.*did you mean 'attention_heads'"),
+        ({"attention_heads": 0}, "heads must be at least 1"),
+        ({"attention_heads": "three"}, "heads must be an integer, got 'three'"),
+        ({"activation_function": "gelu"}, "activation must be one of mish, relu, none"),
+        ({"sym_func": "attention"}, "pooling must be one of mean, max"),
+        ({"lin_norm": "instance"}, "norm 'instance' is not supported"),
+        ({"tdot": True}, "tdot: True is not supported"),
+        ({"Learnt_Atomic_Embedding": False}, "Learnt_Atomic_Embedding: False is not supported"),
+        ({"interaction_feature_size": 3}, "interaction_feature_size is 3, but"),
+        ({"Interaction_Features": [{"name": "SOAP"}]}, "interaction_features must be one of.*SOAP"),
+        (
+            {"Site_Features": [{"name": "agnostic_SOAP_dscribe"}]},
+            "site featuriser 'agnostic_SOAP_dscribe' is not supported",
+        ),
+        ({"Optimizer": {"Name": "LBFGS"}}, "Optimizer Name 'LBFGS' is not supported"),
+    ],
+)
+def test_published_keys_that_are_refused_by_name(changes, message):
+    with pytest.raises(ValueError, match=message):
+        load_config(PUBLISHED | changes)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"head": 3}, "unknown key 'head' in config; did you mean 'heads'"),
+        ({"hidden": 225}, "hidden must be a list"),
+        ({"hidden": [0]}, "hidden must be at least 1"),
+        ({"distance_cutoff": -2}, "distance_cutoff must be >= 0"),
+        ({"k_softmax": 0}, "k_softmax must be at least 1"),
+        ({"training": {"rate": 1}}, "unknown key 'rate' in config under training"),
+        ({"base": "papers"}, "no config named 'papers'"),
+    ],
+)
+def test_fields_that_are_refused_by_name(values, message):
+    with pytest.raises(ValueError, match=message):
+        load_config(values)
+
+
+def test_files_that_are_no_config(tmp_path):
+    path = tmp_path / "bad.yaml"
+    for text in ("[1, 2]", "a: [", "heads: 0"):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=r"bad\.yaml"):
+            load_config(path)
+    with pytest.raises(ValueError, match=r"named configs: .*paper"):
+        load_config("no-such-config")
+
+
+def test_replace_reaches_the_training_settings():
+    config = SiteNetConfig().replace(heads=4, learning_rate=0.5)
+    assert (config.heads, config.training.learning_rate) == (4, 0.5)
+    with pytest.raises(ValueError, match="unknown key 'head'"):
+        config.replace(head=4)
+
+
+def test_every_field_has_a_help_text():
+    for cls in (SiteNetConfig, type(SiteNetConfig().training)):
+        for f in dataclasses.fields(cls):
+            assert f.name == "training" or f.metadata["help"]
