@@ -30,12 +30,13 @@ from torch import Tensor, nn
 
 from sitenet.config import SITE_FEATURES, SiteNetConfig, load_config
 from sitenet.ops.attention import attention, pair_embedding
-from sitenet.pairs import Pairs, pair_features
-from sitenet.reference import ACTIVATIONS, attend, normalise, row_of_pair, row_softmax
+from sitenet.pairs import PairFinder, Pairs, pair_features
+from sitenet.reference import attend, normalise, row_of_pair, row_softmax
 
 if TYPE_CHECKING:
     import numpy as np
 
+ACTIVATIONS = {"mish": F.mish, "relu": torch.relu, "none": lambda x: x}
 EPSILON = 1e-5  # of every norm
 NUM_ELEMENTS = 200  # rows of the embedding, as published
 
@@ -313,8 +314,8 @@ class SiteNet(nn.Module):
 
     def pair_inputs(self, pairs: Pairs) -> Tensor:
         """The pair features that the config names: (pairs, F)."""
-        features = pair_features(pairs, self.config.interaction_features)
-        return features.to(self.element_table.dtype)
+        features = self.config.interaction_features
+        return pair_features(pairs, features, self.element_table.dtype)
 
     def encode(
         self, x: Tensor, features: Tensor, pairs: Pairs, weights: list[Tensor] | None = None
@@ -331,12 +332,7 @@ class SiteNet(nn.Module):
         Returns:
             (crystals, post_pool[-1])
         """
-        log_multiplicity = pairs.multiplicity.to(features.dtype).log()
-        if self.config.distance_cutoff is not None:
-            beyond = features[:, 0] > self.config.distance_cutoff
-            log_multiplicity = log_multiplicity.masked_fill(beyond, -torch.inf)
-        rows = Rows(pairs.offsets, pairs.sites, log_multiplicity)
-
+        rows = self.rows(pairs, features)
         x = self.site_layer(x)  # (rows, D)
         e, e_layer = self.embed(features), self.pair_layer  # (pairs, E)
         summary = []
@@ -350,6 +346,15 @@ class SiteNet(nn.Module):
             if weights is not None:
                 weights.append(w)
         return self.pool(torch.cat(summary, 1), pairs)  # (rows, blocks * D)
+
+    def rows(self, pairs: Pairs, features: Tensor) -> Rows:
+        """The pairs as the blocks see them. The cutoff is strict, on the first feature as it is,
+        so that the self pair always stays."""
+        log_multiplicity = pairs.multiplicity.to(features.dtype).log()
+        if self.config.distance_cutoff is not None:
+            beyond = features[:, 0] > self.config.distance_cutoff
+            log_multiplicity = log_multiplicity.masked_fill(beyond, -torch.inf)
+        return Rows(pairs.offsets, pairs.sites, log_multiplicity)
 
     def embed(self, features: Tensor) -> Tensor:
         """Pair features -> interaction features without affine: (pairs, F) -> (pairs, E)."""
@@ -394,6 +399,43 @@ class SiteNet(nn.Module):
             case "trelu":  # a negative prediction still learns
                 return with_gradient_of(y.clamp(min=0), y)
         return y
+
+    @torch.no_grad()
+    def forward_by_rows(self, finder: PairFinder, max_pairs: int = 2_000_000) -> Tensor:
+        """Predict one crystal whose pairs do not fit into memory, some rows at a time.
+
+        Nothing of the size of all pairs is kept: every block finds a part's pairs anew and computes
+        their interaction features from the start, with the states that earlier blocks left.
+
+        Args:
+            finder: the crystal's pairs.
+            max_pairs: pairs held at a time; one row's at least.
+
+        Returns:
+            (1, targets), as ``forward`` of all the pairs.
+        """
+        step = max(1, max_pairs // finder.row_size)
+        device = self.element_table.device
+        whole = finder.rows(0, 0).to(device)  # what rows have, without their pairs
+        states = [self.site_layer(self.site_inputs(whole))]
+        for _ in self.blocks:
+            parts = [
+                self._attend_part(finder.rows(i, min(i + step, finder.num_rows)).to(device), states)
+                for i in range(0, finder.num_rows, step)
+            ]
+            states.append(torch.cat(parts))
+        return self.decode(self.pool(torch.cat(states[1:], 1), whole))
+
+    def _attend_part(self, pairs: Pairs, states: list[Tensor]) -> Tensor:
+        """The next states of a part's rows, from the states before each block so far."""
+        features = self.pair_inputs(pairs)
+        rows = self.rows(pairs, features)
+        e, e_layer = self.embed(features), self.pair_layer
+        for b, x in enumerate(states):
+            need = b < len(states) - 1
+            x, e, _ = self.blocks[b](x, e, e_layer, rows, pairs.first_row, need_interaction=need)
+            e_layer = self.blocks[b].interaction
+        return x
 
     @classmethod
     def from_config(

@@ -3,6 +3,7 @@
 import copy
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,7 +13,8 @@ from random_pairs import random_pairs, written_out
 from sitenet.checkpoint import to_published
 from sitenet.config import SiteNetConfig
 from sitenet.model import SiteNet, Target
-from sitenet.pairs import Pairs, pair_features
+from types import SimpleNamespace
+from sitenet.pairs import PairFinder, Pairs, pair_features
 from sitenet.reference import PaddedBatch, PublishedSiteNet
 
 SMALL = SiteNetConfig(
@@ -168,6 +170,21 @@ def test_order_of_rows_does_not_matter():
     shuffled.offsets = torch.cat([torch.zeros(1, dtype=torch.int64), length.cumsum(0)])
     shuffled.numbers, shuffled.oxidation = pairs.numbers[order], pairs.oxidation[order]
     torch.testing.assert_close(model(shuffled), model(pairs), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("merge", [True, False])
+@pytest.mark.parametrize("max_pairs", [1, 70, 10_000])
+def test_row_by_row_is_all_at_once(device, merge, max_pairs):
+    g = np.random.default_rng(0)
+    frac, numbers = g.random((9, 3)), g.integers(1, 90, 9)
+    crystal = SimpleNamespace(
+        cell=np.diag([7.0, 8.0, 9.0]), frac=frac, numbers=numbers, oxidation=None, occupancy=None
+    )
+    model = model_of(SMALL.replace(distance_cutoff=5.0, blocks=3)).to(device)
+    finder = PairFinder(crystal, None, merge)
+    want = model(finder.rows().to(device))
+    got = model.forward_by_rows(finder, max_pairs)
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
 
 
 def test_two_runs_give_equal_bits():
