@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,6 @@ from random_pairs import random_pairs, written_out
 from sitenet.checkpoint import to_published
 from sitenet.config import SiteNetConfig
 from sitenet.model import SiteNet, Target
-from types import SimpleNamespace
 from sitenet.pairs import PairFinder, Pairs, pair_features
 from sitenet.reference import PaddedBatch, PublishedSiteNet
 
