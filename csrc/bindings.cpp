@@ -11,6 +11,7 @@ namespace py = pybind11;
 using namespace pybind11::literals;
 using sitenet::AttentionShape;
 using sitenet::EmbeddingShape;
+using sitenet::PairInput;
 
 namespace {
 
@@ -61,9 +62,29 @@ void embedding_backward(const EmbeddingShape &shape, uintptr_t features, uintptr
                                    threads);
 }
 
-sitenet::PairInput pair_input(uintptr_t cell, uintptr_t frac, uintptr_t numbers,
-                              uintptr_t oxidation, uintptr_t occupancy, uintptr_t supercell,
-                              int64_t sites, double tolerance) {
+template <class T, auto Kernel>
+int64_t distances_forward(uintptr_t cells, uintptr_t frac_i, uintptr_t frac_j, uintptr_t offsets_i,
+                          uintptr_t offsets_j, int64_t crystals, int64_t sites_i, int64_t sites_j,
+                          uintptr_t distance, int threads) {
+    return (sitenet::geometry().*Kernel)({at<T>(cells), at<T>(frac_i), at<T>(frac_j),
+                                          at<int64_t>(offsets_i), at<int64_t>(offsets_j), crystals,
+                                          sites_i, sites_j},
+                                         at<T>(distance), threads);
+}
+
+template <class T, auto Kernel>
+int64_t distances_backward(uintptr_t cells, uintptr_t frac_i, uintptr_t frac_j, uintptr_t offsets_i,
+                           uintptr_t offsets_j, int64_t crystals, int64_t sites_i, int64_t sites_j,
+                           uintptr_t grad_distance, uintptr_t grad_cells, uintptr_t grad_frac_i,
+                           uintptr_t grad_frac_j, int threads) {
+    return (sitenet::geometry().*Kernel)(
+        {at<T>(cells), at<T>(frac_i), at<T>(frac_j), at<int64_t>(offsets_i), at<int64_t>(offsets_j),
+         crystals, sites_i, sites_j},
+        {at<T>(grad_distance), at<T>(grad_cells), at<T>(grad_frac_i), at<T>(grad_frac_j)}, threads);
+}
+
+PairInput pair_input(uintptr_t cell, uintptr_t frac, uintptr_t numbers, uintptr_t oxidation,
+                     uintptr_t occupancy, uintptr_t supercell, int64_t sites, double tolerance) {
     return {at<double>(cell),
             at<double>(frac),
             at<int64_t>(numbers),
@@ -72,6 +93,17 @@ sitenet::PairInput pair_input(uintptr_t cell, uintptr_t frac, uintptr_t numbers,
             at<int64_t>(supercell),
             sites,
             tolerance};
+}
+
+int64_t find_orbits(const PairInput &input, uintptr_t orbit, uintptr_t leader) {
+    return sitenet::merge().find_orbits(input, at<int32_t>(orbit), at<int32_t>(leader));
+}
+
+int64_t fill_pairs(const PairInput &input, uintptr_t orbit, int64_t first, int64_t last,
+                   uintptr_t offsets, uintptr_t sites, uintptr_t distance, uintptr_t multiplicity) {
+    return sitenet::merge().fill_pairs(input, at<int32_t>(orbit),
+                                       {first, last, at<int64_t>(offsets), at<int32_t>(sites),
+                                        at<double>(distance), at<int32_t>(multiplicity)});
 }
 
 } // namespace
@@ -109,34 +141,23 @@ PYBIND11_MODULE(_C, m) {
           embedding_backward<double, double, &K::embedding_backward_f64>, nogil());
     m.def("embedding_backward_bf16_cpu",
           embedding_backward<float, uint16_t, &K::embedding_backward_bf16>, nogil());
+    using G = sitenet::GeometryKernels;
+    m.def("minimum_image_distances_forward_f32_cpu", distances_forward<float, &G::forward_f32>,
+          nogil());
+    m.def("minimum_image_distances_forward_f64_cpu", distances_forward<double, &G::forward_f64>,
+          nogil());
+    m.def("minimum_image_distances_backward_f32_cpu", distances_backward<float, &G::backward_f32>,
+          nogil());
+    m.def("minimum_image_distances_backward_f64_cpu", distances_backward<double, &G::backward_f64>,
+          nogil());
+    py::class_<PairInput>(m, "PairInput")
+        .def(py::init(&pair_input), "cell"_a, "frac"_a, "numbers"_a, "oxidation"_a, "occupancy"_a,
+             "supercell"_a, "sites"_a, "tolerance"_a);
+    m.def("find_orbits_cpu", find_orbits, nogil());
+    m.def("fill_pairs_cpu", fill_pairs, nogil());
 #ifdef SITENET_WITH_CUDA
     m.attr("with_cuda") = true;
 #else
     m.attr("with_cuda") = false;
 #endif
-
-    using release = py::call_guard<py::gil_scoped_release>;
-    m.def(
-        "find_orbits_cpu",
-        [](uintptr_t cell, uintptr_t frac, uintptr_t numbers, uintptr_t oxidation,
-           uintptr_t occupancy, uintptr_t supercell, int64_t sites, double tolerance,
-           uintptr_t orbit, uintptr_t leader) {
-            return sitenet::merge().find_orbits(
-                pair_input(cell, frac, numbers, oxidation, occupancy, supercell, sites, tolerance),
-                at<int32_t>(orbit), at<int32_t>(leader));
-        },
-        release());
-    m.def(
-        "fill_pairs_cpu",
-        [](uintptr_t cell, uintptr_t frac, uintptr_t numbers, uintptr_t oxidation,
-           uintptr_t occupancy, uintptr_t supercell, int64_t sites, double tolerance,
-           uintptr_t orbit, int64_t first, int64_t last, uintptr_t offsets, uintptr_t ends,
-           uintptr_t distance, uintptr_t multiplicity) {
-            return sitenet::merge().fill_pairs(
-                pair_input(cell, frac, numbers, oxidation, occupancy, supercell, sites, tolerance),
-                at<int32_t>(orbit),
-                {first, last, at<int64_t>(offsets), at<int32_t>(ends), at<double>(distance),
-                 at<int32_t>(multiplicity)});
-        },
-        release());
 }

@@ -31,15 +31,38 @@
 #include <cstdint>
 
 #ifdef __CUDACC__
-#define SITENET_HD __host__ __device__ inline
+#define SITENET_HD __host__ __device__ __forceinline__
 #else
 #define SITENET_HD inline
 #endif
 
 namespace sitenet {
 
+// Crystals one after another: crystal c has sites offsets_i[c] to offsets_i[c + 1] of frac_i, and
+// so for j; its distances are a row-major (n_i, n_j) block, the blocks one after another. Offsets
+// may be null where there is one crystal.
+template <class T> struct DistanceInput {
+    const T *cells;  // (crystals, 3, 3) rows = vectors
+    const T *frac_i; // (sites_i, 3)
+    const T *frac_j; // (sites_j, 3)
+    const int64_t *offsets_i, *offsets_j;
+    int64_t crystals, sites_i, sites_j;
+};
+
+// Gradients of sum(distance * grad_distance).
+template <class T> struct DistanceGradient {
+    const T *grad_distance;
+    T *grad_cells, *grad_frac_i, *grad_frac_j;
+};
+
+// Both return -1, or the first crystal whose cell has no volume or is not finite.
 struct GeometryKernels {
-    int unused;
+    int64_t (*forward_f32)(const DistanceInput<float> &, float *distance, int threads);
+    int64_t (*forward_f64)(const DistanceInput<double> &, double *distance, int threads);
+    int64_t (*backward_f32)(const DistanceInput<float> &, const DistanceGradient<float> &,
+                            int threads);
+    int64_t (*backward_f64)(const DistanceInput<double> &, const DistanceGradient<double> &,
+                            int threads);
 };
 
 namespace { // one copy a level: see cpu/level.h
@@ -98,10 +121,10 @@ SITENET_HD bool reduce(const double *cell, double smallest, Reduced &reduced) {
             for (int j = 0; j < 3; ++j) {
                 if (i == j)
                     continue;
-                const double mu = dot3(b[i], b[j]) / dot3(b[j], b[j]);
-                if (!(std::fabs(mu) > 0.5 + 1e-9))
+                const double product = dot3(b[i], b[j]), square = dot3(b[j], b[j]);
+                if (!(std::fabs(product) > (0.5 + 1e-9) * square))
                     continue;
-                const double m = std::rint(mu);
+                const double m = std::rint(product / square);
                 for (int k = 0; k < 3; ++k) {
                     b[i][k] -= m * b[j][k];
                     n[i][k] -= m * n[j][k];
@@ -210,20 +233,22 @@ template <class T> SITENET_HD T shortest_squared(const Metric<T> &metric, T x, T
 // Moves the wrapped (x, y, z) to the nearest image.
 template <class T> SITENET_HD void to_nearest(const Metric<T> &metric, T &x, T &y, T &z) {
     const T *g = metric.twice;
-    const T p[3] = {g[0] * x + g[3] * y + g[4] * z, g[3] * x + g[1] * y + g[5] * z,
-                    g[4] * x + g[5] * y + g[2] * z};
-    T best = 0, shift[3] = {0, 0, 0};
+    const T p = g[0] * x + g[3] * y + g[4] * z;
+    const T q = g[3] * x + g[1] * y + g[5] * z;
+    const T r = g[4] * x + g[5] * y + g[2] * z;
+    T best = 0, dx = 0, dy = 0, dz = 0;
     for (int s = 0; s < num_images; ++s) {
-        const int *v = image_vectors[s];
-        const T along = v[0] * p[0] + v[1] * p[1] + v[2] * p[2];
-        const T gain = metric.squares[s] - std::fabs(along);
-        if (gain < best) {
-            best = gain;
-            for (int k = 0; k < 3; ++k)
-                shift[k] = along > 0 ? T(-v[k]) : T(v[k]);
-        }
+        const T a = T(image_vectors[s][0]), b = T(image_vectors[s][1]), c = T(image_vectors[s][2]);
+        const T along = a * p + b * q + c * r;
+        const T change = metric.squares[s] - std::fabs(along);
+        const T sign = along > 0 ? T(-1) : T(1);
+        const bool nearer = change < best;
+        best = nearer ? change : best;
+        dx = nearer ? sign * a : dx;
+        dy = nearer ? sign * b : dy;
+        dz = nearer ? sign * c : dz;
     }
-    x += shift[0], y += shift[1], z += shift[2];
+    x += dx, y += dy, z += dz;
 }
 
 template <class T> SITENET_HD T length(const Metric<T> &metric, T x, T y, T z) {
@@ -235,33 +260,55 @@ template <class T> SITENET_HD T length(const Metric<T> &metric, T x, T y, T z) {
 }
 
 // Below this share of |x|^2 a distance is computed again: above it, the digits that cancel cost a
-// relative error of at most 1 / (2 * share) roundings.
-constexpr double cancellation_share = 1.0 / 32;
+// relative error of at most 1 / (2 * share) roundings. Sites of a crystal come that near to each
+// other's images so seldom that a whole chunk is computed again.
+constexpr double cancellation_share = 1.0 / 16;
+constexpr int lanes = 16;
+constexpr int chunk = 8 * lanes;
 
-// Distances from one point to n points, all in coordinates of the reduced basis, wrapped or not.
+// Points are stored as (3, stride) coordinates of the reduced basis, with a stride padded to whole
+// lanes.
+SITENET_HD int64_t padded(int64_t points) { return (points + lanes - 1) / lanes * lanes; }
+
+// Distances from the point (x, y, z) to n points: n is a multiple of `lanes`, at most `chunk`.
 template <class T>
-SITENET_HD void distance_row(const Metric<T> &metric, T x, T y, T z, const T *xs, const T *ys,
-                             const T *zs, int64_t n, T *distance) {
-    constexpr int64_t block = 64;
-    for (int64_t begin = 0; begin < n; begin += block) {
-        const int64_t end = begin + block < n ? begin + block : n;
-        int cancelled = 0;
-        for (int64_t j = begin; j < end; ++j) {
+inline void distance_chunk(const Metric<T> &shared, T x, T y, T z, const T *xs, const T *ys,
+                           const T *zs, int n, T *distance) {
+    const Metric<T> metric = shared; // no store below can change it: it stays in registers
+    T margin[lanes] = {};
+    for (int j = 0; j < n; j += lanes)
+        for (int l = j; l < j + lanes; ++l) {
             T plain;
             const T square =
-                shortest_squared(metric, wrap(xs[j] - x), wrap(ys[j] - y), wrap(zs[j] - z), plain);
-            cancelled |= square < T(cancellation_share) * plain;
-            distance[j] = std::sqrt(square < 0 ? T(0) : square);
+                shortest_squared(metric, wrap(xs[l] - x), wrap(ys[l] - y), wrap(zs[l] - z), plain);
+            margin[l - j] = smaller(margin[l - j], square - T(cancellation_share) * plain);
+            distance[l] = std::sqrt(square < 0 ? T(0) : square);
         }
-        if (!cancelled)
-            continue;
-        for (int64_t j = begin; j < end; ++j) {
-            T u = wrap(xs[j] - x), v = wrap(ys[j] - y), w = wrap(zs[j] - z), plain;
-            if (shortest_squared(metric, u, v, w, plain) < T(cancellation_share) * plain) {
-                to_nearest(metric, u, v, w);
-                distance[j] = length(metric, u, v, w);
-            }
-        }
+    int cancelled = 0;
+    for (int l = 0; l < lanes; ++l)
+        cancelled |= margin[l] < 0;
+    if (!cancelled)
+        return;
+    for (int l = 0; l < n; ++l) {
+        T u = wrap(xs[l] - x), v = wrap(ys[l] - y), w = wrap(zs[l] - z);
+        to_nearest(metric, u, v, w);
+        distance[l] = length(metric, u, v, w);
+    }
+}
+
+// Distances to n points; exactly n are written.
+template <class T>
+inline void distance_row(const Metric<T> &metric, T x, T y, T z, const T *points, int64_t stride,
+                         int64_t n, T *distance) {
+    const T *xs = points, *ys = xs + stride, *zs = ys + stride;
+    int64_t j = 0;
+    for (; j + chunk <= n; j += chunk)
+        distance_chunk(metric, x, y, z, xs + j, ys + j, zs + j, chunk, distance + j);
+    if (j < n) {
+        T last[chunk];
+        distance_chunk(metric, x, y, z, xs + j, ys + j, zs + j, int(padded(n - j)), last);
+        for (int64_t l = j; l < n; ++l)
+            distance[l] = last[l - j];
     }
 }
 

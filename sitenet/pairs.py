@@ -205,7 +205,7 @@ class PairFinder:
             matrix = np.ascontiguousarray(matrix, dtype=np.int64)
         self._arrays = (cell, frac, numbers, oxidation, occupancy, matrix)
         addresses = [0 if x is None else x.ctypes.data for x in self._arrays]
-        self._input = (*addresses, sites, float(tolerance))
+        self._input = _C.PairInput(*addresses, sites, float(tolerance))
         # A product of the diagonal: the matrix is upper triangular.
         self.images = int(matrix[0, 0]) * int(matrix[1, 1]) * int(matrix[2, 2])
         self._merge = merge
@@ -213,7 +213,7 @@ class PairFinder:
         if merge:
             orbit = torch.empty(sites, dtype=torch.int32)
             leader = torch.empty(sites, dtype=torch.int32)
-            found = _C.find_orbits_cpu(*self._input, orbit.data_ptr(), leader.data_ptr())
+            found = _C.find_orbits_cpu(self._input, orbit.data_ptr(), leader.data_ptr())
             self.num_rows = _checked(found)
             leader = leader[: self.num_rows].numpy()
             count = torch.bincount(orbit, minlength=self.num_rows).int()
@@ -267,7 +267,7 @@ class PairFinder:
         multiplicity = torch.empty(room, dtype=torch.int32)
         orbit = self._rows["orbit"].data_ptr() if self._merge else 0
         outputs = (x.data_ptr() for x in (offsets, sites, distance, multiplicity))
-        pairs = _checked(_C.fill_pairs_cpu(*self._input, orbit, first, last, *outputs))
+        pairs = _checked(_C.fill_pairs_cpu(self._input, orbit, first, last, *outputs))
         if pairs < room:
             sites, distance, multiplicity = (
                 x[:pairs].clone() for x in (sites, distance, multiplicity)

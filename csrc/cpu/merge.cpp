@@ -56,15 +56,18 @@ constexpr double same_place = 1e-6; // angstrom
 // The supercell in coordinates of its reduced basis.
 struct Supercell {
     Metric<double> metric;
-    int64_t sites, images;
-    double *x, *y, *z; // (sites, images) each
-    Buffer<double> storage;
+    int64_t sites, images, size, stride;
+    Buffer<double> points; // (3, stride): site by site, its images in order
 
     explicit Supercell(const PairInput &input, int64_t images)
-        : sites(input.sites), images(images), storage(3 * input.sites * images) {
-        x = storage;
-        y = x + sites * images;
-        z = y + sites * images;
+        : sites(input.sites), images(images), size(input.sites * images), stride(padded(size)),
+          points(3 * stride) {
+        std::fill(points.data, points.data + 3 * stride, 0);
+    }
+    // Distances from the first image of a site to the points of an arrangement.
+    void read_row(int64_t site, const double *to, double *row) const {
+        const double *from = points + site * images;
+        distance_row(metric, from[0], from[stride], from[2 * stride], to, stride, size, row);
     }
 };
 
@@ -128,8 +131,8 @@ int64_t build(const PairInput &input, Supercell &super) {
             for (int k = 0; k < 3; ++k)
                 f[k] = input.frac[3 * site + k] + double(points[3 * image + k]);
             transform(f, inverse, g);
-            const int64_t at = site * super.images + image;
-            super.x[at] = wrap(g[0]), super.y[at] = wrap(g[1]), super.z[at] = wrap(g[2]);
+            for (int k = 0; k < 3; ++k)
+                super.points[k * super.stride + site * super.images + image] = wrap(g[k]);
         }
     return 0;
 }
@@ -137,8 +140,7 @@ int64_t build(const PairInput &input, Supercell &super) {
 // Sites in the order of their colours, and where each colour begins.
 struct Arrangement {
     Arrangement(const Supercell &super, const int32_t *colour, int64_t colours)
-        : colours(colours), begin(colours + 1), order(super.sites),
-          storage(3 * super.sites * super.images) {
+        : colours(colours), begin(colours + 1), order(super.sites), points(3 * super.stride) {
         const int64_t n = super.sites, m = super.images;
         std::fill(begin.data, begin.data + colours + 1, 0);
         for (int64_t i = 0; i < n; ++i)
@@ -147,25 +149,19 @@ struct Arrangement {
             begin[c + 1] += begin[c];
         Buffer<int64_t> next(colours);
         std::copy(begin.data, begin.data + colours, next.data);
-        x = storage;
-        y = x + n * m;
-        z = y + n * m;
         for (int64_t i = 0; i < n; ++i) {
             const int64_t to = next[colour[i]]++;
             order[to] = int32_t(i);
-            std::memcpy(x + to * m, super.x + i * m, sizeof(double) * m);
-            std::memcpy(y + to * m, super.y + i * m, sizeof(double) * m);
-            std::memcpy(z + to * m, super.z + i * m, sizeof(double) * m);
+            for (int k = 0; k < 3; ++k)
+                std::memcpy(points + k * super.stride + to * m,
+                            super.points + k * super.stride + i * m, sizeof(double) * m);
         }
+        for (int k = 0; k < 3; ++k)
+            std::fill(points + k * super.stride + n * m, points + (k + 1) * super.stride, 0);
     }
-    // Distances from the first image of a site to all supercell sites, colour by colour.
-    void read_row(const Supercell &super, int64_t site, double *row) const {
-        const int64_t at = site * super.images;
-        distance_row(super.metric, super.x[at], super.y[at], super.z[at], x, y, z,
-                     super.sites * super.images, row);
-    }
+    // Distances from a site to all supercell sites, ascending within each colour.
     void read_sorted_row(const Supercell &super, int64_t site, double *row) const {
-        read_row(super, site, row);
+        super.read_row(site, points, row);
         for (int64_t c = 0; c < colours; ++c)
             std::sort(row + begin[c] * super.images, row + begin[c + 1] * super.images,
                       [](double a, double b) { return a < b; });
@@ -173,18 +169,17 @@ struct Arrangement {
     int64_t colours;
     Buffer<int64_t> begin; // (colours + 1,) in sites
     Buffer<int32_t> order; // (sites,)
-    Buffer<double> storage;
-    double *x, *y, *z; // (sites, images) each, in that order
+    Buffer<double> points; // (3, stride), in that order
 };
 
 // The shortest distances of each of the first colours: some 64 numbers that equal rows share.
 struct Shortest {
     Shortest(const Supercell &super, const Arrangement &sites)
         : colours(std::min<int64_t>(sites.colours, 64)), most(colours > 16 ? 64 / colours : 4),
-          row(super.sites * super.images) {}
+          row(super.size) {}
     int64_t width() const { return colours * most; }
     void read(const Supercell &super, const Arrangement &sites, int64_t site, double *shortest) {
-        sites.read_row(super, site, row);
+        super.read_row(site, sites.points, row);
         for (int64_t c = 0; c < colours; ++c) {
             const double *from = row + sites.begin[c] * super.images;
             const int64_t size = (sites.begin[c + 1] - sites.begin[c]) * super.images;
@@ -200,7 +195,7 @@ struct Shortest {
 };
 
 struct Whole {
-    Whole(const Supercell &super, const Arrangement &) : size(super.sites * super.images) {}
+    Whole(const Supercell &super, const Arrangement &) : size(super.size) {}
     int64_t width() const { return size; }
     void read(const Supercell &super, const Arrangement &sites, int64_t site, double *row) {
         sites.read_sorted_row(super, site, row);
@@ -330,7 +325,7 @@ int64_t merge_row(const Arrangement &sites, int64_t images, const double *row, i
 
 int64_t fill_merged(const PairInput &input, const Supercell &super, const int32_t *orbit,
                     const PairOutput &output) {
-    const int64_t size = super.sites * super.images;
+    const int64_t size = super.size;
     const int64_t colours = 1 + *std::max_element(orbit, orbit + super.sites);
     const Arrangement sites(super, orbit, colours);
     Buffer<double> row(size), mean(size);
@@ -356,13 +351,12 @@ int64_t fill_merged(const PairInput &input, const Supercell &super, const int32_
 }
 
 int64_t fill_unmerged(const Supercell &super, const PairOutput &output) {
-    const int64_t n = super.sites, m = super.images, size = n * m;
+    const int64_t n = super.sites, m = super.images, size = super.size;
     for (int64_t i = output.first; i < output.last; ++i) {
         const int64_t begin = (i - output.first) * size;
         output.offsets[i - output.first] = begin;
         double *distance = output.distance + begin;
-        distance_row(super.metric, super.x[i * m], super.y[i * m], super.z[i * m], super.x, super.y,
-                     super.z, size, distance);
+        super.read_row(i, super.points, distance);
         int64_t near = 0;
         for (int64_t k = 0; k < size; ++k)
             near += !(distance[k] > same_place);

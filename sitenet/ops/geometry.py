@@ -1,0 +1,182 @@
+"""Periodic minimum-image distances, exact for every cell.
+
+``csrc/geometry.h`` has the formula and its proof. Distances differentiate with respect to the cell
+and both lists of sites; at distance 0 the gradient is 0.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from sitenet.ops import _C, check, library, need_cuda
+
+_SUFFIX = {torch.float32: "f32", torch.float64: "f64"}
+
+# Distances of crystals one after another, each a row-major (n_i, n_j) block. The offsets are None
+# for one crystal. num_pairs: sum of n_i n_j.
+library.define(
+    "minimum_image_distances_forward(Tensor cells, Tensor frac_i, Tensor frac_j,"
+    " Tensor? offsets_i, Tensor? offsets_j, SymInt num_pairs) -> Tensor"
+)
+library.define(
+    "minimum_image_distances_backward(Tensor cells, Tensor frac_i, Tensor frac_j,"
+    " Tensor? offsets_i, Tensor? offsets_j, Tensor grad_distance) -> (Tensor, Tensor, Tensor)"
+)
+
+
+@torch.library.register_fake("sitenet::minimum_image_distances_forward", lib=library)
+def _(cells, frac_i, frac_j, offsets_i, offsets_j, num_pairs):
+    return cells.new_empty(num_pairs)
+
+
+@torch.library.register_fake("sitenet::minimum_image_distances_backward", lib=library)
+def _(cells, frac_i, frac_j, offsets_i, offsets_j, grad_distance):
+    return torch.empty_like(cells), torch.empty_like(frac_i), torch.empty_like(frac_j)
+
+
+def _inputs(cells, frac_i, frac_j, offsets_i, offsets_j, num_pairs) -> tuple[int, ...]:
+    """Addresses and sizes for the kernels, checked."""
+    num_crystals = cells.shape[0]
+    check(cells, "cells", ("crystals", 3, 3), tuple(_SUFFIX))
+    check(frac_i, "frac_i", ("sites", 3), like=cells)
+    check(frac_j, "frac_j", ("sites", 3), like=cells)
+    if offsets_i is None:
+        if num_crystals != 1:
+            raise ValueError(f"cells must be one without offsets, got {num_crystals}")
+        expected = frac_i.shape[0] * frac_j.shape[0]
+    else:
+        sizes = []
+        for name, offsets, frac in (("i", offsets_i, frac_i), ("j", offsets_j, frac_j)):
+            check(offsets, f"offsets_{name}", (num_crystals + 1,), torch.int64)
+            size = offsets.diff()
+            if offsets[0] != 0 or offsets[-1] != frac.shape[0] or (size < 0).any():
+                raise ValueError(
+                    f"offsets_{name} must ascend from 0 to the {frac.shape[0]} sites of frac_{name}"
+                )
+            sizes.append(size)
+        expected = int(sizes[0] @ sizes[1])
+    if num_pairs != expected:
+        raise ValueError(f"num_pairs must be {expected}, got {num_pairs}")
+    return (
+        cells.data_ptr(),
+        frac_i.data_ptr(),
+        frac_j.data_ptr(),
+        0 if offsets_i is None else offsets_i.data_ptr(),
+        0 if offsets_j is None else offsets_j.data_ptr(),
+        num_crystals,
+        frac_i.shape[0],
+        frac_j.shape[0],
+    )
+
+
+def _run(name: str, dtype: torch.dtype, *arguments: int) -> None:
+    kernel = getattr(_C, f"minimum_image_distances_{name}_{_SUFFIX[dtype]}_cpu")
+    bad = kernel(*arguments, torch.get_num_threads())
+    if bad >= 0:
+        raise ValueError(f"cell {bad} has no volume or is not finite")
+
+
+def _forward_cpu(cells, frac_i, frac_j, offsets_i, offsets_j, num_pairs):
+    inputs = _inputs(cells, frac_i, frac_j, offsets_i, offsets_j, num_pairs)
+    distance = cells.new_empty(num_pairs)
+    _run("forward", cells.dtype, *inputs, distance.data_ptr())
+    return distance
+
+
+def _backward_cpu(cells, frac_i, frac_j, offsets_i, offsets_j, grad_distance):
+    check(grad_distance, "grad_distance", ("pairs",), like=cells)
+    inputs = _inputs(cells, frac_i, frac_j, offsets_i, offsets_j, grad_distance.shape[0])
+    gradients = torch.empty_like(cells), torch.empty_like(frac_i), torch.empty_like(frac_j)
+    grad_distance = grad_distance.contiguous()
+    addresses = (x.data_ptr() for x in gradients)
+    _run("backward", cells.dtype, *inputs, grad_distance.data_ptr(), *addresses)
+    return gradients
+
+
+def _cuda(*_: Any) -> Any:
+    need_cuda()
+    raise RuntimeError("minimum_image_distances has no CUDA kernel; move its inputs to the CPU")
+
+
+library.impl("minimum_image_distances_forward", _forward_cpu, "CPU")
+library.impl("minimum_image_distances_backward", _backward_cpu, "CPU")
+library.impl("minimum_image_distances_forward", _cuda, "CUDA")
+library.impl("minimum_image_distances_backward", _cuda, "CUDA")
+
+_forward = torch.ops.sitenet.minimum_image_distances_forward.default
+_backward = torch.ops.sitenet.minimum_image_distances_backward.default
+
+
+class _Distances(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, cells, frac_i, frac_j, offsets_i, offsets_j, num_pairs):
+        ctx.save_for_backward(cells, frac_i, frac_j, offsets_i, offsets_j)
+        return _forward(cells, frac_i, frac_j, offsets_i, offsets_j, num_pairs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_distance):
+        gradients = _backward(*ctx.saved_tensors, grad_distance.contiguous())
+        return (*gradients, None, None, None)
+
+
+def _distances(cells, frac_i, frac_j, offsets_i, offsets_j, num_pairs) -> Tensor:
+    floats = tuple(x.contiguous() for x in (cells, frac_i, frac_j))
+    arguments = (*floats, offsets_i, offsets_j, num_pairs)
+    if torch.is_grad_enabled() and any(x.requires_grad for x in floats):
+        return _Distances.apply(*arguments)
+    return _forward(*arguments)
+
+
+def minimum_image_distances(cell: Tensor, frac_i: Tensor, frac_j: Tensor) -> Tensor:
+    """Distances between sites in a periodic cell, each to the nearest image.
+
+    Exact for every cell with a volume, however skewed, left- or right-handed, and wherever the
+    sites lie. Differentiable in all three arguments.
+
+    Args:
+        cell: (3, 3) lattice vectors as rows, angstrom, float32 or float64.
+        frac_i: (n_i, 3) fractional coordinates.
+        frac_j: (n_j, 3) fractional coordinates.
+
+    Returns:
+        (n_i, n_j) distances in angstrom.
+
+    Raises:
+        TypeError: the arguments are of another dtype, or of different ones.
+        ValueError: they have other shapes, or the cell has no volume or is not finite.
+    """
+    check(cell, "cell", (3, 3), tuple(_SUFFIX))
+    check(frac_i, "frac_i", ("num_sites", 3), like=cell)
+    check(frac_j, "frac_j", ("num_sites", 3), like=cell)
+    shape = frac_i.shape[0], frac_j.shape[0]
+    return _distances(cell[None], frac_i, frac_j, None, None, shape[0] * shape[1]).view(shape)
+
+
+def minimum_image_distances_batch(
+    cells: Tensor, frac_i: Tensor, frac_j: Tensor, offsets_i: Tensor, offsets_j: Tensor
+) -> tuple[Tensor, Tensor]:
+    """``minimum_image_distances`` of many crystals of any sizes in one call.
+
+    Args:
+        cells: (crystals, 3, 3) lattice vectors as rows, angstrom, float32 or float64.
+        frac_i: (sites_i, 3) fractional coordinates, crystal after crystal.
+        frac_j: (sites_j, 3) likewise.
+        offsets_i: (crystals + 1,) int64, where each crystal's sites begin in ``frac_i``.
+        offsets_j: (crystals + 1,) int64, likewise in ``frac_j``.
+
+    Returns:
+        Distances in angstrom, crystal after crystal, each a row-major (n_i, n_j) block; and where
+        each block begins, (crystals + 1,) int64.
+
+    Raises:
+        TypeError: the arguments are of another dtype, or of different ones.
+        ValueError: they have other shapes, or a cell has no volume or is not finite.
+    """
+    offsets_i, offsets_j = offsets_i.contiguous(), offsets_j.contiguous()
+    sizes = offsets_i.diff() * offsets_j.diff()
+    offsets = torch.nn.functional.pad(sizes.cumsum(0), (1, 0))
+    num_pairs = int(offsets[-1])
+    return _distances(cells, frac_i, frac_j, offsets_i, offsets_j, num_pairs), offsets
