@@ -95,6 +95,11 @@ PairInput pair_input(uintptr_t cell, uintptr_t frac, uintptr_t numbers, uintptr_
             tolerance};
 }
 
+int64_t supercell_matrix(uintptr_t cell, int64_t sites, int64_t max_sites, uintptr_t matrix) {
+    return sitenet::merge().supercell_matrix(at<double>(cell), sites, max_sites,
+                                             at<int64_t>(matrix));
+}
+
 int64_t find_orbits(const PairInput &input, uintptr_t orbit, uintptr_t leader) {
     return sitenet::merge().find_orbits(input, at<int32_t>(orbit), at<int32_t>(leader));
 }
@@ -153,6 +158,7 @@ PYBIND11_MODULE(_C, m) {
     py::class_<PairInput>(m, "PairInput")
         .def(py::init(&pair_input), "cell"_a, "frac"_a, "numbers"_a, "oxidation"_a, "occupancy"_a,
              "supercell"_a, "sites"_a, "tolerance"_a);
+    m.def("supercell_matrix_cpu", supercell_matrix, nogil());
     m.def("find_orbits_cpu", find_orbits, nogil());
     m.def("fill_pairs_cpu", fill_pairs, nogil());
 #ifdef SITENET_WITH_CUDA

@@ -36,6 +36,11 @@ constexpr int64_t bad_supercell = -2; // det T is 0
 constexpr int64_t coincident = -3;    // two supercell sites within 1e-6 angstrom
 
 struct MergeKernels {
+    // The published supercell matrix T (3, 3), upper triangular: diagonal k grown while `sites`
+    // times its product stays within max_sites, shears rounded; halves round up. Returns 0 or
+    // bad_cell.
+    int64_t (*supercell_matrix)(const double *cell, int64_t sites, int64_t max_sites,
+                                int64_t *matrix);
     // Fills orbit (sites,) and leader (sites, of which one an orbit is used), numbered by their
     // first site. Returns the number of orbits.
     int64_t (*find_orbits)(const PairInput &input, int32_t *orbit, int32_t *leader);

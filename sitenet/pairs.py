@@ -166,6 +166,8 @@ class PairFinder:
         merge: whether to merge equal pairs.
         tolerance: largest difference in angstrom between distances that are merged.
         sine: whether to compute ``sine_distance`` too; needs ``merge=False``.
+        supercell: (3, 3) integers that make the supercell's vectors of the cell's, instead of the
+            published choice for ``max_sites``.
 
     Raises:
         ValueError: the cell has no volume, or two sites are in one place.
@@ -178,6 +180,7 @@ class PairFinder:
         merge: bool = True,
         tolerance: float = 1e-3,
         sine: bool = False,
+        supercell: np.ndarray | None = None,
     ) -> None:
         if sine and merge:
             raise ValueError("the sine distance tells equal distances apart: it needs merge=False")
@@ -196,18 +199,11 @@ class PairFinder:
             None if x is None else np.ascontiguousarray(x, dtype=np.float64)
             for x in (crystal.oxidation, crystal.occupancy)
         )
-        if max_sites is None:
-            matrix = np.eye(3, dtype=np.int64)
-        else:
-            from sitenet.supercell import supercell_matrix
-
-            matrix = supercell_matrix(cell, sites, max_sites)
-            matrix = np.ascontiguousarray(matrix, dtype=np.int64)
+        matrix = _supercell(cell, sites, max_sites, supercell)
         self._arrays = (cell, frac, numbers, oxidation, occupancy, matrix)
         addresses = [0 if x is None else x.ctypes.data for x in self._arrays]
         self._input = _C.PairInput(*addresses, sites, float(tolerance))
-        # A product of the diagonal: the matrix is upper triangular.
-        self.images = int(matrix[0, 0]) * int(matrix[1, 1]) * int(matrix[2, 2])
+        self.images = abs(round(float(np.linalg.det(matrix))))
         self._merge = merge
         self._sine = sine
         if merge:
@@ -299,6 +295,21 @@ class PairFinder:
         return torch.from_numpy(np.linalg.norm(sines @ (matrix @ cell), axis=-1).reshape(-1))
 
 
+def _supercell(
+    cell: np.ndarray, sites: int, max_sites: int | None, supercell: np.ndarray | None
+) -> np.ndarray:
+    if supercell is None:
+        matrix = np.eye(3, dtype=np.int64)
+        if max_sites is not None:
+            addresses = cell.ctypes.data, matrix.ctypes.data
+            _checked(_C.supercell_matrix_cpu(addresses[0], sites, max_sites, addresses[1]))
+        return matrix
+    matrix = np.ascontiguousarray(supercell)
+    if matrix.shape != (3, 3) or not np.issubdtype(matrix.dtype, np.integer):
+        raise ValueError(f"supercell must be (3, 3) integers, got {matrix.dtype} {matrix.shape}")
+    return matrix.astype(np.int64)
+
+
 def _checked(found: int) -> int:
     if found < 0:
         raise ValueError(_ERRORS[found])
@@ -311,6 +322,7 @@ def find_pairs(
     merge: bool = True,
     tolerance: float = 1e-3,
     sine: bool = False,
+    supercell: np.ndarray | None = None,
 ) -> Pairs:
     """The pairs of a crystal's sites with the sites of its supercell.
 
@@ -324,6 +336,8 @@ def find_pairs(
         merge: whether to merge equal pairs.
         tolerance: largest difference in angstrom between distances that are merged.
         sine: whether to compute ``sine_distance`` too; needs ``merge=False``.
+        supercell: (3, 3) integers that make the supercell's vectors of the cell's, instead of the
+            published choice for ``max_sites``.
 
     Returns:
         Pairs of this one crystal.
@@ -332,7 +346,7 @@ def find_pairs(
         ValueError: the crystal has no sites, its cell has no volume, or two sites are in one
             place.
     """
-    return PairFinder(crystal, max_sites, merge, tolerance, sine).rows()
+    return PairFinder(crystal, max_sites, merge, tolerance, sine, supercell).rows()
 
 
 PUBLISHED_FEATURES = (

@@ -41,12 +41,6 @@ def random_crystal(seed, sites=6, kinds=3):
     return make_crystal(cell, rng.random((sites, 3)), rng.integers(1, kinds + 1, sites))
 
 
-def golden_crystal(z, monkeypatch):
-    """The stored primitive cell, with the published supercell's choice where rounding ties."""
-    monkeypatch.setattr("sitenet.supercell.supercell_matrix", lambda *_: z["super_matrix"])
-    return make_crystal(z["prim_lattice"], z["prim_frac"], z["prim_Z"], z["oxidation"][:, 0])
-
-
 def expanded(pairs):
     """For every row, (orbit, distance) of every supercell site, sorted."""
     repeats = pairs.multiplicity.long()
@@ -75,15 +69,19 @@ def assert_same_pairs(merged, unmerged, tolerance=1e-3):
 
 
 @pytest.mark.parametrize("file", GOLDEN_FILES, ids=lambda f: getattr(f, "stem", "none"))
-def test_golden_pairs_and_features(file, monkeypatch):
+def test_golden_pairs_and_features(file):
+    """With the published supercell's choice where rounding ties."""
     z = np.load(file)
-    crystal = golden_crystal(z, monkeypatch)
-    limit = int(z["limit"]) or None
-    pairs = find_pairs(crystal, limit, merge=False)
+    crystal = make_crystal(z["prim_lattice"], z["prim_frac"], z["prim_Z"], z["oxidation"][:, 0])
+    limit, matrix = int(z["limit"]) or None, z["super_matrix"]
+    pairs = find_pairs(crystal, merge=False, supercell=matrix)
     assert pairs.images.item() == z["images"] and pairs.num_sites.item() == z["prim_size"]
     want = z["interaction"].reshape(-1, 2)
     np.testing.assert_allclose(pair_features(pairs).numpy(), want, rtol=0, atol=1e-9)
-    assert_same_pairs(find_pairs(crystal, limit), pairs)
+    assert_same_pairs(find_pairs(crystal, supercell=matrix), pairs)
+    ours = find_pairs(crystal, limit, merge=False).distance.view(len(z["prim_Z"]), -1)
+    theirs = pairs.distance.view(ours.shape)
+    torch.testing.assert_close(ours.sort(1)[0], theirs.sort(1)[0], rtol=0, atol=1e-9)
 
 
 def test_rows_of_rock_salt_by_hand():
@@ -186,10 +184,17 @@ def test_rows_in_parts_are_the_whole(merge):
     ],
 )
 @pytest.mark.parametrize("merge", [True, False])
-def test_bad_crystals_are_refused(change, message, merge):
+@pytest.mark.parametrize("max_sites", [100, None])
+def test_bad_crystals_are_refused(change, message, merge, max_sites):
     crystal = make_crystal(**{**vars(rock_salt()), **change})
     with pytest.raises(ValueError, match=re.escape(message)):
-        find_pairs(crystal, None, merge)
+        find_pairs(crystal, max_sites, merge)
+
+
+@pytest.mark.parametrize("matrix", [np.eye(3), np.eye(2, dtype=int), np.zeros((3, 3), int)])
+def test_bad_supercells_are_refused(matrix):
+    with pytest.raises(ValueError, match="supercell"):
+        find_pairs(rock_salt(), supercell=matrix)
 
 
 def test_other_published_features():

@@ -51,7 +51,8 @@ struct Rows {
     double *data;
 };
 
-constexpr double same_place = 1e-6; // angstrom
+constexpr double same_place = 1e-6;       // angstrom
+constexpr double smallest_volume = 1e-12; // of the edges' product
 
 // The supercell in coordinates of its reduced basis.
 struct Supercell {
@@ -70,6 +71,44 @@ struct Supercell {
         distance_row(metric, from[0], from[stride], from[2 * stride], to, stride, size, row);
     }
 };
+
+// Gram-Schmidt from the last vector up: S cell has orthogonal rows, S unit upper triangular. The
+// axis whose repeated length is least grows by one until the next step would pass max_sites. In
+// centred cells the shears are often exact halves, which the published code leaves to the rounding
+// errors of LAPACK; here they round up, which is its choice most often.
+int64_t supercell_matrix(const double *cell, int64_t sites, int64_t max_sites, int64_t *matrix) {
+    Reduced reduced;
+    if (!reduce(cell, smallest_volume, reduced))
+        return bad_cell;
+    const double *a = cell, *b = cell + 3, *c = cell + 6;
+    const double b_on_c = dot3(b, c) / dot3(c, c), a_on_c = dot3(a, c) / dot3(c, c);
+    double across_b[3], across_a[3];
+    for (int k = 0; k < 3; ++k)
+        across_b[k] = b[k] - b_on_c * c[k];
+    const double a_on_b = dot3(a, across_b) / dot3(across_b, across_b);
+    for (int k = 0; k < 3; ++k)
+        across_a[k] = a[k] - a_on_b * across_b[k] - a_on_c * c[k];
+    const double shear[9] = {1, -a_on_b, a_on_b * b_on_c - a_on_c, 0, 1, -b_on_c, 0, 0, 1};
+    const double lengths[3] = {std::sqrt(dot3(across_a, across_a)),
+                               std::sqrt(dot3(across_b, across_b)), std::sqrt(dot3(c, c))};
+    int64_t repeats[3] = {1, 1, 1};
+    for (;;) {
+        int axis = 0;
+        for (int k = 1; k < 3; ++k)
+            if (double(repeats[k]) * lengths[k] < double(repeats[axis]) * lengths[axis])
+                axis = k;
+        ++repeats[axis];
+        if (repeats[0] * repeats[1] * repeats[2] * sites > max_sites) {
+            --repeats[axis];
+            break;
+        }
+    }
+    for (int row = 0; row < 3; ++row)
+        for (int k = 0; k < 3; ++k)
+            matrix[3 * row + k] =
+                int64_t(std::floor(double(repeats[row]) * shear[3 * row + k] + 0.5 + 1e-9));
+    return 0;
+}
 
 int64_t determinant(const int64_t *t) {
     return t[0] * (t[4] * t[8] - t[5] * t[7]) - t[1] * (t[3] * t[8] - t[5] * t[6]) +
@@ -117,7 +156,7 @@ int64_t build(const PairInput &input, Supercell &super) {
     for (int row = 0; row < 3; ++row)
         transform(integer + 3 * row, input.cell, vectors + 3 * row);
     Reduced reduced;
-    if (!reduce(vectors, 1e-12, reduced))
+    if (!reduce(vectors, smallest_volume, reduced))
         return bad_cell;
     super.metric = make_metric<double>(reduced.basis);
     for (int row = 0; row < 3; ++row)
@@ -383,6 +422,6 @@ int64_t fill_pairs(const PairInput &input, const int32_t *orbit, const PairOutpu
 
 } // namespace
 
-extern const MergeKernels merge = {find_orbits, fill_pairs};
+extern const MergeKernels merge = {supercell_matrix, find_orbits, fill_pairs};
 
 } // namespace sitenet::SITENET_LEVEL
