@@ -2,12 +2,17 @@
 
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from cases import matbench_crystals
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sitenet.config import InteractionFeature
 from sitenet.pairs import PairFinder, Pairs, find_pairs, pair_features
@@ -236,3 +241,139 @@ def test_sine_distance_in_the_supercell_follows_the_pairs():
         pair_features(find_pairs(crystal), [InteractionFeature("coulomb_matrix")])
     with pytest.raises(ValueError, match="no pair feature"):
         pair_features(pairs, [SimpleNamespace(name="soap")])
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 2**31), st.integers(1, 12), st.sampled_from([None, 60]))
+def test_properties(seed, sites, max_sites):
+    """Moving the origin, whole translations and the order of sites change no pair."""
+    rng = np.random.default_rng(seed)
+    crystal = random_crystal(seed, sites, kinds=2)
+    want = expanded(find_pairs(crystal, max_sites))
+    moved = crystal.frac + rng.normal(size=3) + rng.integers(-9, 9, (sites, 3))
+    got = expanded(find_pairs(make_crystal(crystal.cell, moved, crystal.numbers), max_sites))
+    for x, y in zip(got, want, strict=True):
+        np.testing.assert_allclose(x, y, rtol=0, atol=1e-9)
+    order = rng.permutation(sites)
+    changed = make_crystal(crystal.cell, crystal.frac[order], crystal.numbers[order])
+    assert_same_rows(find_pairs(changed, max_sites), find_pairs(crystal, max_sites))
+
+
+def assert_same_rows(got, want):
+    """Rows of the same kinds and distances, in whatever order."""
+
+    def rows(pairs):
+        found = []
+        for row in range(pairs.num_rows):
+            part = slice(pairs.offsets[row].item(), pairs.offsets[row + 1].item())
+            ends = pairs.sites[part].long()
+            columns = pairs.numbers[ends], pairs.distance[part], pairs.multiplicity[part]
+            entries = np.stack([np.round(x.double().numpy(), 6) for x in columns], 1)
+            entries = entries[np.lexsort(entries.T[::-1])] + 0.0
+            found.append((pairs.numbers[row].item(), pairs.count[row].item(), entries.tolist()))
+        return sorted(found)
+
+    assert rows(got) == rows(want)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 2**31))
+def test_another_cell_of_the_lattice_has_the_same_pairs(seed):
+    rng = np.random.default_rng(seed)
+    crystal = random_crystal(seed, 5, kinds=2)
+    shear = np.eye(3, dtype=int)
+    for _ in range(4):
+        i, j = rng.permutation(3)[:2]
+        shear[i] += rng.integers(-2, 3) * shear[j]
+    frac = crystal.frac @ np.linalg.inv(shear)
+    other = make_crystal(shear @ crystal.cell, frac, crystal.numbers)
+    for merge in (True, False):
+        ours, theirs = (find_pairs(c, None, merge) for c in (other, crystal))
+        torch.testing.assert_close(ours.distance, theirs.distance, rtol=0, atol=1e-9)
+        assert torch.equal(ours.sites, theirs.sites)
+
+
+def test_two_runs_give_equal_bits():
+    for crystal in (rock_salt(), random_crystal(3, 20)):
+        first, second = (find_pairs(crystal) for _ in range(2))
+        assert torch.equal(first.distance, second.distance)
+        assert torch.equal(first.sites, second.sites)
+
+
+def test_orbits_of_a_lattice_with_a_vacancy():
+    """Found by whole rows only: the shortest distances are those of the perfect lattice."""
+    points = np.stack(np.meshgrid(*[np.arange(6)] * 3, indexing="ij"), -1).reshape(-1, 3)
+    crystal = make_crystal(np.eye(3) * 18, points[1:] / 6, [11] * 215)
+    pairs = find_pairs(crystal, None)
+    # The orbits of cubic symmetry around the vacancy: 0 <= x <= y <= z <= 3 without the origin.
+    assert pairs.num_rows == 19
+    assert pairs.count.sum() == 215
+    assert_same_pairs(pairs, find_pairs(crystal, None, merge=False))
+
+
+def published_model():
+    from sitenet.model import SiteNet
+
+    path = SHARED / "golden" / "_paper_state_dict.npz"
+    if not path.exists():
+        pytest.skip(f"no {path}")
+    with np.load(path) as z:
+        return SiteNet.from_published("paper", {k: torch.as_tensor(z[k]) for k in z})
+
+
+def trained_model():
+    import sitenet
+
+    try:
+        return sitenet.load("mp-gap")
+    except (ImportError, OSError, ValueError) as error:
+        pytest.skip(f"no trained weights: {error}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("load", [published_model, trained_model], ids=["random", "trained"])
+def test_merging_changes_no_prediction(load):
+    """The largest change over 1000 Matbench crystals, before the last activation, in eV."""
+    pytest.importorskip("sitenet.elements")
+    model = load().double().eval()
+
+    def predict(pairs):
+        batch = Pairs.batch(pairs)
+        x = model.encode(model.site_inputs(batch), model.pair_inputs(batch), batch)
+        return model.decoder(x)
+
+    crystals = [c for c in matbench_crystals(1000) if len(c.numbers) <= 100]
+    worst = known = 0
+    with torch.inference_mode():
+        for k in range(0, len(crystals), 50):
+            some = crystals[k : k + 50]
+            merged = predict([find_pairs(c) for c in some])
+            unmerged = predict([find_pairs(c, merge=False) for c in some])
+            # Elements without site features give NaN either way.
+            assert torch.equal(merged.isnan(), unmerged.isnan())
+            worst = max(worst, (merged - unmerged).nan_to_num().abs().max().item())
+            known += int((~merged.isnan()).all(1).sum())
+    print(f"largest change of {known} predictions: {worst:.1e}")
+    assert known > 900
+    assert worst < 1e-4
+
+
+@pytest.mark.slow
+def test_ten_thousand_sites_stay_small():
+    """10^8 pairs, 500 rows at a time, in less than 300 MB."""
+    script = (
+        "import resource, numpy as np\n"
+        "from types import SimpleNamespace\n"
+        "from sitenet.pairs import PairFinder\n"
+        "used = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024\n"
+        "rng, n, before = np.random.default_rng(0), 10_000, used()\n"
+        "crystal = SimpleNamespace(cell=np.eye(3) * 53, frac=rng.random((n, 3)),\n"
+        "    numbers=rng.integers(1, 4, n), oxidation=None, occupancy=None)\n"
+        "finder = PairFinder(crystal)\n"
+        "pairs = sum(finder.rows(k, k + 500).num_pairs for k in range(0, n, 500))\n"
+        "print(finder.num_rows, pairs, used() - before)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    rows, pairs, megabytes = map(int, run.stdout.split())
+    assert (rows, pairs) == (10_000, 10**8)
+    assert megabytes < 300
