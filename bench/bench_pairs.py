@@ -7,7 +7,7 @@ import pytest
 import torch
 from cases import Case, matbench_crystals, matbench_texts, measure
 
-from sitenet.pairs import Pairs, find_pairs, pair_features
+from sitenet.pairs import PairFinder, Pairs, find_pairs, pair_features
 
 SITES = (50, 100, 500)
 
@@ -37,18 +37,20 @@ def test_stages(table, full):
 def test_merging(table, full):
     """How many pairs and rows are left, and the time they take to find."""
     crystals = matbench_crystals(4000 if full else 1000)
-    header = ("supercell", "pairs", "merged", "fewer", "median", "rows", "merged", "crystals/s")
+    header = ("images", "pairs", "merged", "fewer", "median", "rows", "merged", "crystals/s")
     title = f"merging on {len(crystals)} Matbench crystals"
-    for max_sites in SITES:
+    options = {f"{n} sites": {"max_sites": n} for n in SITES}
+    options |= {f"sphere {r} A": {"images": "sphere", "radius": r} for r in (5, 6, 8)}
+    for name, option in options.items():
         begin = time.perf_counter()
-        found = [find_pairs(c, max_sites) for c in crystals]
+        found = [find_pairs(c, **option) for c in crystals]
         seconds = time.perf_counter() - begin
-        unmerged = np.array([p.orbit.numel() ** 2 * p.images.item() for p in found])
+        unmerged = np.array([int(p.multiplicity.long() @ p.count.long()[p.rows]) for p in found])
         merged = np.array([p.num_pairs for p in found])
         rows = [sum(x) for x in ((p.orbit.numel() for p in found), (p.num_rows for p in found))]
         fewer = f"{unmerged.sum() / merged.sum():.2f}x", f"{np.median(unmerged / merged):.2f}x"
         cells = (unmerged.sum(), merged.sum(), *fewer, *rows, f"{len(crystals) / seconds:.0f}")
-        table(title, header, f"{max_sites} sites", *cells)
+        table(title, header, name, *cells)
 
 
 @pytest.mark.parametrize("merge", [True, False])
@@ -59,8 +61,6 @@ def test_large_crystals(merge, table, full):
         rng = np.random.default_rng(0)
         cell = np.eye(3) * (15 * sites) ** (1 / 3)
         crystal = Case(cell, rng.random((sites, 3)), rng.integers(1, 5, sites))
-        from sitenet.pairs import PairFinder
-
         orbits = measure(lambda c=crystal: PairFinder(c, merge=merge), 3)
         finder = PairFinder(crystal, merge=merge)
         rows = min(500, finder.num_rows)

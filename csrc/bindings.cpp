@@ -111,6 +111,19 @@ int64_t fill_pairs(const PairInput &input, uintptr_t orbit, int64_t first, int64
                                         at<double>(distance), at<int32_t>(multiplicity)});
 }
 
+int64_t count_sphere(const PairInput &input, double radius) {
+    return sitenet::merge().count_sphere(input, radius);
+}
+
+int64_t find_sphere(const PairInput &input, double radius, bool merge, int64_t room,
+                    uintptr_t orbit, uintptr_t leader, uintptr_t offsets, uintptr_t sites,
+                    uintptr_t distance, uintptr_t multiplicity) {
+    return sitenet::merge().find_sphere(input, radius, merge, room, at<int32_t>(orbit),
+                                        at<int32_t>(leader),
+                                        {0, input.sites, at<int64_t>(offsets), at<int32_t>(sites),
+                                         at<double>(distance), at<int32_t>(multiplicity)});
+}
+
 } // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -161,6 +174,8 @@ PYBIND11_MODULE(_C, m) {
     m.def("supercell_matrix_cpu", supercell_matrix, nogil());
     m.def("find_orbits_cpu", find_orbits, nogil());
     m.def("fill_pairs_cpu", fill_pairs, nogil());
+    m.def("count_sphere_cpu", count_sphere, nogil());
+    m.def("find_sphere_cpu", find_sphere, nogil());
 #ifdef SITENET_WITH_CUDA
     m.attr("with_cuda") = true;
 #else

@@ -47,6 +47,13 @@ struct MergeKernels {
     // Fills the rows of the given orbits; orbit null: one row a site, one pair a supercell site, in
     // the supercell's order. Returns the number of pairs.
     int64_t (*fill_pairs)(const PairInput &input, const int32_t *orbit, const PairOutput &output);
+    // All periodic images within a radius instead of a supercell (which the input then ignores).
+    // The number of pairs before merging is the room that find_sphere needs.
+    int64_t (*count_sphere)(const PairInput &input, double radius);
+    // Fills orbit and leader as find_orbits does (merge false: one orbit a site) and all rows.
+    // Returns the number of pairs; the rows are the orbits, the highest of `orbit` and one.
+    int64_t (*find_sphere)(const PairInput &input, double radius, bool merge, int64_t room,
+                           int32_t *orbit, int32_t *leader, const PairOutput &output);
 };
 
 } // namespace sitenet

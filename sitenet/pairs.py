@@ -156,6 +156,56 @@ _ERRORS = {
 }
 
 
+class _Input:
+    """A crystal's arrays as the kernels take them, checked; they hold addresses of what is here."""
+
+    def __init__(
+        self,
+        crystal: Crystal,
+        tolerance: float,
+        max_sites: int | None = None,
+        supercell: np.ndarray | None = None,
+    ) -> None:
+        if not tolerance >= 0:
+            raise ValueError(f"tolerance must be >= 0, got {tolerance!r}")
+        self.cell = np.ascontiguousarray(crystal.cell, dtype=np.float64)
+        self.frac = np.ascontiguousarray(crystal.frac, dtype=np.float64)
+        self.numbers = np.ascontiguousarray(crystal.numbers, dtype=np.int64)
+        self.oxidation, self.occupancy = (
+            None if x is None else np.ascontiguousarray(x, dtype=np.float64)
+            for x in (crystal.oxidation, crystal.occupancy)
+        )
+        self.sites = len(self.numbers)
+        if self.sites == 0:
+            raise ValueError("the crystal has no sites")
+        if not (np.isfinite(self.cell).all() and np.isfinite(self.frac).all()):
+            raise ValueError("cell and frac must be finite")
+        self.supercell = _supercell(self.cell, self.sites, max_sites, supercell)
+        arrays = (self.cell, self.frac, self.numbers, self.oxidation, self.occupancy)
+        addresses = [0 if x is None else x.ctypes.data for x in (*arrays, self.supercell)]
+        self.kernel = _C.PairInput(*addresses, self.sites, float(tolerance))
+
+    def new_orbits(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Room for the orbit of each site and the first site of each orbit."""
+        return torch.empty(self.sites, dtype=torch.int32), torch.empty(
+            self.sites, dtype=torch.int32
+        )
+
+    def rows(self, orbit: torch.Tensor, leader: torch.Tensor, images: int) -> dict[str, Any]:
+        """What Pairs holds of its rows, each an orbit with its first site."""
+        num_rows = leader.numel()
+        oxidation = np.zeros(num_rows) if self.oxidation is None else self.oxidation[leader.numpy()]
+        return {
+            "numbers": torch.from_numpy(self.numbers[leader.numpy()]),
+            "oxidation": torch.from_numpy(oxidation),
+            "count": torch.bincount(orbit, minlength=num_rows).int(),
+            "orbit": orbit,
+            "crystals": torch.tensor([0, num_rows]),
+            "num_sites": torch.tensor([self.sites]),
+            "images": torch.tensor([images]),
+        }
+
+
 class PairFinder:
     """Finds the pairs of a crystal row by row, for crystals whose pairs do not fit into memory.
 
@@ -184,54 +234,18 @@ class PairFinder:
     ) -> None:
         if sine and merge:
             raise ValueError("the sine distance tells equal distances apart: it needs merge=False")
-        if not tolerance >= 0:
-            raise ValueError(f"tolerance must be >= 0, got {tolerance!r}")
-        # Kept here: the kernels take addresses.
-        cell = np.ascontiguousarray(crystal.cell, dtype=np.float64)
-        frac = np.ascontiguousarray(crystal.frac, dtype=np.float64)
-        numbers = np.ascontiguousarray(crystal.numbers, dtype=np.int64)
-        sites = len(numbers)
-        if sites == 0:
-            raise ValueError("the crystal has no sites")
-        if not (np.isfinite(cell).all() and np.isfinite(frac).all()):
-            raise ValueError("cell and frac must be finite")
-        oxidation, occupancy = (
-            None if x is None else np.ascontiguousarray(x, dtype=np.float64)
-            for x in (crystal.oxidation, crystal.occupancy)
-        )
-        matrix = _supercell(cell, sites, max_sites, supercell)
-        self._arrays = (cell, frac, numbers, oxidation, occupancy, matrix)
-        addresses = [0 if x is None else x.ctypes.data for x in self._arrays]
-        self._input = _C.PairInput(*addresses, sites, float(tolerance))
-        self.images = abs(round(float(np.linalg.det(matrix))))
+        self._input = _Input(crystal, tolerance, max_sites, supercell)
+        self.images = abs(round(float(np.linalg.det(self._input.supercell))))
         self._merge = merge
         self._sine = sine
         if merge:
-            orbit = torch.empty(sites, dtype=torch.int32)
-            leader = torch.empty(sites, dtype=torch.int32)
-            found = _C.find_orbits_cpu(self._input, orbit.data_ptr(), leader.data_ptr())
-            self.num_rows = _checked(found)
-            leader = leader[: self.num_rows].numpy()
-            count = torch.bincount(orbit, minlength=self.num_rows).int()
-            numbers = numbers[leader]
-            oxidation = None if oxidation is None else oxidation[leader]
+            orbit, leader = self._input.new_orbits()
+            addresses = orbit.data_ptr(), leader.data_ptr()
+            self.num_rows = _checked(_C.find_orbits_cpu(self._input.kernel, *addresses))
         else:
-            self.num_rows = sites
-            orbit = torch.arange(sites, dtype=torch.int32)
-            count = torch.ones(sites, dtype=torch.int32)
-            numbers = numbers.copy()
-            oxidation = None if oxidation is None else oxidation.copy()
-        self._rows = {
-            "numbers": torch.from_numpy(numbers),
-            "oxidation": torch.zeros(self.num_rows, dtype=torch.float64)
-            if oxidation is None
-            else torch.from_numpy(oxidation),
-            "count": count,
-            "orbit": orbit,
-            "crystals": torch.tensor([0, self.num_rows]),
-            "num_sites": torch.tensor([sites]),
-            "images": torch.tensor([self.images]),
-        }
+            self.num_rows = self._input.sites
+            orbit = leader = torch.arange(self.num_rows, dtype=torch.int32)
+        self._rows = self._input.rows(orbit, leader[: self.num_rows], self.images)
 
     @property
     def row_size(self) -> int:
@@ -263,7 +277,7 @@ class PairFinder:
         multiplicity = torch.empty(room, dtype=torch.int32)
         orbit = self._rows["orbit"].data_ptr() if self._merge else 0
         outputs = (x.data_ptr() for x in (offsets, sites, distance, multiplicity))
-        pairs = _checked(_C.fill_pairs_cpu(self._input, orbit, first, last, *outputs))
+        pairs = _checked(_C.fill_pairs_cpu(self._input.kernel, orbit, first, last, *outputs))
         if pairs < room:
             sites, distance, multiplicity = (
                 x[:pairs].clone() for x in (sites, distance, multiplicity)
@@ -279,7 +293,7 @@ class PairFinder:
         )
 
     def _sine_distance(self, first: int, last: int) -> torch.Tensor:
-        cell, frac, _, _, _, matrix = self._arrays
+        cell, frac, matrix = self._input.cell, self._input.frac, self._input.supercell
         corners = np.stack(np.meshgrid(*([0, 1],) * 3), -1).reshape(-1, 3) @ matrix
         low, high = corners.min(0), corners.max(0) + 1
         points = np.stack(
@@ -316,6 +330,26 @@ def _checked(found: int) -> int:
     return found
 
 
+def _find_in_sphere(crystal: Crystal, radius: float, merge: bool, tolerance: float) -> Pairs:
+    data = _Input(crystal, tolerance)
+    volume = abs(np.linalg.det(data.cell))
+    if not 0 < radius or data.sites**2 * 4.19 * radius**3 > 1e9 * volume > 0:
+        raise ValueError(f"radius must be positive and hold fewer than 1e9 pairs, got {radius!r}")
+    room = _checked(_C.count_sphere_cpu(data.kernel, radius))
+    orbit, leader = data.new_orbits()
+    offsets = torch.empty(data.sites + 1, dtype=torch.int64)
+    sites = torch.empty(room, dtype=torch.int32)
+    distance = torch.empty(room, dtype=torch.float64)
+    multiplicity = torch.empty(room, dtype=torch.int32)
+    outputs = (x.data_ptr() for x in (orbit, leader, offsets, sites, distance, multiplicity))
+    pairs = _checked(_C.find_sphere_cpu(data.kernel, radius, merge, room, *outputs))
+    if pairs < room:
+        sites, distance, multiplicity = (x[:pairs].clone() for x in (sites, distance, multiplicity))
+    num_rows = int(orbit.max()) + 1
+    rows = data.rows(orbit, leader[:num_rows], images=0)
+    return Pairs(offsets[: num_rows + 1].clone(), sites, distance, multiplicity, **rows)
+
+
 def find_pairs(
     crystal: Crystal,
     max_sites: int | None = 100,
@@ -323,8 +357,10 @@ def find_pairs(
     tolerance: float = 1e-3,
     sine: bool = False,
     supercell: np.ndarray | None = None,
+    images: str = "supercell",
+    radius: float = 8.0,
 ) -> Pairs:
-    """The pairs of a crystal's sites with the sites of its supercell.
+    """The pairs of a crystal's sites with the sites of its supercell, or of a sphere.
 
     Merging changes no prediction beyond the tolerance: pairs of one site with one orbit at one
     distance are the same pair in every block of a Site-Net.
@@ -338,6 +374,10 @@ def find_pairs(
         sine: whether to compute ``sine_distance`` too; needs ``merge=False``.
         supercell: (3, 3) integers that make the supercell's vectors of the cell's, instead of the
             published choice for ``max_sites``.
+        images: ``"supercell"``, as published: every supercell site once, at its nearest image; or
+            ``"sphere"``: all periodic images within ``radius`` of a site, its own too, which do
+            not depend on the choice of the cell. ``Pairs.images`` is then 0.
+        radius: of the sphere, in angstrom.
 
     Returns:
         Pairs of this one crystal.
@@ -346,6 +386,12 @@ def find_pairs(
         ValueError: the crystal has no sites, its cell has no volume, or two sites are in one
             place.
     """
+    if images == "sphere":
+        if sine or supercell is not None:
+            raise ValueError("sine and supercell are of images='supercell', not of 'sphere'")
+        return _find_in_sphere(crystal, radius, merge, tolerance)
+    if images != "supercell":
+        raise ValueError(f"images must be 'supercell' or 'sphere', got {images!r}")
     return PairFinder(crystal, max_sites, merge, tolerance, sine, supercell).rows()
 
 

@@ -192,8 +192,9 @@ def test_rows_in_parts_are_the_whole(merge):
 @pytest.mark.parametrize("max_sites", [100, None])
 def test_bad_crystals_are_refused(change, message, merge, max_sites):
     crystal = make_crystal(**{**vars(rock_salt()), **change})
-    with pytest.raises(ValueError, match=re.escape(message)):
-        find_pairs(crystal, max_sites, merge)
+    for images in ("supercell", "sphere"):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            find_pairs(crystal, max_sites, merge, images=images)
 
 
 @pytest.mark.parametrize("matrix", [np.eye(3), np.eye(2, dtype=int), np.zeros((3, 3), int)])
@@ -377,3 +378,75 @@ def test_ten_thousand_sites_stay_small():
     rows, pairs, megabytes = map(int, run.stdout.split())
     assert (rows, pairs) == (10_000, 10**8)
     assert megabytes < 300
+
+
+def images_by_brute_force(crystal, radius, reach):
+    """(i, j, d) of every image within the radius, sorted, from a block of images."""
+    block = np.stack(np.meshgrid(*[np.arange(-reach, reach + 1)] * 3), -1).reshape(-1, 3)
+    x = crystal.frac[None] - crystal.frac[:, None]
+    d = np.sqrt((((x[:, :, None] + block) @ crystal.cell) ** 2).sum(-1))
+    i, j, k = np.nonzero(d <= radius + 1e-6)
+    order = np.lexsort((d[i, j, k], j, i))
+    return i[order], j[order], d[i, j, k][order]
+
+
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("radius", [0.1, 5, 9])
+def test_sphere_is_all_images_within_it(seed, radius):
+    crystal = random_crystal(seed, 4, kinds=2)
+    unmerged = find_pairs(crystal, merge=False, images="sphere", radius=radius)
+    for x, y in zip(expanded(unmerged), images_by_brute_force(crystal, radius, 5), strict=True):
+        np.testing.assert_allclose(x, y, rtol=0, atol=1e-9)
+    merged = find_pairs(crystal, images="sphere", radius=radius)
+    assert merged.multiplicity.sum() >= merged.num_rows and merged.images.item() == 0
+    # Its rows, expanded, are the unmerged rows.
+    rows, ends, distances = expanded(merged)
+    for site, row in enumerate(merged.orbit.tolist()):
+        part = slice(unmerged.offsets[site].item(), unmerged.offsets[site + 1].item())
+        theirs = merged.orbit[unmerged.sites[part].long()].numpy(), unmerged.distance[part].numpy()
+        order = np.lexsort(theirs[::-1])
+        assert np.array_equal(theirs[0][order], ends[rows == row])
+        np.testing.assert_allclose(theirs[1][order], distances[rows == row], rtol=0, atol=2e-3)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 2**31))
+def test_sphere_does_not_depend_on_the_cell(seed):
+    """Sheared, doubled, shifted, reordered: the same rows, with their counts in proportion."""
+    rng = np.random.default_rng(seed)
+    crystal = random_crystal(seed, 4, kinds=2)
+    shear = np.eye(3, dtype=int)
+    for _ in range(3):
+        i, j = rng.permutation(3)[:2]
+        shear[i] += rng.integers(-2, 3) * shear[j]
+    order = rng.permutation(4)
+    frac = (crystal.frac[order] + rng.normal(size=3)) @ np.linalg.inv(shear)
+    other = make_crystal(shear @ crystal.cell, frac, crystal.numbers[order])
+    want = find_pairs(crystal, images="sphere", radius=6)
+    assert_same_rows(find_pairs(other, images="sphere", radius=6), want)
+    axis = int(rng.integers(3))
+    half = np.eye(3)[axis] / 2
+    scale = 1 - half
+    double = np.concatenate([crystal.frac * scale, crystal.frac * scale + half])
+    doubled = make_crystal(
+        crystal.cell * (1 + np.eye(3)[axis])[:, None], double, np.tile(crystal.numbers, 2)
+    )
+    pairs = find_pairs(doubled, images="sphere", radius=6)
+    pairs.count = pairs.count // 2
+    assert_same_rows(pairs, want)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"images": "sphere", "radius": 0}, "radius must be positive"),
+        ({"images": "sphere", "radius": 1e5}, "fewer than 1e9 pairs"),
+        ({"images": "sphere", "radius": float("nan")}, "radius must be positive"),
+        ({"images": "sphere", "sine": True, "merge": False}, "of images='supercell'"),
+        ({"images": "cube"}, "images must be 'supercell' or 'sphere', got 'cube'"),
+        ({"tolerance": -1}, "tolerance must be >= 0"),
+    ],
+)
+def test_bad_options_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        find_pairs(rock_salt(), **options)

@@ -11,6 +11,7 @@
 // Threads share crystals; a crystal's sums run in a fixed order, so results are equal bit for bit
 // whatever the number of threads.
 #include "../geometry.h"
+#include "buffer.h"
 
 #include <cstring>
 
@@ -19,15 +20,6 @@ namespace {
 
 // Below this number of pairs threads cost more than they bring.
 constexpr int64_t parallel_pairs = 1 << 14;
-
-template <class T> struct Buffer {
-    explicit Buffer(int64_t size) : data(new T[size]) {}
-    ~Buffer() { delete[] data; }
-    Buffer(const Buffer &) = delete;
-    Buffer &operator=(const Buffer &) = delete;
-    operator T *() const { return data; }
-    T *data;
-};
 
 // Sites of one crystal in the two lists, and where its pairs begin.
 struct Range {

@@ -12,23 +12,18 @@
 //
 // Single-threaded and deterministic. Reading a row: images x sites distances in double, some 1 ns
 // each; sorting it: some 10 ns each.
-#include "../merge.h"
-#include "../geometry.h"
+#include "colours.h"
 
 #include <algorithm>
 #include <cstring>
 
 namespace sitenet::SITENET_LEVEL {
-namespace {
 
-template <class T> struct Buffer {
-    explicit Buffer(int64_t size) : data(new T[size]) {}
-    ~Buffer() { delete[] data; }
-    Buffer(const Buffer &) = delete;
-    Buffer &operator=(const Buffer &) = delete;
-    operator T *() const { return data; }
-    T *data;
-};
+int64_t count_sphere(const PairInput &input, double radius); // sphere.cpp
+int64_t find_sphere(const PairInput &input, double radius, bool merge, int64_t room, int32_t *orbit,
+                    int32_t *leader, const PairOutput &output);
+
+namespace {
 
 // Growing rows of equal width.
 struct Rows {
@@ -50,9 +45,6 @@ struct Rows {
     int64_t width, size = 0, capacity;
     double *data;
 };
-
-constexpr double same_place = 1e-6;       // angstrom
-constexpr double smallest_volume = 1e-12; // of the edges' product
 
 // The supercell in coordinates of its reduced basis.
 struct Supercell {
@@ -258,19 +250,6 @@ bool agree(const double *a, const double *b, int64_t size, double tolerance) {
     return true;
 }
 
-// Numbers the colours by their leaders, the first sites. Returns how many there are.
-int64_t number_colours(const int32_t *leader_of, int64_t sites, int32_t *colour, int32_t *leader) {
-    int64_t colours = 0;
-    for (int64_t i = 0; i < sites; ++i)
-        if (leader_of[i] == i) {
-            leader[colours] = int32_t(i);
-            colour[i] = int32_t(colours++);
-        }
-    for (int64_t i = 0; i < sites; ++i)
-        colour[i] = colour[leader_of[i]];
-    return colours;
-}
-
 // One pass of splitting. Returns the number of colours after it.
 template <class Signature>
 int64_t split(const Supercell &super, double tolerance, int64_t colours, int32_t *colour,
@@ -304,22 +283,7 @@ int64_t split(const Supercell &super, double tolerance, int64_t colours, int32_t
 
 int64_t find_orbits(const PairInput &input, int32_t *orbit, int32_t *leader) {
     const int64_t n = input.sites;
-    Buffer<int32_t> leader_of(n);
-    int64_t kinds = 0;
-    for (int64_t i = 0; i < n; ++i) {
-        int64_t k = 0;
-        for (; k < kinds; ++k) {
-            const int32_t j = leader[k];
-            if (input.numbers[i] == input.numbers[j] &&
-                (!input.oxidation || input.oxidation[i] == input.oxidation[j]) &&
-                (!input.occupancy || input.occupancy[i] == input.occupancy[j]))
-                break;
-        }
-        if (k == kinds)
-            leader[kinds++] = int32_t(i);
-        leader_of[i] = leader[k];
-    }
-    int64_t colours = number_colours(leader_of, n, orbit, leader);
+    int64_t colours = first_colours(input, orbit, leader);
     const int64_t images = count_images(input);
     if (images == 0)
         return bad_supercell;
@@ -422,6 +386,7 @@ int64_t fill_pairs(const PairInput &input, const int32_t *orbit, const PairOutpu
 
 } // namespace
 
-extern const MergeKernels merge = {supercell_matrix, find_orbits, fill_pairs};
+extern const MergeKernels merge = {supercell_matrix, find_orbits, fill_pairs, count_sphere,
+                                   find_sphere};
 
 } // namespace sitenet::SITENET_LEVEL
