@@ -75,8 +75,12 @@ def to_published(model: SiteNet) -> dict[str, Tensor]:
         Copies of the parameters, by published name (the ``state_dict`` of the published code).
 
     Raises:
-        ValueError: the model has parameters that the published one lacks.
+        ValueError: the model has options that the published one lacks, by name.
     """
+    if model.config.unpublished:
+        raise ValueError(
+            f"the published Site-Net has no counterpart of {', '.join(model.config.unpublished)}"
+        )
     return {published_name(k): v.detach().clone() for k, v in model.state_dict().items()}
 
 

@@ -21,6 +21,11 @@ ACTIVATIONS = ("mish", "relu", "none")
 LAST_ACTIVATIONS = ("identity", "relu", "softplus", "trelu")
 NORMS = ("layer", "none")
 POOLINGS = ("mean", "max")
+IMAGES = ("supercell", "sphere")
+INTERACTIONS = ("renew", "keep")
+SUMMARIES = ("all", "last")
+SCHEDULES = ("constant", "cosine", "onecycle")
+PRECISIONS = ("float32", "bfloat16")
 INTERACTION_FEATURES = (
     "distance_matrix",
     "non_sine_coulomb_matrix",
@@ -94,6 +99,34 @@ class TrainingConfig:
     batch_crystals: int = _setting(0, "crystals a batch, where batch_sites is 0")
     accumulate: int = _setting(1, "batches an optimiser step")
     max_crystals: int = _setting(0, "crystals to train on; 0 takes all")
+    epochs: int = _setting(100, "passes over the training crystals")
+    patience: int = _setting(0, "epochs without a better validation error to stop; 0: never")
+    schedule: str = _setting("constant", "learning rate over the run: constant, cosine or onecycle")
+    warmup: float = _setting(0.0, "part of the run in which the learning rate rises from 0")
+    ema: float = _setting(0.0, "decay a step of the averaged weights that are kept; 0: none")
+    precision: str = _setting("float32", "factors of the kernels' products: float32 or bfloat16")
+    scale_targets: bool = _setting(False, "learn targets less their mean, in standard deviations")
+    seed: int = _setting(42, "seed of the split, the weights and the order of batches")
+    valid: float = _setting(0.1, "part of the crystals that chooses the best epoch")
+    test: float = _setting(0.1, "part of the crystals that only the final error is taken on")
+
+    def __post_init__(self) -> None:
+        _one_of("schedule", self.schedule, SCHEDULES)
+        _one_of("precision", self.precision, PRECISIONS)
+        for name in ("epochs", "accumulate"):
+            _at_least(name, getattr(self, name), 1)
+        for name in ("batch_sites", "batch_crystals", "max_crystals", "patience", "seed"):
+            _at_least(name, getattr(self, name), 0)
+        for name in ("warmup", "ema", "valid", "test"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)!r}")
+        if self.valid + self.test >= 1:
+            raise ValueError(f"valid and test leave nothing to train on: {self.valid}, {self.test}")
+        if not self.batch_sites and not self.batch_crystals:
+            raise ValueError("batch_sites or batch_crystals must be positive")
+        for name in ("learning_rate", "epsilon"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)!r}")
 
 
 @dataclass(frozen=True)
@@ -115,6 +148,12 @@ class SiteNetConfig:
     last_activation: str = _setting("trelu", "identity, relu, softplus or trelu")
     distance_cutoff: float | None = _setting(None, "attend to no pair beyond, in angstrom")
     k_softmax: int | None = _setting(None, "attend to the k largest logits of a row only")
+    envelope: bool = _setting(False, "let the weights fall smoothly to 0 at the reach")
+    residual: bool = _setting(False, "blocks add to the states of sites, and take them normed")
+    interaction: str = _setting(
+        "renew", "interaction features: renew them in each block, or keep the first ones"
+    )
+    summary: str = _setting("all", "pool the states after all blocks, or after the last")
     interaction_features: tuple[InteractionFeature, ...] = _setting(
         (
             InteractionFeature("distance_matrix"),
@@ -122,8 +161,15 @@ class SiteNetConfig:
         ),
         "features of a pair; the first one is the distance",
     )
+    distance_basis: int = _setting(
+        0, "Gaussians of the distance, from 0 to the reach, beside the pair features"
+    )
     site_features: tuple[str, ...] = _setting(SITE_FEATURES, "elemental properties of a site")
+    scale_site_features: bool = _setting(False, "standardise these properties over the elements")
     missing: str = _setting("error", "elemental values that are not known: error or mean")
+    max_norm: bool = _setting(True, "hold the rows of the embedding to a norm of at most 1")
+    images: str = _setting("supercell", "sites to attend to: of a supercell, or all in a sphere")
+    radius: float = _setting(8.0, "of the sphere, in angstrom")
     max_sites: int = _setting(100, "largest supercell, in sites; 0 takes the cell as it is")
     merge: bool = _setting(True, "compute equal pairs once")
     tolerance: float = _setting(1e-3, "distances that are equal for merging, in angstrom")
@@ -133,6 +179,37 @@ class SiteNetConfig:
     def site_inputs(self) -> int:
         """Width of a site's input: embedding, elemental features, oxidation state."""
         return self.embedding + len(self.site_features) + 1
+
+    @property
+    def pair_inputs(self) -> int:
+        """Width of a pair's input: interaction features, distance basis."""
+        return len(self.interaction_features) + self.distance_basis
+
+    @property
+    def reach(self) -> float | None:
+        """The distance beyond which no site attends, in angstrom; None if there is none."""
+        if self.images != "sphere":
+            return self.distance_cutoff
+        if self.distance_cutoff is None:
+            return self.radius
+        return min(self.radius, self.distance_cutoff)
+
+    @property
+    def unpublished(self) -> list[str]:
+        """Options set to what no published Site-Net has, as ``name: value``."""
+        published = {
+            "envelope": (False,),
+            "residual": (False,),
+            "interaction": ("renew",),
+            "summary": ("all",),
+            "distance_basis": (0,),
+            "scale_site_features": (False,),
+            "max_norm": (True,),
+            "images": ("supercell",),
+            "pooling": ("mean", "max"),
+        }
+        values = {name: getattr(self, name) for name in published}
+        return [f"{k}: {v}" for k, v in values.items() if v not in published[k]]
 
     def __post_init__(self) -> None:
         for name in ("embedding", "heads", "blocks", "site_dim", "interaction_dim"):
@@ -153,6 +230,17 @@ class SiteNetConfig:
         _one_of("pooling", self.pooling, POOLINGS)
         _one_of("last_activation", self.last_activation, LAST_ACTIVATIONS)
         _one_of("missing", self.missing, ("error", "mean"))
+        _one_of("images", self.images, IMAGES)
+        _one_of("interaction", self.interaction, INTERACTIONS)
+        _one_of("summary", self.summary, SUMMARIES)
+        for name in ("envelope", "residual", "scale_site_features", "max_norm"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
+        _at_least("distance_basis", self.distance_basis, 0)
+        if self.distance_basis == 1:
+            raise ValueError("distance_basis must be 0 or at least 2, got 1")
+        if not self.radius > 0:
+            raise ValueError(f"radius must be positive, got {self.radius!r}")
         if self.distance_cutoff is not None and not self.distance_cutoff >= 0:
             raise ValueError(f"distance_cutoff must be >= 0 or null, got {self.distance_cutoff!r}")
         if self.k_softmax is not None:
@@ -162,6 +250,9 @@ class SiteNetConfig:
             raise ValueError(f"tolerance must be >= 0, got {self.tolerance!r}")
         if not self.interaction_features:
             raise ValueError("interaction_features must name at least one feature")
+        for name in ("envelope", "distance_basis"):
+            if getattr(self, name) and not self.reach:
+                raise ValueError(f"{name} needs images: sphere or a positive distance_cutoff")
 
     def replace(self, **changes: Any) -> SiteNetConfig:
         """A copy with other values; names of TrainingConfig are changed there."""

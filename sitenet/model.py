@@ -95,12 +95,20 @@ class Block(nn.Module):
         self.k_softmax = config.k_softmax
         inputs = 2 * self.sites + self.width
         layer = functools.partial(Layer, activation=config.activation, norm=config.norm)
+        self.residual = config.residual
+        self.renews = config.interaction == "renew"
         widths = (inputs, *config.hidden)
         self.hidden = nn.ModuleList(map(layer, widths[:-1], widths[1:]))  # g^W
         self.logits = nn.Linear(config.hidden[-1], config.heads)
         self.attention = layer(inputs, config.site_dim)  # g^A
-        self.interaction = layer(inputs, self.width)  # g^I
-        self.out = layer(self.sites, self.sites)  # g^S
+        if self.renews:
+            self.interaction = layer(inputs, self.width)  # g^I
+        if self.residual:
+            self.norm = norm_of(config.norm, self.sites)
+            self.out = layer(2 * self.sites, 2 * self.sites)
+            self.add = nn.Linear(2 * self.sites, self.sites)
+        else:
+            self.out = layer(self.sites, self.sites)  # g^S
         self.plain = config.k_softmax is not None or len(config.hidden) > 1
         self.logits.bias.requires_grad_(False)  # cancels in the softmax
         if self.hidden[0].norm is not None and not self.plain:
@@ -129,10 +137,14 @@ class Block(nn.Module):
 
         Returns:
             The new states (rows, D); the next interaction features (pairs, E), again without
-            affine, or None; the attention weights (pairs, heads) or None.
+            affine, or None; the attention weights (pairs, heads) or None. A block that keeps the
+            interaction features returns e.
         """
+        before = x
+        if self.residual:
+            x = self.norm(x)
         groups = [self.hidden[0], self.attention]
-        if need_interaction:
+        if need_interaction and self.renews:
             groups.append(self.interaction)
         weight = torch.cat([g.linear.weight for g in groups])  # (columns, 2 D + E)
         bias = torch.cat([g.linear.bias for g in groups])
@@ -140,14 +152,19 @@ class Block(nn.Module):
         if e_layer.norm is not None:
             bias = bias + w_e @ e_layer.norm.bias
             w_e = w_e * e_layer.norm.weight
-        num_rows = len(rows.offsets) - 1
-        site_i = F.linear(x[first : first + num_rows], w_i, bias)  # (rows, columns)
+        here = slice(first, first + len(rows.offsets) - 1)
+        site_i = F.linear(x[here], w_i, bias)  # (rows, columns)
         site_j = F.linear(x, w_j)  # (sites, columns)
 
         compute = self.attend_plainly if self.plain else self.attend_fused
-        y, e, weights = compute(site_i, site_j, e, w_e, rows, need_weights)
+        y, renewed, weights = compute(site_i, site_j, e, w_e, rows, need_weights)
         y = self.attention.affine(y.unflatten(1, (-1, self.heads)).mT)  # (rows, heads, A)
-        return self.out(y.mT.flatten(1)), e, weights
+        y = y.mT.flatten(1)
+        if self.residual:
+            y = before[here] + self.add(self.out(torch.cat([x[here], y], 1)))
+        else:
+            y = self.out(y)
+        return y, renewed if self.renews else e, weights
 
     def attend_fused(self, site_i, site_j, e, w_e, rows, need_weights):
         """One hidden layer: the fused op computes the whole block."""
@@ -215,6 +232,28 @@ def places_left(logits: Tensor, rows: Rows, row: Tensor, k: int) -> Tensor:
     return left.log()
 
 
+def norm_of(kind: str, width: int) -> nn.Module:
+    """LayerNorm, or nothing."""
+    return nn.LayerNorm(width, EPSILON) if kind == "layer" else nn.Identity()
+
+
+def log_envelope(distance: Tensor, reach: float) -> Tensor:
+    """ln of a polynomial that falls from 1 at distance 0 to 0 at the reach, where its first and
+    second derivatives are 0 too; -inf beyond.
+
+    Source: Gasteiger et al., Directional message passing, ICLR 2020, eq. 8 with p = 6.
+    """
+    u = distance / reach
+    return torch.where(u < 1, 1 - u**6 * (28 - 48 * u + 21 * u**2), 0).clamp(min=0).log()
+
+
+def gaussians(distance: Tensor, number: int, reach: float) -> Tensor:
+    """Gaussians at equal spacings from 0 to the reach, each a spacing wide: (pairs, number)."""
+    spacing = reach / (number - 1)
+    centres = torch.arange(number, dtype=distance.dtype, device=distance.device)
+    return (distance[:, None] / spacing - centres).square().mul(-0.5).exp()
+
+
 def with_gradient_of(value: Tensor, x: Tensor) -> Tensor:
     """value, whose gradient goes to x unchanged."""
     return value.detach() + (x - x.detach())
@@ -260,13 +299,18 @@ class SiteNet(nn.Module):
         self.config = config = config or SiteNetConfig()
         sites = config.heads * config.site_dim
         layer = functools.partial(Layer, activation=config.activation, norm=config.norm)
-        self.embedding = Embedding(NUM_ELEMENTS, config.embedding)
+        if config.max_norm:
+            self.embedding = Embedding(NUM_ELEMENTS, config.embedding)
+        else:  # rows with a norm near 1 to begin with
+            self.embedding = nn.Embedding(NUM_ELEMENTS, config.embedding)
+            nn.init.normal_(self.embedding.weight, std=config.embedding**-0.5)
         self.site_layer = layer(config.site_inputs, sites)
-        self.pair_layer = layer(
-            len(config.interaction_features), config.heads * config.interaction_dim
-        )
+        self.pair_layer = layer(config.pair_inputs, config.heads * config.interaction_dim)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
-        widths = (config.blocks * sites, *config.pre_pool)
+        if config.residual:
+            self.norm = norm_of(config.norm, sites)
+        summarised = config.blocks if config.summary == "all" else 1
+        widths = (summarised * sites, *config.pre_pool)
         self.pre_pool = nn.ModuleList(map(layer, widths[:-1], widths[1:]))
         widths = (config.pre_pool[-1], *config.post_pool)
         layer = functools.partial(layer, norm=config.post_pool_norm)
@@ -274,7 +318,8 @@ class SiteNet(nn.Module):
         self.decoder = nn.Linear(config.post_pool[-1], len(targets))
         # No one reads the last block's interaction features: it computes none, and these
         # parameters exist for the published names alone.
-        self.blocks[-1].interaction.requires_grad_(False)
+        if config.interaction == "renew":
+            self.blocks[-1].interaction.requires_grad_(False)
         self.register_buffer("element_table", _element_table(config), persistent=False)
         self.register_buffer("target_mean", torch.zeros(len(targets)), persistent=False)
         self.register_buffer("target_std", torch.ones(len(targets)), persistent=False)
@@ -302,7 +347,7 @@ class SiteNet(nn.Module):
 
     def forward(self, pairs: Pairs) -> Tensor:
         """Predict from pairs on the model's device: (crystals, targets), in the targets' units."""
-        if self.training and torch.is_grad_enabled():
+        if self.config.max_norm and self.training and torch.is_grad_enabled():
             self.embedding.scale_rows(pairs.numbers)
         return self.decode(self.encode(self.site_inputs(pairs), self.pair_inputs(pairs), pairs))
 
@@ -313,9 +358,13 @@ class SiteNet(nn.Module):
         return torch.cat([self.embedding(pairs.numbers), elemental, oxidation], 1)
 
     def pair_inputs(self, pairs: Pairs) -> Tensor:
-        """The pair features that the config names: (pairs, F)."""
-        features = self.config.interaction_features
-        return pair_features(pairs, features, self.element_table.dtype)
+        """The pair features that the config names, and the distance basis: (pairs, F)."""
+        config, dtype = self.config, self.element_table.dtype
+        features = pair_features(pairs, config.interaction_features, dtype)
+        if not config.distance_basis:
+            return features
+        basis = gaussians(pairs.distance.to(dtype), config.distance_basis, config.reach)
+        return torch.cat([features, basis], 1)
 
     def encode(
         self, x: Tensor, features: Tensor, pairs: Pairs, weights: list[Tensor] | None = None
@@ -341,11 +390,20 @@ class SiteNet(nn.Module):
             x, e, w = block(
                 x, e, e_layer, rows, need_interaction=not last, need_weights=weights is not None
             )
-            e_layer = block.interaction
+            if block.renews:
+                e_layer = block.interaction
             summary.append(x)
             if weights is not None:
                 weights.append(w)
-        return self.pool(torch.cat(summary, 1), pairs)  # (rows, blocks * D)
+        return self.pool(self.summarise(summary), pairs)
+
+    def summarise(self, states: list[Tensor]) -> Tensor:
+        """The states after each block -> what is pooled, (rows, blocks * D) or (rows, D)."""
+        if self.config.summary == "last":
+            states = states[-1:]
+        if self.config.residual:
+            states = [self.norm(x) for x in states]
+        return torch.cat(states, 1)
 
     def rows(self, pairs: Pairs, features: Tensor) -> Rows:
         """The pairs as the blocks see them. The cutoff is strict, on the first feature as it is,
@@ -354,6 +412,9 @@ class SiteNet(nn.Module):
         if self.config.distance_cutoff is not None:
             beyond = features[:, 0] > self.config.distance_cutoff
             log_multiplicity = log_multiplicity.masked_fill(beyond, -torch.inf)
+        if self.config.envelope:
+            distance = pairs.distance.to(features.dtype)
+            log_multiplicity = log_multiplicity + log_envelope(distance, self.config.reach)
         return Rows(pairs.offsets, pairs.sites, log_multiplicity)
 
     def embed(self, features: Tensor) -> Tensor:
@@ -424,7 +485,7 @@ class SiteNet(nn.Module):
                 for i in range(0, finder.num_rows, step)
             ]
             states.append(torch.cat(parts))
-        return self.decode(self.pool(torch.cat(states[1:], 1), whole))
+        return self.decode(self.pool(self.summarise(states[1:]), whole))
 
     def _attend_part(self, pairs: Pairs, states: list[Tensor]) -> Tensor:
         """The next states of a part's rows, from the states before each block so far."""
@@ -434,7 +495,8 @@ class SiteNet(nn.Module):
         for b, x in enumerate(states):
             need = b < len(states) - 1
             x, e, _ = self.blocks[b](x, e, e_layer, rows, pairs.first_row, need_interaction=need)
-            e_layer = self.blocks[b].interaction
+            if self.blocks[b].renews:
+                e_layer = self.blocks[b].interaction
         return x
 
     @classmethod
@@ -497,4 +559,7 @@ def _element_table(config: SiteNetConfig) -> Tensor:
         with contextlib.suppress(ValueError):
             row = site_features([z], missing=config.missing)[0]
             table[z] = torch.as_tensor(row, dtype=table.dtype)[columns]
+    if config.scale_site_features:
+        known = table[~table.isnan().any(1)]
+        table = (table - known.mean(0)) / known.std(0)
     return table

@@ -132,11 +132,35 @@ def test_published_keys_that_are_refused_by_name(changes, message):
         ({"k_softmax": 0}, "k_softmax must be at least 1"),
         ({"training": {"rate": 1}}, "unknown key 'rate' in config under training"),
         ({"base": "papers"}, "no config named 'papers'"),
+        ({"images": "cube"}, "images must be one of supercell, sphere"),
+        ({"interaction": "drop"}, "interaction must be one of renew, keep"),
+        ({"summary": "first"}, "summary must be one of all, last"),
+        ({"residual": 1}, "residual must be true or false, got 1"),
+        ({"radius": 0}, "radius must be positive"),
+        ({"distance_basis": 1}, "distance_basis must be 0 or at least 2"),
+        (
+            {"distance_basis": 8},
+            "distance_basis needs images: sphere or a positive distance_cutoff",
+        ),
+        ({"envelope": True}, "envelope needs images: sphere or a positive distance_cutoff"),
     ],
 )
 def test_fields_that_are_refused_by_name(values, message):
     with pytest.raises(ValueError, match=message):
         load_config(values)
+
+
+def test_reach_is_the_smaller_of_radius_and_cutoff():
+    assert SiteNetConfig().reach is None
+    assert SiteNetConfig(distance_cutoff=5.0).reach == 5
+    assert SiteNetConfig(images="sphere", radius=6.0).reach == 6
+    assert SiteNetConfig(images="sphere", radius=6.0, distance_cutoff=5.0).reach == 5
+
+
+def test_options_that_no_published_model_has_are_known():
+    assert SiteNetConfig(pooling="max", distance_cutoff=5.0).unpublished == []
+    config = SiteNetConfig(residual=True, images="sphere")
+    assert config.unpublished == ["residual: True", "images: sphere"]
 
 
 def test_files_that_are_no_config(tmp_path):

@@ -13,7 +13,7 @@ from random_pairs import random_pairs, written_out
 
 from sitenet.checkpoint import to_published
 from sitenet.config import SiteNetConfig
-from sitenet.model import SiteNet, Target
+from sitenet.model import SiteNet, Target, gaussians, log_envelope
 from sitenet.pairs import PairFinder, Pairs, pair_features
 from sitenet.reference import PaddedBatch, PublishedSiteNet
 
@@ -26,6 +26,35 @@ SMALL = SiteNetConfig(
     pre_pool=(5,),
     post_pool=(4, 6),
     last_activation="identity",
+)
+# Every option that no published Site-Net has.
+EXTENDED = SMALL.replace(
+    blocks=3,
+    residual=True,
+    interaction="keep",
+    summary="last",
+    envelope=True,
+    distance_basis=5,
+    scale_site_features=True,
+    missing="mean",
+    max_norm=False,
+    images="sphere",
+    radius=7.0,
+)
+OPTIONS = {
+    "published": {},
+    "residual": {"residual": True},
+    "residual, no norm": {"residual": True, "norm": "none"},
+    "keep": {"interaction": "keep"},
+    "last": {"summary": "last"},
+    "envelope": {"envelope": True, "distance_cutoff": 6.0},
+    "basis": {"distance_basis": 4, "distance_cutoff": 6.0},
+    "no max_norm": {"max_norm": False},
+}
+EACH_OPTION = pytest.mark.parametrize(
+    "config",
+    [*(SMALL.replace(**changes) for changes in OPTIONS.values()), EXTENDED],
+    ids=[*OPTIONS, "extended"],
 )
 pytestmark = pytest.mark.filterwarnings("ignore:this model runs without the fused kernels")
 
@@ -150,8 +179,97 @@ def test_training_steps_are_the_published_ones():
     assert theirs[-1] < theirs[0]
 
 
-def test_batch_is_its_crystals_one_by_one(device):
-    model = model_of().to(device)
+@EACH_OPTION
+def test_fused_is_plain(config):
+    """Values and gradients with the fused kernels are those with every pair's layers in memory."""
+    model, pairs = model_of(config).eval(), random_pairs(seed=3)
+    weight = torch.tensor([[1.0], [-2.0], [0.5]], dtype=torch.float64)
+    results = []
+    for plain in (False, True):
+        for block in model.blocks:
+            block.plain = plain
+        model.zero_grad()
+        y = model(pairs)
+        (y * weight).sum().backward()
+        gradients = {k: p.grad for k, p in model.named_parameters() if p.grad is not None}
+        results.append((y, gradients))
+    (y, gradients), (want, wanted) = results
+    torch.testing.assert_close(y, want, rtol=1e-10, atol=1e-10)
+    assert y.std() > 0
+    for name, value in gradients.items():
+        torch.testing.assert_close(value, wanted[name], rtol=1e-7, atol=1e-9)
+
+
+@EACH_OPTION
+def test_every_parameter_learns(config):
+    """All of them reach the output, but the last block's interaction features."""
+    model, pairs = model_of(config), random_pairs(seed=1)
+    model(pairs).sum().backward()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+        else:
+            assert "interaction" in name or name.endswith(("logits.bias", "hidden.0.norm.bias"))
+
+
+@EACH_OPTION
+def test_merged_is_written_out(config):
+    model, pairs = model_of(config), random_pairs(seed=2)
+    want = model(written_out(pairs))
+    torch.testing.assert_close(model(pairs), want, rtol=1e-10, atol=1e-10)
+
+
+def test_keeping_the_interaction_features_has_no_layer_to_renew_them():
+    names = [name for name, _ in model_of(EXTENDED).named_parameters()]
+    assert not any(".interaction." in name for name in names)
+
+
+def test_envelope_falls_smoothly_from_one_to_nothing():
+    distance = torch.tensor([0, 2.5, 5 - 1e-3, 5, 6], dtype=torch.float64, requires_grad=True)
+    weight = log_envelope(distance, 5.0).exp()
+    u = 0.5
+    want = 1 - 28 * u**6 + 48 * u**7 - 21 * u**8
+    torch.testing.assert_close(weight[:2], torch.tensor([1.0, want], dtype=torch.float64))
+    assert 0 < weight[2] < 1e-9
+    assert (weight[3:] == 0).all()
+
+
+def test_what_lies_at_the_reach_does_not_matter():
+    """A pair that crosses the sphere's surface leaves the prediction where it was."""
+    model, pairs = model_of(EXTENDED), random_pairs(seed=4)
+    far = pairs.distance > 7
+    assert far.any()
+    predictions = []
+    for distance in (7 - 1e-4, 7 + 1e-4):
+        moved = copy.copy(pairs)
+        moved.distance = pairs.distance.masked_fill(far, distance)
+        predictions.append(model(moved))
+    torch.testing.assert_close(*predictions, rtol=1e-9, atol=1e-9)
+
+
+def test_gaussians_stand_at_equal_spacings():
+    basis = gaussians(torch.tensor([0.0, 2.0, 3.0]), 4, 6.0)
+    u = torch.tensor([[0.0, 1, 2, 3], [1, 0, 1, 2], [1.5, 0.5, 0.5, 1.5]])
+    torch.testing.assert_close(basis, torch.exp(-(u**2) / 2))
+
+
+def test_scaled_site_features_have_mean_zero_and_deviation_one():
+    table = SiteNet(EXTENDED).element_table[1:90]
+    assert table.isfinite().all()
+    assert table.mean(0).abs().max() < 0.5
+    assert (table.std(0) - 1).abs().max() < 0.5
+
+
+@pytest.mark.parametrize("changes", [c for c in OPTIONS.values() if set(c) - {"norm"}])
+def test_options_without_a_published_counterpart_are_named(changes):
+    name = next(iter(changes))
+    with pytest.raises(ValueError, match=f"no counterpart of {name}: {changes[name]}"):
+        SiteNet(SMALL.replace(**changes)).to_published()
+
+
+@EACH_OPTION
+def test_batch_is_its_crystals_one_by_one(device, config):
+    model = model_of(config).to(device)
     pairs = [random_pairs((n,), seed=n).to(device) for n in (1, 3, 6)]
     alone = torch.cat([model(p) for p in pairs])
     torch.testing.assert_close(model(Pairs.batch(pairs)), alone, rtol=1e-12, atol=1e-12)
@@ -174,13 +292,18 @@ def test_order_of_rows_does_not_matter():
 
 @pytest.mark.parametrize("merge", [True, False])
 @pytest.mark.parametrize("max_pairs", [1, 70, 10_000])
-def test_row_by_row_is_all_at_once(device, merge, max_pairs):
+@pytest.mark.parametrize("extended", [False, True])
+def test_row_by_row_is_all_at_once(device, merge, max_pairs, extended):
     g = np.random.default_rng(0)
     frac, numbers = g.random((9, 3)), g.integers(1, 90, 9)
     crystal = SimpleNamespace(
         cell=np.diag([7.0, 8.0, 9.0]), frac=frac, numbers=numbers, oxidation=None, occupancy=None
     )
-    model = model_of(SMALL.replace(distance_cutoff=5.0, blocks=3)).to(device)
+    changes = {"distance_cutoff": 5.0, "blocks": 3}
+    config = (
+        EXTENDED.replace(images="supercell", **changes) if extended else SMALL.replace(**changes)
+    )
+    model = model_of(config).to(device)
     finder = PairFinder(crystal, None, merge)
     want = model(finder.rows().to(device))
     got = model.forward_by_rows(finder, max_pairs)
@@ -217,8 +340,9 @@ def test_targets_scale_the_output():
         model.targets = [Target()]
 
 
-def test_attention_weights_add_up_to_one_a_row():
-    model, pairs = model_of(), random_pairs()
+@EACH_OPTION
+def test_attention_weights_add_up_to_one_a_row(config):
+    model, pairs = model_of(config), random_pairs()
     weights = []
     model.encode(model.site_inputs(pairs), model.pair_inputs(pairs), pairs, weights)
     assert len(weights) == model.config.blocks
@@ -244,16 +368,18 @@ def test_one_warning_says_why_there_is_no_fused_kernel(changes, why):
     assert len(caught) == 1
 
 
-def test_copies_and_pickles_predict_the_same():
-    model, pairs = model_of(targets=[Target("gap", "eV", 1.0, 2.0)]), random_pairs()
+@EACH_OPTION
+def test_copies_and_pickles_predict_the_same(config):
+    model, pairs = model_of(config, targets=[Target("gap", "eV", 1.0, 2.0)]), random_pairs()
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert torch.equal(other(pairs), model(pairs))
         assert other.targets == model.targets
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
-def test_compiles_as_one_graph():
-    model, pairs = model_of(), random_pairs()
+@pytest.mark.parametrize("config", [SMALL, EXTENDED], ids=["published", "extended"])
+def test_compiles_as_one_graph(config):
+    model, pairs = model_of(config), random_pairs()
     want = model(pairs)
     want.sum().backward()
     gradients = {k: p.grad for k, p in model.named_parameters()}
@@ -265,8 +391,9 @@ def test_compiles_as_one_graph():
         torch.testing.assert_close(parameter.grad, gradients[name])
 
 
-def test_autocast_stays_near_float32():
-    model, pairs = model_of().float(), random_pairs((6, 7))
+@EACH_OPTION
+def test_autocast_stays_near_float32(config):
+    model, pairs = model_of(config).float(), random_pairs((6, 7))
     exact = model(pairs)
     with torch.autocast("cpu", torch.bfloat16):
         y = model(pairs)
