@@ -1,0 +1,380 @@
+"""Crystals: read from CIF, made primitive, repeated, and exchanged with pymatgen and ASE."""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import spglib
+
+from sitenet import cif
+from sitenet.cif import CifError, Limits
+from sitenet.config import SITE_FEATURES
+from sitenet.elements import SYMBOLS, site_features
+from sitenet.supercell import repeat_sites, supercell_matrix, wrapped
+
+if TYPE_CHECKING:
+    import ase
+    import pymatgen.core
+
+__all__ = ["CifError", "Crystal", "Limits", "read_cif", "read_cifs"]
+
+
+@dataclass(eq=False, repr=False)
+class Crystal:
+    """One structure: a cell and the sites in it.
+
+    Attributes:
+        cell: (3, 3) float64, lattice vectors as rows, angstrom.
+        frac: (sites, 3) float64, fractional coordinates, kept as given; those that are read from
+            files and those of primitive cells and supercells lie in [0, 1).
+        numbers: (sites,) int64, atomic numbers.
+        oxidation: (sites,) float64, oxidation states; None where nothing is known.
+        occupancy: (sites,) float64 in (0, 1]; None where all are 1. Rows with the same ``frac`` are
+            species that share a position.
+        name: what it is called.
+
+    Raises:
+        ValueError: an array has another shape, a value is out of range, or the cell has no volume.
+    """
+
+    cell: np.ndarray
+    frac: np.ndarray
+    numbers: np.ndarray
+    oxidation: np.ndarray | None = None
+    occupancy: np.ndarray | None = None
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        self.cell = _floats(self.cell, "cell", (3, 3))
+        if not abs(np.linalg.det(self.cell)) > 1e-6:
+            raise ValueError(f"cell must have a volume, got {self.cell.tolist()}")
+        numbers = np.array(self.numbers)
+        if numbers.ndim != 1 or not numbers.size:
+            raise ValueError(f"numbers must have shape (num_sites,), got {numbers.shape}")
+        if numbers.dtype.kind not in "iu" or numbers.min() < 1 or numbers.max() >= len(SYMBOLS):
+            raise ValueError(f"numbers must be atomic numbers from 1 to {len(SYMBOLS) - 1}")
+        self.numbers = numbers.astype(np.int64)
+        self.frac = _floats(self.frac, "frac", (len(numbers), 3))
+        if self.oxidation is not None:
+            self.oxidation = _floats(self.oxidation, "oxidation", numbers.shape)
+        if self.occupancy is not None:
+            self.occupancy = _floats(self.occupancy, "occupancy", numbers.shape)
+            if not (0 < self.occupancy.min() and self.occupancy.max() <= 1):
+                raise ValueError("occupancy must be above 0 and at most 1")
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __repr__(self) -> str:
+        lengths = np.linalg.norm(self.cell, axis=1)
+        cos = [self.cell[i] @ self.cell[j] / lengths[i] / lengths[j] for i, j in _OTHERS]
+        a, b, c = lengths
+        alpha, beta, gamma = np.degrees(np.arccos(np.clip(cos, -1, 1)))
+        name = "" if self.name is None else f"{self.name!r}, "
+        return (
+            f"Crystal({name}{self.formula}, {len(self)} sites, a={a:.4g} b={b:.4g} c={c:.4g} A, "
+            f"alpha={alpha:.4g} beta={beta:.4g} gamma={gamma:.4g})"
+        )
+
+    @property
+    def volume(self) -> float:
+        """Volume of the cell in cubic angstrom."""
+        return float(abs(np.linalg.det(self.cell)))
+
+    @property
+    def formula(self) -> str:
+        """What the cell holds, the least electronegative element first: ``"Na4Cl4"``."""
+        return _formula(self._amounts())
+
+    @property
+    def reduced_formula(self) -> str:
+        """The formula over the largest common divisor of its amounts: ``"NaCl"``."""
+        amounts = self._amounts()
+        if all(amount == int(amount) for amount in amounts.values()):
+            divisor = math.gcd(*map(int, amounts.values()))
+            amounts = {number: amount / divisor for number, amount in amounts.items()}
+        return _formula(amounts)
+
+    def _amounts(self) -> dict[int, float]:
+        amounts = np.bincount(self.numbers, self.occupancy)
+        return {int(number): float(amounts[number]) for number in np.flatnonzero(amounts)}
+
+    def primitive(self, tolerance: float = 0.01) -> Crystal:
+        """The smallest cell that repeats to this crystal.
+
+        A cell that is primitive already is returned as it is, as the published code does; otherwise
+        the primitive cell is Niggli-reduced. Species, oxidation state and occupancy must all be the
+        same for two sites to be equivalent. Where spglib finds no cell the crystal is returned as
+        it is.
+
+        Args:
+            tolerance: how far from its image a site may lie, in angstrom.
+        """
+        kinds, rows = self._kinds()
+        if not _has_translation(self.cell, self.frac, kinds, tolerance):
+            return self
+        found = _spglib_primitive(self.cell, self.frac, kinds, tolerance)
+        if found is None:
+            return self
+        cell, frac, kinds = found
+        return self._with(cell, frac, rows[kinds])
+
+    def _kinds(self) -> tuple[np.ndarray, np.ndarray]:
+        """The kind of each site, and a site of each kind."""
+        columns = [x for x in (self.numbers, self.oxidation, self.occupancy) if x is not None]
+        labels = columns[0] if len(columns) == 1 else np.stack(columns, 1)
+        axis = None if len(columns) == 1 else 0
+        _, rows, kinds = np.unique(labels, return_index=True, return_inverse=True, axis=axis)
+        return kinds.reshape(-1), rows
+
+    def _with(self, cell: np.ndarray, frac: np.ndarray, rows: np.ndarray) -> Crystal:
+        """The crystal in another cell, whose sites are of the kinds of these rows."""
+        return Crystal(
+            cell,
+            frac,
+            self.numbers[rows],
+            None if self.oxidation is None else self.oxidation[rows],
+            None if self.occupancy is None else self.occupancy[rows],
+            self.name,
+        )
+
+    def supercell(self, max_sites: int | None = 500) -> Crystal:
+        """The published supercell: nearly cubic, grown while it holds at most ``max_sites``.
+
+        Args:
+            max_sites: most sites of the supercell; a larger cell is not repeated, but sheared.
+                None returns the crystal as it is.
+
+        Returns:
+            A crystal in which the images of a site are adjacent: row j is an image of site
+            j // images.
+
+        Source: cif_zip_to_hdf5.py of the published Site-Net; see ``supercell_matrix``.
+        """
+        if max_sites is None:
+            return self
+        matrix = supercell_matrix(self.cell, len(self), max_sites)
+        frac = repeat_sites(self.frac, matrix)
+        images = len(frac) // len(self)
+        return self._with(matrix @ self.cell, frac, np.repeat(np.arange(len(self)), images))
+
+    @classmethod
+    def from_pymatgen(cls, structure: pymatgen.core.Structure) -> Crystal:
+        """From a pymatgen ``Structure``; a disordered site becomes one row a species.
+
+        Raises:
+            ValueError: a species is not an element.
+        """
+        frac, numbers, oxidation, occupancy = [], [], [], []
+        for site in structure:
+            for species, amount in site.species.items():
+                number = getattr(species, "Z", 0)
+                if type(species).__name__ == "DummySpecies" or not number:
+                    raise ValueError(f"unknown element {species} in {structure.formula}")
+                frac.append(site.frac_coords)
+                numbers.append(number)
+                oxidation.append(getattr(species, "oxi_state", None))
+                occupancy.append(amount)
+        known = any(charge is not None for charge in oxidation)
+        partial = min(occupancy, default=1) < cif.FULL
+        return cls(
+            structure.lattice.matrix,
+            np.array(frac).reshape(-1, 3),
+            np.array(numbers, dtype=np.int64),
+            np.array([charge or 0 for charge in oxidation], dtype=float) if known else None,
+            np.minimum(occupancy, 1) if partial else None,
+        )
+
+    def to_pymatgen(self) -> pymatgen.core.Structure:
+        """As a pymatgen ``Structure``; rows that share a position become one site."""
+        from pymatgen.core import Lattice, Species, Structure
+
+        oxidation = [None] * len(self) if self.oxidation is None else self.oxidation.tolist()
+        occupancy = [1] * len(self) if self.occupancy is None else self.occupancy.tolist()
+        sites: dict[tuple[float, ...], dict[Any, float]] = {}
+        for row, point in enumerate(self.frac.tolist()):
+            symbol, charge = SYMBOLS[self.numbers[row]], oxidation[row]
+            species = symbol if charge is None else Species(symbol, charge)
+            sites.setdefault(tuple(point), {})[species] = occupancy[row]
+        return Structure(Lattice(self.cell), list(sites.values()), list(sites))
+
+    @classmethod
+    def from_ase(cls, atoms: ase.Atoms) -> Crystal:
+        """From ASE ``Atoms``, taken as periodic in the three vectors of their cell.
+
+        Raises:
+            ValueError: the cell has no volume, an atom is no element, or a site is partly occupied.
+        """
+        for kind in (atoms.info.get("occupancy") or {}).values():
+            if min(kind.values()) < cif.FULL:
+                raise ValueError("atoms with partial occupancy; read their CIF with disorder=...")
+        return cls(atoms.cell.array, atoms.get_scaled_positions(wrap=False), atoms.numbers)
+
+    def to_ase(self) -> ase.Atoms:
+        """As ASE ``Atoms``, which have neither oxidation states nor partial occupancy.
+
+        Raises:
+            ValueError: a site is partly occupied.
+        """
+        from ase import Atoms
+
+        if self.occupancy is not None and self.occupancy.min() < 1:
+            raise ValueError("ASE has no partial occupancy")
+        return Atoms(self.numbers, cell=self.cell, scaled_positions=self.frac, pbc=True)
+
+
+_OTHERS = ((1, 2), (0, 2), (0, 1))  # the vectors between which alpha, beta and gamma lie
+
+
+def _floats(values: Any, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    array = np.array(values, dtype=np.float64)
+    if array.shape != shape:
+        expected = "(num_sites, 3)" if name == "frac" else shape
+        raise ValueError(f"{name} must have shape {expected}, got {array.shape}")
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name} must be finite")
+    return array
+
+
+def _formula(amounts: dict[int, float]) -> str:
+    column = SITE_FEATURES.index("Electronegativity")
+    electronegativity = site_features(list(amounts), missing="mean")[:, column]
+    order = np.lexsort((list(amounts), electronegativity))
+    parts = [(SYMBOLS[n], amounts[n]) for n in (list(amounts)[k] for k in order)]
+    return "".join(symbol + ("" if amount == 1 else f"{amount:g}") for symbol, amount in parts)
+
+
+def _has_translation(
+    cell: np.ndarray, frac: np.ndarray, kinds: np.ndarray, tolerance: float
+) -> bool:
+    """Whether a shift by a part of the cell maps every site onto one of its kind."""
+    counts = np.bincount(kinds)
+    common = math.gcd(*counts.tolist())
+    if common == 1:
+        return False
+    groups = [frac[kinds == kind] for kind in np.argsort(counts)]
+    shifts = groups[0][1:] - groups[0][0]
+    # The shift repeats to a lattice vector after as many times as divide all counts.
+    rest = common * shifts
+    rest -= np.round(rest)
+    shifts = shifts[np.linalg.norm(rest @ cell, axis=1) < 2 * common * tolerance]
+    return any(_maps(cell, groups, shift, tolerance) for shift in shifts)
+
+
+def _maps(cell: np.ndarray, groups: list[np.ndarray], shift: np.ndarray, tolerance: float) -> bool:
+    for sites in groups:
+        between = sites[:, None] + shift - sites
+        between -= np.round(between)
+        squared = np.square(between @ cell).sum(-1)
+        if (squared.min(1) > tolerance**2).any():
+            return False
+    return True
+
+
+def _spglib_primitive(
+    cell: np.ndarray, frac: np.ndarray, kinds: np.ndarray, tolerance: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """Cell, sites and kinds of the Niggli-reduced primitive cell; None if there is no smaller."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # spglib announces how it will report errors
+        try:
+            found = spglib.standardize_cell(
+                (cell, frac, kinds), to_primitive=True, no_idealize=True, symprec=tolerance
+            )
+            reduced = None if found is None else spglib.niggli_reduce(found[0])
+        except spglib.error.SpglibError:
+            return None
+    if found is None or len(found[2]) >= len(kinds):
+        return None
+    old, frac, kinds = found
+    cell = old if reduced is None else reduced
+    return cell, wrapped(frac @ old @ np.linalg.inv(cell)), kinds
+
+
+def read_cif(
+    source: str | os.PathLike[str] | bytes, disorder: str = "error", limits: Limits | None = None
+) -> Crystal:
+    """Read the first structure of a CIF.
+
+    Args:
+        source: path of a file (``.cif``, ``.mcif``, also gzipped), or its text.
+        disorder: what to do about partial occupancy: ``"error"``, or ``"average"`` to keep it in
+            ``Crystal.occupancy``, for models to average over what shares a position.
+        limits: what a file may ask for before it is refused.
+
+    Returns:
+        The crystal in the cell of the file, symmetry expanded, named after its block.
+
+    Raises:
+        CifError: the file holds no sound structure; says which block and why.
+        OSError: there is no such file.
+    """
+    return next(_read(source, disorder, limits))
+
+
+def read_cifs(
+    source: str | os.PathLike[str] | bytes, disorder: str = "error", limits: Limits | None = None
+) -> list[Crystal]:
+    """Read all structures of a CIF, one for each block that has atoms; see ``read_cif``."""
+    return list(_read(source, disorder, limits))
+
+
+def _read(
+    source: str | os.PathLike[str] | bytes, disorder: str, limits: Limits | None
+) -> Iterator[Crystal]:
+    if disorder not in ("error", "average"):
+        raise ValueError(f"disorder must be 'error' or 'average', got {disorder!r}")
+    limits = limits or Limits()
+    file, block = "CIF text", None
+    try:
+        if isinstance(source, str) and ("\n" in source or source.startswith("data_")):
+            text = source
+        else:
+            if not isinstance(source, bytes):
+                file = str(source)
+                source = _file_bytes(Path(source), limits)
+            text = _decoded(source, limits)
+        blocks = list(cif.read_blocks(text))
+        with_sites = [b for b in blocks if cif.has_sites(b)]
+        if not with_sites:
+            if len(blocks) == 1:
+                block = blocks[0].name
+                cif.read_structure(blocks[0], limits, disorder)
+            raise cif.Unreadable("no sites")
+        for each in with_sites:
+            block = each.name
+            structure = cif.read_structure(each, limits, disorder)
+            yield Crystal(*structure, name=each.name or None)
+    except (cif.Unreadable, ValueError) as error:
+        raise CifError(file, block, str(error)) from None
+
+
+def _file_bytes(path: Path, limits: Limits) -> bytes:
+    with open(path, "rb") as file:
+        data = file.read(limits.file_bytes + 1)
+    if len(data) > limits.file_bytes:
+        raise cif.Unreadable(f"larger than {limits.file_bytes} bytes (limit)")
+    return data
+
+
+def _decoded(data: bytes, limits: Limits) -> str:
+    if data[:2] == b"\x1f\x8b":
+        try:
+            unpacker = zlib.decompressobj(wbits=31)
+            data = unpacker.decompress(data, limits.file_bytes + 1)
+        except zlib.error as error:
+            raise cif.Unreadable(f"not a gzip file: {error}") from None
+        if len(data) > limits.file_bytes:
+            raise cif.Unreadable(f"unpacks to more than {limits.file_bytes} bytes (limit)")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return data.decode("latin-1")
