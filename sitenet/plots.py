@@ -1,7 +1,7 @@
-"""Plots of predictions, training and attention as image files; needs matplotlib.
+"""Plots of predictions, training and attention; needs matplotlib.
 
-Figures are made without pyplot, so nothing here touches its state or needs a display. A file's
-suffix names its format: .png, .pdf, .svg.
+Figures are made without pyplot, so nothing here touches its state or needs a display. They are
+returned, and written if a path is given, whose suffix names the format: .png, .pdf, .svg.
 """
 
 from __future__ import annotations
@@ -15,9 +15,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from sitenet.tally import BINS_PER_ANGSTROM, WEIGHT_EDGES, distance_edges
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from sitenet.explanation import DatasetExplanation, Explanation
 
 MANY = 2000  # crystals from which a parity plot counts instead of drawing each
 BLUE, ORANGE, GREY, FAINT = "#2563a8", "#d9661f", "#5b6470", "#d9dde2"
@@ -26,18 +30,18 @@ BLUE, ORANGE, GREY, FAINT = "#2563a8", "#d9661f", "#5b6470", "#d9dde2"
 def parity(
     truth: ArrayLike,
     predicted: ArrayLike,
-    path: str | Path,
+    path: str | Path | None = None,
     *,
     name: str = "",
     unit: str = "",
     title: str = "",
-) -> None:
+) -> Figure:
     """Plot predicted against true values, with the mean absolute error, R2 and their number.
 
     Args:
         truth: (crystals,) true values; crystals where either value is not finite are left out.
         predicted: (crystals,).
-        path: the file to write.
+        path: the file to write, if any.
         name: of the property, for the axes.
         unit: of both.
         title: above the plot.
@@ -67,14 +71,20 @@ def parity(
     else:
         _count(figure, axes, x, y, limits)
     axes.set(xlim=limits, ylim=limits, aspect="equal")
-    axes.set_xlabel(_label(f"true {name}", unit))
-    axes.set_ylabel(_label(f"predicted {name}", unit))
+    axes.set_xlabel(label(f"true {name}", unit))
+    axes.set_ylabel(label(f"predicted {name}", unit))
     if title:
         axes.set_title(title)
     behind = {"facecolor": "white", "alpha": 0.85, "linewidth": 0, "pad": 3}
-    scores = "\n".join(_scores(x, y, unit))
-    axes.text(0.04, 0.96, scores, transform=axes.transAxes, va="top", bbox=behind, zorder=4)
-    _write(figure, path)
+    found = scores(x, y)
+    lines = [f"MAE {found['MAE']:.3g} {unit}".rstrip()]
+    if "R²" in found:
+        lines.append(f"R² {found['R²']:.3f}")
+    lines.append(f"{len(x):,} crystal{'s' if len(x) > 1 else ''}")
+    axes.text(
+        0.04, 0.96, "\n".join(lines), transform=axes.transAxes, va="top", bbox=behind, zorder=4
+    )
+    return _written(figure, path)
 
 
 def _count(figure: Figure, axes: Axes, x: np.ndarray, y: np.ndarray, limits: tuple) -> None:
@@ -88,24 +98,37 @@ def _count(figure: Figure, axes: Axes, x: np.ndarray, y: np.ndarray, limits: tup
     figure.colorbar(image, ax=axes, label="crystals", shrink=0.8, extend="max").outline.set_lw(0)
 
 
-def _scores(x: np.ndarray, y: np.ndarray, unit: str) -> list[str]:
-    crystals = f"{len(x):,} crystal{'s' if len(x) > 1 else ''}"
-    lines = [f"MAE {np.abs(y - x).mean():.3g} {unit}".rstrip(), crystals]
-    spread = ((x - x.mean()) ** 2).sum()
-    if spread > 0:
-        lines.insert(1, f"R² {1 - ((y - x) ** 2).sum() / spread:.3f}")
-    return lines
+def scores(truth: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
+    """How near predictions are.
+
+    Returns:
+        Number of ``crystals`` where both are finite; ``MAE`` and ``RMSE``, in their unit; and
+        ``R²``, if the true values differ. Only the number if it is 0.
+    """
+    known = np.isfinite(truth) & np.isfinite(predicted)
+    x, y = truth[known], predicted[known]
+    values = {"crystals": len(x)}
+    if len(x):
+        squares = ((y - x) ** 2).mean()
+        values |= {"MAE": float(np.abs(y - x).mean()), "RMSE": float(np.sqrt(squares))}
+        if (variance := x.var()) > 0:
+            values["R²"] = float(1 - squares / variance)
+    return values
 
 
 def learning_curve(
-    history: Sequence[Mapping[str, Any]], path: str | Path, *, unit: str = "", title: str = ""
-) -> None:
+    history: Sequence[Mapping[str, Any]],
+    path: str | Path | None = None,
+    *,
+    unit: str = "",
+    title: str = "",
+) -> Figure:
     """Plot the mean absolute errors of training and validation, and the learning rate, by epoch.
 
     Args:
         history: one mapping an epoch, as the lines of ``metrics.jsonl``: ``epoch``, ``train_mae``,
             ``valid_mae``, ``learning_rate``; values may be None or absent.
-        path: the file to write.
+        path: the file to write, if any.
         unit: of the errors.
         title: above the plot.
 
@@ -142,7 +165,7 @@ def learning_curve(
         )
     if errors.min() > 0 and errors.max() > 4 * errors.min():
         _log_scale(upper, errors)
-    upper.set_ylabel(_label("mean absolute error", unit))
+    upper.set_ylabel(label("mean absolute error", unit))
     upper.legend(frameon=False)
     if title:
         upper.set_title(title)
@@ -150,7 +173,7 @@ def learning_curve(
     lower.set(ylabel="learning rate", xlabel="epoch")
     lower.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2), useMathText=True)
     lower.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
-    _write(figure, path)
+    return _written(figure, path)
 
 
 def _log_scale(axes: Axes, values: np.ndarray) -> None:
@@ -162,6 +185,125 @@ def _log_scale(axes: Axes, values: np.ndarray) -> None:
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def attention_by_distance(
+    explanation: Explanation | DatasetExplanation,
+    path: str | Path | None = None,
+    *,
+    title: str = "",
+) -> Figure:
+    """Plot attention weights against distance, one panel for each block and head.
+
+    Self pairs stand apart, to the left. Many pairs are counted: a column's colours are the shares
+    of its pairs that have a weight, and the line is the mean weight. Few pairs are drawn each.
+
+    Args:
+        explanation: of one crystal or of many.
+        path: the file to write, if any.
+        title: above the panels.
+
+    Raises:
+        ValueError: there are no pairs but self pairs.
+
+    Source: figure 6 of the paper: columns of equally many pairs, at most 10,000, with 500 bins of
+    weight from 1e-6 to 1; colours logarithmic from 1e-4 to 1; up to 15 angstrom. Here a column is
+    at least 1/64 angstrom wide, and where pairs are few there are fewer columns and bins.
+    """
+    tally = explanation.by_distance
+    blocks, heads = tally.self_attention.shape
+    if not tally.pairs.any():
+        raise ValueError("there are no pairs but self pairs to plot")
+    few = max(np.count_nonzero(c) for c in tally.counts.reshape(blocks * heads, -1)) <= MANY
+    figure = _figure(1.0 + 2.7 * heads, 0.8 + 2.2 * blocks)
+    figure.get_layout_engine().set(wspace=0.01)
+    panels = figure.subplots(
+        blocks, 2 * heads, sharex="col", sharey=True, squeeze=False, width_ratios=[1, 14] * heads
+    )
+    for block, head in np.ndindex(blocks, heads):
+        own, others = panels[block, 2 * head : 2 * head + 2]
+        counts, self_counts = tally.counts[block, head], tally.self_counts[block, head]
+        if few:
+            _draw_points(own, others, counts, self_counts)
+        else:
+            image = _draw_shares(own, others, counts, self_counts, tally.pairs)
+            _draw_mean(others, tally.attention[:, block, head], tally.pairs)
+        own.set(yscale="log", ylim=(1e-6, 1), xlim=(0, 1), xticks=[])
+        for axes in (own, others):
+            axes.minorticks_off()
+        others.set_xlim(0, min(15, distance_edges()[np.flatnonzero(tally.pairs)[-1] + 1] + 0.1))
+        others.set_title(f"block {block + 1}, head {head + 1}", fontsize=9)
+        others.tick_params(left=False)
+        if block == blocks - 1:
+            own.set_xlabel("self", fontsize=8)
+    if few:
+        seen = np.flatnonzero(tally.counts.any((0, 1, 2)) | tally.self_counts.any((0, 1)))
+        low, high = np.log10(WEIGHT_EDGES[[seen[0], seen[-1] + 1]])
+        own.set_ylim(10 ** np.floor(low), 10 ** np.ceil(high))
+    else:
+        bar = figure.colorbar(image, ax=panels, label="share of the pairs at a distance", pad=0.01)
+        bar.outline.set_linewidth(0)
+    figure.supxlabel("distance (Å)", fontsize=10)
+    figure.supylabel("attention weight", fontsize=10)
+    if title:
+        figure.suptitle(title)
+    return _written(figure, path)
+
+
+def _draw_points(own: Axes, others: Axes, counts: np.ndarray, self_counts: np.ndarray) -> None:
+    style = {"s": 9, "color": BLUE, "alpha": 0.5, "linewidths": 0}
+    x, y = np.sqrt(WEIGHT_EDGES[:-1] * WEIGHT_EDGES[1:]), np.convolve(distance_edges(), [0.5, 0.5])
+    at = np.flatnonzero(self_counts)
+    _panel(own).scatter(np.full(len(at), 0.5), x[at], **style)
+    distance, weight = np.nonzero(counts)
+    _panel(others).scatter(y[1:-1][distance], x[weight], **style)
+
+
+def _draw_shares(
+    own: Axes, others: Axes, counts: np.ndarray, self_counts: np.ndarray, pairs: np.ndarray
+) -> Any:
+    """Draw the shares of a column's pairs by weight; returns the image, for the colour bar."""
+    from matplotlib.colors import LogNorm
+
+    begin, end = _columns(pairs, min(10_000, pairs.sum() / 100))
+    per_column = pairs.sum() / len(begin)
+    bins = next((n for n in (500, 250, 100) if n <= per_column), 50)
+    weights = WEIGHT_EDGES[:: 500 // bins]
+    style = {"norm": LogNorm(1e-4, 1), "rasterized": True}
+
+    def shares(counts: np.ndarray) -> np.ndarray:
+        counts = counts.reshape(len(counts), bins, -1).sum(2)
+        return np.ma.masked_equal(counts / (counts.sum(1, keepdims=True) + 1e-7), 0).T
+
+    _panel(own).pcolormesh([0, 1], weights, shares(self_counts[None]), **style)
+    edges = np.unique(np.concatenate([begin, end]))
+    columns = np.zeros((len(edges) - 1, counts.shape[1]))
+    columns[np.searchsorted(edges, begin)] = np.add.reduceat(counts, begin)
+    return _panel(others).pcolormesh(distance_edges()[edges], weights, shares(columns), **style)
+
+
+def _draw_mean(axes: Axes, attention: np.ndarray, pairs: np.ndarray) -> None:
+    begin, end = _columns(pairs, 60)
+    mean = np.add.reduceat(attention, begin) / np.add.reduceat(pairs, begin)
+    middle = distance_edges()[[begin, end]].mean(0)
+    axes.plot(middle, mean, color=ORANGE, linewidth=1.2)
+
+
+def _columns(pairs: np.ndarray, number: float) -> tuple[np.ndarray, np.ndarray]:
+    """The bins of distance in columns of equally many pairs, as far as bins allow.
+
+    Returns:
+        The first bin of each column and the one after its last, which is the next column's first
+        unless there is a gap of more than 0.1 angstrom.
+    """
+    occupied = np.flatnonzero(pairs)
+    before = np.cumsum(pairs[occupied]) - pairs[occupied]
+    first = np.unique(before * max(number, 1) // pairs.sum(), return_index=True)[1]
+    begin = occupied[first]
+    end = occupied[np.append(first[1:], len(occupied)) - 1] + 1
+    near = begin[1:] - end[:-1] <= 0.1 * BINS_PER_ANGSTROM
+    end[:-1][near] = begin[1:][near]
+    return begin, end
 
 
 # ---------------------------------------------------------------------------------------------
@@ -187,13 +329,16 @@ def _panel(axes: Axes) -> Axes:
     return axes
 
 
-def _label(name: str, unit: str) -> str:
+def label(name: str, unit: str) -> str:
+    """A name with its unit, for axes and columns."""
     return f"{name.strip()} ({unit})" if unit else name.strip()
 
 
-def _write(figure: Figure, path: str | Path) -> None:
-    with new_file(path) as temporary:
-        figure.savefig(temporary, format=Path(path).suffix[1:] or "png")
+def _written(figure: Figure, path: str | Path | None) -> Figure:
+    if path is not None:
+        with new_file(path) as temporary:
+            figure.savefig(temporary, format=Path(path).suffix[1:] or "png")
+    return figure
 
 
 @contextmanager

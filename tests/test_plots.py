@@ -1,23 +1,16 @@
 """Plots are written whole, say what they should, and refuse what cannot be drawn."""
 
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from sitenet import plots
+from sitenet.tally import DistanceTally
 
 pytest.importorskip("matplotlib")
 PNG = b"\x89PNG\r\n\x1a\n"
-
-
-@pytest.fixture
-def drawn(monkeypatch):
-    """The figures as they are written."""
-    figures = []
-    write = plots._write
-    monkeypatch.setattr(plots, "_write", lambda f, path: (figures.append(f), write(f, path)))
-    return figures
 
 
 def texts(figure):
@@ -25,14 +18,13 @@ def texts(figure):
 
 
 @pytest.mark.parametrize("crystals", [1, 2, 300, plots.MANY, plots.MANY + 1, 20_000])
-def test_parity(tmp_path, drawn, crystals):
+def test_parity(tmp_path, crystals):
     rng = np.random.default_rng(0)
     truth = np.abs(rng.normal(0, 2, crystals))
     predicted = truth + rng.normal(0, 0.3, crystals)
-    plots.parity(truth, predicted, tmp_path / "parity.png", name="band gap", unit="eV")
+    figure = plots.parity(truth, predicted, tmp_path / "parity.png", name="band gap", unit="eV")
     assert (tmp_path / "parity.png").read_bytes().startswith(PNG)
     assert [p.name for p in tmp_path.iterdir()] == ["parity.png"]
-    (figure,) = drawn
     assert f"MAE {np.abs(predicted - truth).mean():.3g} eV" in texts(figure)
     assert f"{crystals:,} crystal" in texts(figure)
     assert ("R²" in texts(figure)) == (crystals > 1)
@@ -47,9 +39,9 @@ def test_parity(tmp_path, drawn, crystals):
         assert len(drawing.get_offsets()) == crystals
 
 
-def test_parity_leaves_out_what_is_not_known(tmp_path, drawn):
-    plots.parity([1.0, np.nan, 3.0], [1.0, 2.0, np.inf], tmp_path / "p.svg")
-    assert "1 crystal" in texts(drawn[0])
+def test_parity_leaves_out_what_is_not_known(tmp_path):
+    figure = plots.parity([1.0, np.nan, 3.0], [1.0, 2.0, np.inf], tmp_path / "p.svg")
+    assert "1 crystal" in texts(figure)
     assert b"<svg" in (tmp_path / "p.svg").read_bytes()
 
 
@@ -61,26 +53,91 @@ def test_parity_refuses(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_learning_curve(tmp_path, drawn):
+def test_learning_curve(tmp_path):
     history = [
         {"epoch": e, "train_mae": 1 / (e + 1), "valid_mae": None if e % 2 else 2 / (e + 2)}
         for e in range(9)
     ]
-    plots.learning_curve(history, tmp_path / "curve.png", unit="eV")
+    figure = plots.learning_curve(history, tmp_path / "curve.png", unit="eV")
     assert (tmp_path / "curve.png").read_bytes().startswith(PNG)
-    axes = drawn[0].axes[0]
+    axes = figure.axes[0]
     lines = {line.get_label(): line.get_xdata() for line in axes.lines}
     assert list(lines["training"]) == list(range(9))
     assert list(lines["validation"]) == [0, 2, 4, 6, 8]
-    assert "0.2" in texts(drawn[0])  # the best validation error
+    assert "0.2" in texts(figure)  # the best validation error
     assert axes.get_yscale() == "log"
 
 
-def test_learning_curve_of_one_epoch_or_none(tmp_path, drawn):
-    plots.learning_curve([{"epoch": 1, "train_mae": 0.5}], tmp_path / "curve.png")
-    assert drawn[0].axes[0].get_yscale() == "linear"
+def test_learning_curve_of_one_epoch_or_none(tmp_path):
+    figure = plots.learning_curve([{"epoch": 1, "train_mae": 0.5}], tmp_path / "curve.png")
+    assert figure.axes[0].get_yscale() == "linear"
     with pytest.raises(ValueError, match="no epoch"):
         plots.learning_curve([], tmp_path / "curve.png")
+
+
+def tally_of(pairs, seed=0):
+    """Random pairs at random distances, of a model with 2 blocks and 3 heads."""
+    rng = np.random.default_rng(seed)
+    tally = DistanceTally(2, 3)
+    distance = 1 + 11 * rng.random(pairs)
+    distance[: pairs // 20] = 0
+    weights = 10 ** rng.normal(-2 - distance[:, None, None] / 10, 0.3, (pairs, 2, 3))
+    tally.add(distance, np.minimum(weights, 1), np.ones(pairs, dtype=int))
+    return SimpleNamespace(by_distance=tally)
+
+
+def test_attention_of_few_pairs_is_drawn_point_by_point(tmp_path):
+    e = tally_of(400)
+    figure = plots.attention_by_distance(e, tmp_path / "attention.png", title="a crystal")
+    assert (tmp_path / "attention.png").read_bytes().startswith(PNG)
+    assert figure.get_suptitle() == "a crystal"
+    assert len(figure.axes) == 2 * 2 * 3
+    for block, head in np.ndindex(2, 3):
+        own, others = figure.axes[6 * block + 2 * head :][:2]
+        assert others.get_title() == f"block {block + 1}, head {head + 1}"
+        (points,) = others.collections
+        assert len(points.get_offsets()) == np.count_nonzero(e.by_distance.counts[block, head])
+        (points,) = own.collections
+        assert len(points.get_offsets()) == np.count_nonzero(e.by_distance.self_counts[block, head])
+
+
+@pytest.mark.parametrize("pairs, bins", [(20_000, 100), (400_000, 500)])
+def test_attention_of_many_pairs_is_counted(tmp_path, pairs, bins):
+    e = tally_of(pairs)
+    figure = plots.attention_by_distance(e, tmp_path / "attention.png")
+    assert len(figure.axes) == 2 * 2 * 3 + 1  # the colour bar
+    own, others = figure.axes[:2]
+    (image,) = others.collections
+    shares = image.get_array().filled(0)
+    assert shares.shape[0] == bins
+    np.testing.assert_allclose(shares.sum(0), 1, atol=1e-6)
+    np.testing.assert_allclose(own.collections[0].get_array().filled(0).sum(0), 1, atol=1e-6)
+    assert (image.norm.vmin, image.norm.vmax) == (1e-4, 1)
+    assert others.get_ylim() == (1e-6, 1)
+    (mean,) = others.lines
+    x, y = mean.get_data()
+    # The mean of 10^normal(m, 0.3) is 10^m times exp((0.3 ln 10)^2 / 2).
+    want = 10 ** (-2 - x / 10) * np.exp((0.3 * np.log(10)) ** 2 / 2)
+    np.testing.assert_allclose(y[1:-1], want[1:-1], rtol=0.15)
+
+
+def test_columns_hold_equally_many_pairs():
+    rng = np.random.default_rng(0)
+    pairs = np.zeros(1900)
+    pairs[100:600] = rng.integers(50, 100, 500)
+    pairs[900:1000] = rng.integers(50, 100, 100)
+    begin, end = plots._columns(pairs, 20)
+    held = [pairs[a:b].sum() for a, b in zip(begin, end, strict=True)]
+    assert len(begin) == 20
+    np.testing.assert_allclose(held, pairs.sum() / 20, atol=200)
+    assert sum(held) == pairs.sum() and begin[0] == 100 and end[-1] == 1000
+
+
+def test_attention_without_pairs(tmp_path):
+    tally = DistanceTally(1, 1)
+    tally.add(np.zeros(1), np.ones((1, 1, 1)), np.ones(1, dtype=int))
+    with pytest.raises(ValueError, match="no pairs but self pairs"):
+        plots.attention_by_distance(SimpleNamespace(by_distance=tally), tmp_path / "a.png")
 
 
 def test_a_failure_leaves_the_old_file(tmp_path):

@@ -1,0 +1,349 @@
+"""What a model attended to: attention by distance, by elements and by sites, in one crystal or in
+many."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from sitenet.elements import SYMBOLS
+from sitenet.pairs import Pairs, find_pairs
+from sitenet.tally import DistanceTally, ElementTally, weight_names
+
+if TYPE_CHECKING:
+    import pandas
+    from matplotlib.figure import Figure
+
+    from sitenet.crystal import Crystal
+    from sitenet.model import SiteNet, Target
+
+MAX_PAIRS = 200_000  # of the crystals that are computed together
+
+
+class _Tables:
+    """What an explanation of one crystal and of many have in common."""
+
+    def table(self, rows: str | None = None) -> pandas.DataFrame:
+        """``columns`` as a pandas DataFrame."""
+        try:
+            import pandas
+        except ImportError:
+            raise ImportError(
+                "table() needs pandas: pip install pandas; columns() does without"
+            ) from None
+        return pandas.DataFrame(self.columns(rows))
+
+    def plot(self, path: str | Path | None = None, **options: Any) -> Figure:
+        """Plot attention against distance; see ``sitenet.plots.attention_by_distance``."""
+        from sitenet.plots import attention_by_distance
+
+        return attention_by_distance(self, path, **options)
+
+
+@dataclass(eq=False)
+class Explanation(_Tables):
+    """What a model attended to in one crystal.
+
+    Attributes:
+        name: of the crystal.
+        crystal: the cell that was computed, primitive if that was asked for.
+        pairs: of its sites, on the CPU.
+        weights: (pairs, blocks, heads), the attention weight of each of the ``multiplicity``
+            supercell sites of a pair; those of a site's pairs, each times its multiplicity, add up
+            to 1.
+        predicted: (targets,), in the units of ``targets``.
+        targets: what the model predicts.
+    """
+
+    name: str
+    crystal: Crystal
+    pairs: Pairs
+    weights: np.ndarray
+    predicted: np.ndarray
+    targets: list[Target]
+
+    @property
+    def long_range(self) -> np.ndarray:
+        """The long-range coefficient: the largest distance times weight of all pairs of sites.
+
+        Returns:
+            (blocks, heads) in angstrom.
+
+        Source: SPEC of the published analysis, LR = max_i max_j d_ij w_ij.
+        """
+        return (self._distance[:, None, None] * self.weights).max(0)
+
+    @property
+    def received(self) -> np.ndarray:
+        """The attention that each site receives from all sites of the cell, itself included.
+
+        Returns:
+            (sites, blocks, heads); their mean over the sites is 1.
+        """
+        pairs = self.pairs
+        total = np.zeros((pairs.num_rows, *self.weights.shape[1:]))
+        np.add.at(total, pairs.sites.numpy(), self.weights * self._copies[:, None, None])
+        return (total / pairs.count.numpy()[:, None, None])[pairs.orbit.numpy()]
+
+    @property
+    def kept(self) -> np.ndarray:
+        """The attention that each site pays to itself: (sites, blocks, heads)."""
+        itself = self._distance == 0
+        total = np.zeros((self.pairs.num_rows, *self.weights.shape[1:]))
+        np.add.at(total, self._rows[itself], self.weights[itself])
+        return total[self.pairs.orbit.numpy()]
+
+    @property
+    def by_distance(self) -> DistanceTally:
+        """Its pairs of sites, counted by distance and weight."""
+        tally = DistanceTally(*self.weights.shape[1:])
+        tally.add(self._distance, self.weights, self._copies)
+        return tally
+
+    @property
+    def by_elements(self) -> ElementTally:
+        """Attention between its elements, by distance."""
+        tally = ElementTally(*self.weights.shape[1:])
+        self._count_elements(tally)
+        return tally
+
+    def columns(self, rows: str | None = None) -> dict[str, np.ndarray]:
+        """A table as columns of equal length, by name.
+
+        Args:
+            rows: what a row is:
+                "pairs" (default): a pair with ``site`` and ``neighbour`` (for merged pairs, the
+                first site of each orbit), their elements, ``distance`` (angstrom),
+                ``multiplicity`` and the weight of each block and head;
+                "sites": a site of the cell, its element, fractional coordinates, the attention it
+                receives (1 on average) and pays to itself, as means over blocks and heads, and the
+                attention it receives for each block and head;
+                "elements", "distances": an element and a neighbour's element, for all distances
+                or for every 0.5 angstrom; see ``ElementTally.columns``.
+
+        Raises:
+            ValueError: there is no such table.
+        """
+        names = weight_names(*self.weights.shape[1:])
+        symbols = np.array(SYMBOLS)[self.pairs.numbers.numpy()]
+        match rows:
+            case None | "pairs":
+                first = np.unique(self.pairs.orbit.numpy(), return_index=True)[1]
+                i, j = self._rows, self.pairs.sites.numpy()
+                return {
+                    "site": first[i],
+                    "element": symbols[i],
+                    "neighbour": first[j],
+                    "neighbour_element": symbols[j],
+                    "distance": self._distance,
+                    "multiplicity": self.pairs.multiplicity.numpy(),
+                } | dict(zip(names, self.weights.reshape(len(i), -1).T, strict=True))
+            case "sites":
+                received, frac = self.received.reshape(-1, len(names)), self.crystal.frac
+                return {
+                    "site": np.arange(len(received)),
+                    "element": symbols[self.pairs.orbit.numpy()],
+                    **dict(zip("xyz", np.asarray(frac).T, strict=True)),
+                    "received": received.mean(1),
+                    "kept": self.kept.mean((1, 2)),
+                } | dict(zip(names, received.T, strict=True))
+            case "elements" | "distances":
+                return self.by_elements.columns(rows == "distances")
+        raise ValueError(f"rows must be 'pairs', 'sites', 'elements' or 'distances', got {rows!r}")
+
+    @cached_property
+    def _distance(self) -> np.ndarray:
+        return self.pairs.distance.numpy()
+
+    @cached_property
+    def _rows(self) -> np.ndarray:
+        return self.pairs.rows.numpy()
+
+    @cached_property
+    def _copies(self) -> np.ndarray:
+        """Pairs of sites that each pair stands for."""
+        count = self.pairs.count.numpy().astype(np.int64)
+        return count[self._rows] * self.pairs.multiplicity.numpy()
+
+    def _count_elements(self, tally: ElementTally) -> None:
+        numbers, count = self.pairs.numbers.numpy(), self.pairs.count.numpy()
+        sizes = np.bincount(self._rows, self.pairs.multiplicity.numpy())  # of whole rows
+        tally.add(
+            self._distance,
+            self.weights,
+            self._copies,
+            uniform=1 / sizes[self._rows],
+            elements=np.stack([numbers[self._rows], numbers[self.pairs.sites.numpy()]], 1),
+            sites={z: int(count[numbers == z].sum()) for z in set(numbers.tolist())},
+        )
+
+
+@dataclass(eq=False)
+class DatasetExplanation(_Tables):
+    """What a model attended to in many crystals, added up as they are computed.
+
+    Its memory does not grow with the pairs, and by some 100 bytes with each crystal.
+
+    Attributes:
+        targets: what the model predicts.
+        by_distance: pairs of sites, counted by distance and weight.
+        by_elements: attention between elements, by distance.
+        names: of the crystals.
+    """
+
+    targets: list[Target]
+    by_distance: DistanceTally
+    by_elements: ElementTally
+    names: list[str] = field(default_factory=list)
+    _predicted: list[np.ndarray] = field(default_factory=list, repr=False)
+    _long_range: list[np.ndarray] = field(default_factory=list, repr=False)
+
+    @classmethod
+    def of(cls, model: SiteNet) -> DatasetExplanation:
+        """One without crystals."""
+        shape = model.config.blocks, model.config.heads
+        return cls(model.targets, DistanceTally(*shape), ElementTally(*shape))
+
+    def add(self, explanation: Explanation) -> None:
+        """Add a crystal."""
+        self.names.append(explanation.name)
+        self._predicted.append(explanation.predicted)
+        self._long_range.append(explanation.long_range)
+        self.by_distance.add(explanation._distance, explanation.weights, explanation._copies)
+        explanation._count_elements(self.by_elements)
+
+    @property
+    def predicted(self) -> np.ndarray:
+        """(crystals, targets), in the units of ``targets``."""
+        return np.array(self._predicted).reshape(len(self.names), len(self.targets))
+
+    @property
+    def long_range(self) -> np.ndarray:
+        """Each crystal's long-range coefficient: (crystals, blocks, heads) in angstrom."""
+        return np.array(self._long_range).reshape(-1, *self.by_distance.self_attention.shape)
+
+    def columns(self, rows: str | None = None) -> dict[str, np.ndarray]:
+        """A table as columns of equal length, by name.
+
+        Args:
+            rows: what a row is:
+                "crystals" (default): a crystal with its predictions and the long-range coefficient
+                of each block and head, in angstrom;
+                "elements", "distances": as ``Explanation.columns``, over all crystals.
+
+        Raises:
+            ValueError: there is no such table.
+        """
+        match rows:
+            case None | "crystals":
+                shape = self.by_distance.self_attention.shape
+                names = [f"long_range_{name}" for name in weight_names(*shape)]
+                return {
+                    "name": np.array(self.names, dtype=object),
+                    **{t.name: self.predicted[:, k] for k, t in enumerate(self.targets)},
+                } | dict(zip(names, self.long_range.reshape(-1, len(names)).T, strict=True))
+            case "elements" | "distances":
+                return self.by_elements.columns(rows == "distances")
+        raise ValueError(f"rows must be 'crystals', 'elements' or 'distances', got {rows!r}")
+
+
+def explain(
+    model: SiteNet,
+    structures: Any,
+    max_sites: int | None = None,
+    primitive: bool = True,
+    merge: bool = True,
+) -> Explanation | DatasetExplanation:
+    """Say what a model attends to in a crystal, or in many.
+
+    Args:
+        model: the model.
+        structures: a crystal or the path of a CIF; or a list or an iterator of them, of which any
+            number can be explained in the memory of a few.
+        max_sites: most sites of the supercell; None takes the model's.
+        primitive: whether to explain the primitive cell instead of the cell as it is.
+        merge: whether to compute equal pairs once; attention is that of single sites either way.
+
+    Returns:
+        The explanation of one crystal, or of a list or iterator.
+
+    Raises:
+        ValueError: a structure is not valid, or holds an element whose properties are not known.
+    """
+    options = {"max_sites": max_sites, "primitive": primitive, "merge": merge}
+    if not isinstance(structures, (list, tuple, Iterator)):
+        return next(explain_each(model, [structures], **options))
+    dataset = DatasetExplanation.of(model)
+    for each in explain_each(model, structures, **options):
+        dataset.add(each)
+    return dataset
+
+
+def explain_each(
+    model: SiteNet,
+    structures: Iterable[Any],
+    max_sites: int | None = None,
+    primitive: bool = True,
+    merge: bool = True,
+) -> Iterator[Explanation]:
+    """Explain crystals one by one, in their order; arguments as ``explain``."""
+    config = model.config
+    if max_sites is None:
+        max_sites = config.max_sites
+    # Of equal pairs, k_softmax keeps some and drops others.
+    merge = merge and config.k_softmax is None
+    known = torch.isfinite(model.element_table).all(1).cpu().numpy()
+    waiting: list[tuple[str, Crystal, Pairs]] = []
+    for number, structure in enumerate(structures):
+        crystal = _read(structure)
+        name = getattr(crystal, "name", None) or f"crystal {number + 1}"
+        if unknown := set(crystal.numbers[~known[crystal.numbers]].tolist()):
+            raise ValueError(
+                f"{name} holds {', '.join(SYMBOLS[z] for z in sorted(unknown))}, whose elemental "
+                "properties are not known; a config with missing: mean fills them in"
+            )
+        crystal = crystal.primitive() if primitive else crystal
+        pairs = find_pairs(
+            crystal,
+            max_sites or None,
+            merge,
+            config.tolerance,
+            images=config.images,
+            radius=config.radius,
+        )
+        waiting.append((name, crystal, pairs))
+        if sum(p.num_pairs for _, _, p in waiting) >= MAX_PAIRS:
+            yield from _explain_together(model, waiting)
+            waiting = []
+    if waiting:
+        yield from _explain_together(model, waiting)
+
+
+def _read(structure: Any) -> Crystal:
+    if not isinstance(structure, (str, os.PathLike)):
+        return structure
+    from sitenet.crystal import read_cif
+
+    return read_cif(structure)
+
+
+@torch.no_grad()
+def _explain_together(
+    model: SiteNet, crystals: Sequence[tuple[str, Crystal, Pairs]]
+) -> Iterator[Explanation]:
+    batch = Pairs.batch([pairs for _, _, pairs in crystals]).to(model.element_table.device)
+    per_block: list[torch.Tensor] = []
+    encoding = model.encode(model.site_inputs(batch), model.pair_inputs(batch), batch, per_block)
+    predicted = model.decode(encoding).double().cpu().numpy()
+    weights = torch.stack(per_block, 1).double() / batch.multiplicity[:, None, None]
+    sizes = [pairs.num_pairs for _, _, pairs in crystals]
+    parts = weights.cpu().split(sizes)
+    for (name, crystal, pairs), part, value in zip(crystals, parts, predicted, strict=True):
+        yield Explanation(name, crystal, pairs, part.numpy(), value, model.targets)
