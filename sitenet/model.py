@@ -382,7 +382,7 @@ class SiteNet(nn.Module):
             (crystals, post_pool[-1])
         """
         rows = self.rows(pairs, features)
-        x = self.site_layer(x)  # (rows, D)
+        x = self.embed_sites(x)  # (rows, D)
         e, e_layer = self.embed(features), self.pair_layer  # (pairs, E)
         summary = []
         for block in self.blocks:
@@ -417,6 +417,12 @@ class SiteNet(nn.Module):
             log_multiplicity = log_multiplicity + log_envelope(distance, self.config.reach)
         return Rows(pairs.offsets, pairs.sites, log_multiplicity)
 
+    def embed_sites(self, x: Tensor) -> Tensor:
+        """Site inputs -> the first states, (rows, D): in full precision, as elemental features
+        need it and sums of residual states too."""
+        with torch.autocast(x.device.type, enabled=False):
+            return self.site_layer(x)
+
     def embed(self, features: Tensor) -> Tensor:
         """Pair features -> interaction features without affine: (pairs, F) -> (pairs, E)."""
         layer = self.pair_layer
@@ -436,6 +442,7 @@ class SiteNet(nn.Module):
             x = layer(x)
         crystal = row_of_pair(pairs.crystals, len(x))
         num_crystals = len(pairs.crystals) - 1
+        x = x.to(self.decoder.weight.dtype)  # sums lose too much in bfloat16
         if self.config.pooling == "mean":
             count = pairs.count.to(x.dtype)
             total = count.new_zeros(num_crystals).index_add(0, crystal, count)
@@ -445,13 +452,15 @@ class SiteNet(nn.Module):
             index = crystal[:, None].expand_as(x)
             lowest = x.new_full((num_crystals, x.shape[1]), -torch.inf)
             x = lowest.scatter_reduce(0, index, x, "amax")
-        for layer in self.post_pool:
-            x = layer(x)
+        with torch.autocast(x.device.type, enabled=False):
+            for layer in self.post_pool:
+                x = layer(x)
         return x  # (crystals, post_pool[-1])
 
     def decode(self, encoding: Tensor) -> Tensor:
         """Encodings -> properties in the targets' units: (crystals, targets)."""
-        y = self.decoder(encoding) * self.target_std + self.target_mean
+        with torch.autocast(encoding.device.type, enabled=False):
+            y = self.decoder(encoding) * self.target_std + self.target_mean
         match self.config.last_activation:
             case "relu":
                 return torch.relu(y)
@@ -478,7 +487,7 @@ class SiteNet(nn.Module):
         step = max(1, max_pairs // finder.row_size)
         device = self.element_table.device
         whole = finder.rows(0, 0).to(device)  # what rows have, without their pairs
-        states = [self.site_layer(self.site_inputs(whole))]
+        states = [self.embed_sites(self.site_inputs(whole))]
         for _ in self.blocks:
             parts = [
                 self._attend_part(finder.rows(i, min(i + step, finder.num_rows)).to(device), states)

@@ -398,8 +398,22 @@ def test_autocast_stays_near_float32(config):
     with torch.autocast("cpu", torch.bfloat16):
         y = model(pairs)
         y.sum().backward()
-    assert (y.float() - exact).abs().max() < 0.1 * exact.abs().max()
+    assert y.dtype == torch.float32
+    assert (y - exact).abs().max() < 0.1 * exact.abs().max()
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
+def test_pooling_sums_many_sites_in_full_precision():
+    """In bfloat16 a sum over 300 sites would no longer take up what a site adds."""
+    model, pairs = model_of().float(), random_pairs((2,))
+    many = copy.copy(pairs)
+    many.count = torch.tensor([257, 256], dtype=torch.int32)
+    x = torch.randn(2, 2 * 6)
+    exact = model.pool(x, many)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = model.pool(x, many)
+    assert y.dtype == torch.float32
+    assert (y - exact).abs().max() < 0.05 * exact.abs().max()
 
 
 def test_works_in_a_forked_worker():
