@@ -1,10 +1,9 @@
-"""Crystal structures in CIF text: what a block says, checked, with its symmetry expanded."""
+"""Crystal structures in CIF text: what a data block says, checked, with its symmetry expanded."""
 
 from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,11 +11,18 @@ import gemmi
 import numpy as np
 
 from sitenet.elements import NUMBERS
-from sitenet.supercell import wrapped
+from sitenet.symmetry import (
+    SAME,
+    Operations,
+    expand,
+    fits,
+    near_pairs,
+    operations_from_names,
+    operations_from_triplets,
+)
 
-SPECIAL = 0.4  # angstrom: images of one site that are nearer are one site on a special position
-COINCIDENT = 0.3  # angstrom: no two atoms of a crystal are nearer
 FULL = 1 - 1e-3  # occupancies from here on are 1
+_CROWDED = 1.1  # sum of the occupancies of one place beyond which it holds two atoms
 
 
 class CifError(ValueError):
@@ -44,12 +50,14 @@ class Limits:
     Attributes:
         file_bytes: size of a file, and of what it holds where it is compressed.
         sites: sites of the cell, symmetry expanded.
-        edge: length of a cell vector in angstrom.
+        edge: length of a cell vector, angstrom.
+        site_volume: least volume of the cell for each atom, cubic angstrom.
     """
 
-    file_bytes: int = 256 << 20
+    file_bytes: int = 100_000_000
     sites: int = 50_000
     edge: float = 2000.0
+    site_volume: float = 1.0
 
 
 class Structure(NamedTuple):
@@ -66,77 +74,167 @@ class Unreadable(Exception):
     """Why a block cannot be read; becomes a CifError, which names the file and the block."""
 
 
-# Names of one thing in the versions of the dictionary; lower case, dots as underscores.
+# Tags in lower case, with an underscore for the dot of later dictionaries.
+_LENGTHS = tuple(f"_cell_length_{x}" for x in "abc")
+_ANGLES = tuple(f"_cell_angle_{x}" for x in ("alpha", "beta", "gamma"))
+_FRACT = tuple(f"_atom_site_fract_{x}" for x in "xyz")
+_CARTN = "_atom_site_cartn_x"
+_LABEL, _SYMBOL = "_atom_site_label", "_atom_site_type_symbol"
+_OCCUPANCY, _FLAG = "_atom_site_occupancy", "_atom_site_calc_flag"
+_CHARGED, _CHARGES = "_atom_type_symbol", "_atom_type_oxidation_number"
+_FORMULA = "_chemical_formula_sum"
 _OPERATIONS = (
     "_space_group_symop_operation_xyz",
     "_symmetry_equiv_pos_as_xyz",
     "_space_group_symop_magn_operation_xyz",
 )
 _CENTERINGS = "_space_group_symop_magn_centering_xyz"
+_HALL = ("_space_group_name_hall", "_symmetry_space_group_name_hall")
 _NAMES = (
-    "_space_group_name_hall",
-    "_symmetry_space_group_name_hall",
     "_space_group_name_h-m_alt",
     "_symmetry_space_group_name_h-m",
     "_space_group_name_h-m_full",
     "_space_group_name_h-m",
 )
-_GROUP_NUMBERS = ("_space_group_it_number", "_symmetry_int_tables_number")
-_CELL = tuple(f"_cell_length_{x}" for x in "abc") + tuple(
-    f"_cell_angle_{x}" for x in ("alpha", "beta", "gamma")
-)
-_FRACT = tuple(f"_atom_site_fract_{x}" for x in "xyz")
-_RELEVANT = ("_cell", "_atom", "_space_group", "_symmetry", "_chemical_formula_sum")
+_NUMBERS = ("_space_group_it_number", "_symmetry_int_tables_number")
+_WANTED = {
+    *(*_LENGTHS, *_ANGLES, *_FRACT, _CARTN, _LABEL, _SYMBOL, _OCCUPANCY, _FLAG, _CHARGED),
+    *(_CHARGES, _FORMULA, *_OPERATIONS, _CENTERINGS, *_HALL, *_NAMES, *_NUMBERS),
+}
 
 
-class Block(NamedTuple):
-    """A data block: the values of each tag as they stand in the file."""
+@dataclass
+class Block:
+    """A data block: the wanted tags and their values, without quotes."""
 
     name: str
-    values: dict[str, list[str]]
+    columns: dict[str, list[str]]
 
-    def column(self, tag: str) -> list[str] | None:
-        return self.values.get(tag)
+    def add(self, tag: str, column: list[str]) -> None:
+        """The first of several columns of one tag counts, unless they contradict each other."""
+        if self.columns.setdefault(tag, column) != column and tag in (*_LENGTHS, *_ANGLES, *_FRACT):
+            raise Unreadable(f"{tag} is given twice")
 
     def value(self, *tags: str) -> str | None:
-        """The first of the tags that has a value, without quotes."""
+        """The value of the first of the tags that has one."""
         for tag in tags:
-            found = self.values.get(tag)
-            if found and found[0] not in ("?", "."):
-                return gemmi.cif.as_string(found[0]).strip()
+            column = self.columns.get(tag)
+            if column and column[0] not in _UNKNOWN:
+                return column[0].strip()
         return None
 
 
-def read_blocks(text: str) -> Iterator[Block]:
-    """The data blocks of a CIF.
+_UNKNOWN = frozenset(("?", ".", ""))
+
+
+def read_blocks(text: str, limits: Limits) -> list[Block]:
+    """The data blocks of a CIF. What is no proper CIF is read leniently, as far as it is clear.
 
     Raises:
-        Unreadable: the text is not a CIF.
+        Unreadable: too much is asked for, or something contradicts itself.
     """
     try:
         document = gemmi.cif.read_string(text, 0)
-    except (ValueError, RuntimeError) as error:
-        raise Unreadable(f"not a CIF: {str(error).removeprefix('string:')}") from None
-    for block in document:
-        values: dict[str, list[str]] = {}
-        for item in block:
+    except (ValueError, RuntimeError):
+        return _read_leniently(text)
+    blocks = []
+    for item_block in document:
+        block = Block(item_block.name.strip(), {})
+        for item in item_block:
             if item.pair is not None:
-                tag = item.pair[0].lower().replace(".", "_")
-                if tag.startswith(_RELEVANT):
-                    values.setdefault(tag, [item.pair[1]])
+                tag = _normal(item.pair[0])
+                if tag in _WANTED:
+                    block.add(tag, [_plain(item.pair[1])])
             elif item.loop is not None:
                 loop = item.loop
-                tags = [tag.lower().replace(".", "_") for tag in loop.tags]
-                if tags[0].startswith(_RELEVANT):
-                    cells = loop.values
-                    for k, tag in enumerate(tags):
-                        values.setdefault(tag, cells[k :: len(tags)])
-        yield Block(block.name, values)
+                tags = [_normal(tag) for tag in loop.tags]
+                if _WANTED.isdisjoint(tags):
+                    continue
+                if loop.length() > limits.sites:
+                    raise Unreadable(f"a loop of {loop.length()} lines, more than {limits.sites}")
+                values = loop.values
+                for k, tag in enumerate(tags):
+                    if tag in _WANTED:
+                        column = values[k :: len(tags)]
+                        block.add(tag, column if tag in _FRACT else list(map(_plain, column)))
+        blocks.append(block)
+    return blocks
+
+
+def _normal(tag: str) -> str:
+    return tag.lower().replace(".", "_")
+
+
+def _plain(value: str) -> str:
+    return gemmi.cif.as_string(value) if value[0] in "'\";" else value
+
+
+_TOKEN = re.compile(
+    r"""^;(?P<field>[^\n]*(?:\n(?!;)[^\n]*)*)(?:\n;|\Z)
+    | \#[^\n]*
+    | '(?P<single>(?:[^'\n]|'(?=\S))*)'(?=\s|\Z)
+    | "(?P<double>(?:[^"\n]|"(?=\S))*)"(?=\s|\Z)
+    | (?P<open>['"][^\n]*)
+    | (?P<word>\S+)""",
+    re.MULTILINE | re.VERBOSE,
+)
+_LENIENT_BYTES = 20_000_000  # a few seconds of work
+
+
+def _read_leniently(text: str) -> list[Block]:
+    """Blocks of a text that breaks the rules: quotes that do not close end with their line, values
+    that belong to no tag are passed over, and only loops that matter must have whole lines."""
+    if len(text) > _LENIENT_BYTES:
+        raise Unreadable("not a CIF, and too large to be read leniently")
+    blocks = [Block("", {})]
+    tags: list[str] = []
+    values: list[str] = []
+    is_loop = False
+
+    def finish() -> None:
+        if values and not _WANTED.isdisjoint(tags):
+            if len(values) % len(tags):
+                raise Unreadable(f"the loop of {tags[0]} has no whole number of lines")
+            for k, tag in enumerate(tags):
+                if tag in _WANTED:
+                    blocks[-1].add(tag, values[k :: len(tags)])
+        tags.clear()
+        values.clear()
+
+    for token in _TOKEN.finditer(text):
+        kind, value = token.lastgroup, token[token.lastgroup] if token.lastgroup else ""
+        lower = value.lower() if kind == "word" else ""
+        if kind is None:
+            continue
+        if lower.startswith(("data_", "save_")) or lower in ("global_", "stop_", "loop_"):
+            finish()
+            is_loop = lower == "loop_"
+            if lower.startswith("data_"):
+                blocks.append(Block(value[5:], {}))
+        elif lower.startswith("_"):
+            if values or not is_loop:
+                finish()
+                is_loop = False
+            tags.append(_normal(value))
+        elif tags and (is_loop or not values):
+            values.append(value)
+    finish()
+    return blocks if blocks[0].columns else blocks[1:]
 
 
 def has_sites(block: Block) -> bool:
     """Whether a block lists atoms with fractional coordinates."""
-    return _FRACT[0] in block.values
+    return any(x not in _UNKNOWN for x in block.columns.get(_FRACT[0], ()))
+
+
+class _Sites(NamedTuple):
+    """The atoms that a block lists."""
+
+    labels: list[str]
+    frac: np.ndarray
+    numbers: np.ndarray
+    oxidation: np.ndarray
+    occupancy: np.ndarray
 
 
 def read_structure(block: Block, limits: Limits, disorder: str) -> Structure:
@@ -145,250 +243,269 @@ def read_structure(block: Block, limits: Limits, disorder: str) -> Structure:
     Raises:
         Unreadable: there is none, or it is not sound.
     """
-    cell = _read_cell(block, limits)
-    columns = [block.column(tag) for tag in _FRACT]
-    if any(column is None for column in columns):
-        raise Unreadable("no sites (no _atom_site_fract_x, _y and _z)")
-    count = len(columns[0])
-    if any(len(column) != count for column in columns):
-        raise Unreadable("_atom_site_fract_x, _y and _z differ in length")
-    labels = block.column("_atom_site_label") or block.column("_atom_site_type_symbol")
-    symbols = block.column("_atom_site_type_symbol") or labels
-    if symbols is None:
-        raise Unreadable("sites have neither _atom_site_type_symbol nor _atom_site_label")
-    occupancy = _read_occupancy(block, count)
-    keep = [k for k in range(count) if not _is_dummy(block, k)] if _has_dummies(block) else None
-    if occupancy is not None and (occupancy <= 0).any():
-        keep = [k for k in (range(count) if keep is None else keep) if occupancy[k] > 0]
-    if keep is not None:
-        columns = [[column[k] for k in keep] for column in columns]
-        labels, symbols = ([names[k] for k in keep] for names in (labels, symbols))
-        occupancy = None if occupancy is None else occupancy[keep]
-    if not symbols:
-        raise Unreadable("no sites")
-    frac = np.stack([_numbers(column, labels) for column in columns], 1)
-    numbers, oxidation = _read_species(block, symbols, labels)
-    if occupancy is not None and (occupancy < FULL).any():
-        if disorder != "average":
-            partial = int(np.argmin(occupancy))
-            raise Unreadable(
-                f"partial occupancy ({labels[partial]} has {occupancy[partial]:g}); "
-                f'disorder="average" reads it and averages over what shares a position'
-            )
-    else:
-        occupancy = None
-    rotations, translations = _read_symmetry(block, cell)
-    if len(frac) * len(rotations) > 200 * limits.sites:
+    cell, operations = _read_cell(block, limits)
+    sites = _read_sites(block)
+    is_full = sites.occupancy == 1
+    if disorder != "average" and not is_full.all():
+        row = int(np.argmin(is_full))
+        raise Unreadable(
+            f"partial occupancy ({sites.labels[row]}: {sites.occupancy[row]:g}); "
+            f'disorder="average" reads it, to be averaged over'
+        )
+    if len(is_full) * len(operations) > 200 * limits.sites:
         raise Unreadable(f"more than {limits.sites} sites (limit)")
-    frac, source = _expand(frac, rotations, translations, cell)
+    frac, source = expand(sites.frac, is_full, operations, cell)
     if len(frac) > limits.sites:
         raise Unreadable(f"{len(frac)} sites, more than {limits.sites} (limit)")
-    numbers = numbers[source]
-    oxidation = None if oxidation is None else oxidation[source]
-    occupancy = None if occupancy is None else occupancy[source]
-    if occupancy is None:
-        pairs = coincident_pairs(cell, frac)
-        if len(pairs):
-            a, b = (labels[source[k]] for k in pairs[0])
-            raise Unreadable(f"two atoms in one place: {a} and {b}")
-    return Structure(cell, frac, numbers, oxidation, occupancy)
+    frac, source, occupancy = _settle(sites, cell, frac, source)
+    if abs(np.linalg.det(cell)) < limits.site_volume * occupancy.sum():
+        raise Unreadable(f"less than {limits.site_volume:g} cubic angstrom an atom (limit)")
+    oxidation = sites.oxidation[source]
+    return Structure(
+        cell,
+        frac,
+        sites.numbers[source],
+        oxidation if oxidation.any() else None,
+        occupancy if (occupancy < 1).any() else None,
+    )
 
 
-def _read_cell(block: Block, limits: Limits) -> np.ndarray:
-    values = []
-    for tag in _CELL:
-        text = block.value(tag)
+# ---------------------------------------------------------------------------------------------
+# Cell and symmetry
+
+
+def _read_cell(block: Block, limits: Limits) -> tuple[np.ndarray, Operations]:
+    given = [block.value(tag) for tag in (*_LENGTHS, *_ANGLES)]
+    for tag, text in zip(_LENGTHS, given, strict=False):
         if text is None:
             raise Unreadable(f"no cell ({tag} is missing)")
-        values.append(gemmi.cif.as_number(text))
+    values = [90.0 if text is None else gemmi.cif.as_number(text) for text in given]
+    cell = _cell_of(values, limits)
+    operations = _read_operations(block, values)
+    for k, tag in enumerate(_ANGLES, 3):
+        if given[k] is None:  # then it is 90 degrees, where symmetry leaves no choice
+            other = _cell_of([*values[:k], 80.0, *values[k + 1 :]], limits)
+            if fits(operations, other):
+                raise Unreadable(f"no cell ({tag} is missing)")
+    if not fits(operations, cell):
+        raise Unreadable(f"the cell ({_described(values)}) does not have its symmetry")
+    return cell, operations
+
+
+def _described(values: list[float]) -> str:
+    return "{:g} {:g} {:g} A, {:g} {:g} {:g} degrees".format(*values)
+
+
+def _cell_of(values: list[float], limits: Limits) -> np.ndarray:
     lengths, angles = np.array(values[:3]), np.radians(values[3:])
-    described = "a, b, c = {:g}, {:g}, {:g} A; alpha, beta, gamma = {:g}, {:g}, {:g}".format(
-        *values
-    )
-    if not (np.isfinite(values).all() and (lengths > 0).all()):
-        raise Unreadable(f"impossible cell ({described})")
+    if not (np.isfinite(values).all() and (lengths > 0).all() and (angles > 0).all()):
+        raise Unreadable(f"impossible cell ({_described(values)})")
     if (lengths > limits.edge).any():
-        raise Unreadable(f"cell longer than {limits.edge:g} A (limit): {described}")
+        raise Unreadable(f"cell longer than {limits.edge:g} A (limit): {_described(values)}")
     cos = np.cos(angles)
     cos[abs(cos) < 1e-15] = 0
     sin = np.sin(angles[2])
-    y = (cos[0] - cos[1] * cos[2]) / sin if sin > 0 else np.inf
+    y = (cos[0] - cos[1] * cos[2]) / sin if sin > 1e-9 else np.inf
     z_squared = 1 - cos[1] ** 2 - y**2
-    if not (((angles > 0) & (angles < np.pi)).all() and z_squared > 1e-6):
-        raise Unreadable(f"impossible cell ({described})")
-    return lengths[:, None] * np.array(
-        [[1, 0, 0], [cos[2], sin, 0], [cos[1], y, np.sqrt(z_squared)]]
-    )
+    if not ((angles < np.pi).all() and z_squared > 1e-6):
+        raise Unreadable(f"impossible cell ({_described(values)})")
+    directions = [[1, 0, 0], [cos[2], sin, 0], [cos[1], y, np.sqrt(z_squared)]]
+    return lengths[:, None] * np.array(directions)
+
+
+def _read_operations(block: Block, cell: list[float]) -> Operations:
+    names = tuple(name for tag in _NAMES if (name := block.value(tag)) is not None)
+    hall, number = block.value(*_HALL), block.value(*_NUMBERS)
+    is_named = bool(names) or hall is not None or number is not None
+    try:
+        for tag in _OPERATIONS:
+            triplets = block.columns.get(tag)
+            if triplets and triplets[0] not in _UNKNOWN:
+                centerings = block.columns.get(_CENTERINGS) or ["x,y,z"]
+                try:
+                    return operations_from_triplets(tuple(triplets), tuple(centerings))
+                except ValueError:
+                    if not is_named:
+                        raise
+        if is_named:
+            return operations_from_names(hall, names, number, cell[3], cell[5])
+        return operations_from_triplets(("x,y,z",))
+    except ValueError as error:
+        raise Unreadable(str(error)) from None
+
+
+# ---------------------------------------------------------------------------------------------
+# Sites
+
+
+def _read_sites(block: Block) -> _Sites:
+    columns = block.columns
+    fract = [columns.get(tag, []) for tag in _FRACT]
+    count = len(fract[0])
+    if not count:
+        what = "Cartesian coordinates only" if _CARTN in columns else "no _atom_site_fract_x"
+        raise Unreadable(f"no sites ({what})")
+    labels = columns.get(_LABEL) or columns.get(_SYMBOL)
+    if labels is None:
+        raise Unreadable("sites have neither _atom_site_type_symbol nor _atom_site_label")
+    symbols = columns.get(_SYMBOL, labels)
+    occupancy = _read_occupancy(columns, labels)
+    flags = columns.get(_FLAG, ["d"] * count)
+    if {len(column) for column in (*fract, labels, symbols, occupancy, flags)} != {count}:
+        raise Unreadable("columns of _atom_site_ differ in length")
+    if "dum" in flags or not occupancy.all():
+        rows = [k for k in range(count) if flags[k] != "dum" and occupancy[k] > 0]
+        *fract, labels, symbols = (
+            [column[k] for k in rows] for column in (*fract, labels, symbols)
+        )
+        occupancy = occupancy[rows]
+        if not rows:
+            raise Unreadable("no sites (none is occupied)")
+    frac = np.stack([_numbers(column, labels) for column in fract], 1)
+    source, numbers, oxidation, share = _read_species(block, symbols, labels)
+    labels = [labels[k] for k in source] if len(source) > len(frac) else labels
+    return _Sites(labels, frac[source], numbers, oxidation, occupancy[source] * share)
 
 
 def _numbers(column: list[str], labels: list[str]) -> np.ndarray:
     try:
         values = np.array([float(text) for text in column])
     except ValueError:
-        values = np.array([gemmi.cif.as_number(gemmi.cif.as_string(text)) for text in column])
-    if not np.isfinite(values).all():
-        k = int(np.argmin(np.isfinite(values)))
-        raise Unreadable(f"coordinate of {labels[k]} is not a number: {column[k]}")
+        values = np.array([gemmi.cif.as_number(text) for text in column])
+    sound = abs(values) < 1000  # false for NaN
+    if not sound.all():
+        row = int(np.argmin(sound))
+        raise Unreadable(f"coordinates of {labels[row]} are unknown: {column[row]!r}")
     return values
 
 
-def _read_occupancy(block: Block, count: int) -> np.ndarray | None:
-    column = block.column("_atom_site_occupancy")
-    if column is None or column.count("1") == len(column):
-        return None
-    values = np.array([gemmi.cif.as_number(gemmi.cif.as_string(text), 1.0) for text in column])
-    return values
-
-
-def _has_dummies(block: Block) -> bool:
-    flags = block.column("_atom_site_calc_flag")
-    return flags is not None and "dum" in flags
-
-
-def _is_dummy(block: Block, k: int) -> bool:
-    return block.values["_atom_site_calc_flag"][k] == "dum"
-
-
-_SYMBOL = re.compile(r"\d*([A-Za-z]{1,2})")
-_CHARGE = re.compile(r"(\d+\.?\d*)([+-])|([+-])(\d+\.?\d*)?")
-
-
-@functools.lru_cache(4096)
-def _element(text: str) -> int:
-    """Atomic number of a type symbol or label; 0 if it names no element."""
-    found = _SYMBOL.match(text)
-    if not found:
-        return 0
-    letters = found[1]
-    for symbol in (letters.capitalize(), letters[0].upper()):
-        if symbol in NUMBERS:
-            return NUMBERS[symbol]
-        if symbol in ("D", "T"):
-            return 1
-    return 0
-
-
-@functools.lru_cache(4096)
-def _charge(text: str) -> float:
-    """Oxidation state in a type symbol such as Na+, O2- or Fe+3; 0 if there is none."""
-    found = _CHARGE.search(text)
-    if not found:
-        return 0.0
-    size, sign = (found[1], found[2]) if found[2] else (found[4] or "1", found[3])
-    return float(size) if sign == "+" else -float(size)
+def _read_occupancy(columns: dict[str, list[str]], labels: list[str]) -> np.ndarray:
+    """Occupancies, 1 where they are not known."""
+    column = columns.get(_OCCUPANCY, ())
+    if column.count("1") == len(column):
+        return np.ones(len(column) or len(labels))
+    values = np.array([gemmi.cif.as_number(text, 1.0) for text in column])
+    sound = (values >= 0) & (values <= _CROWDED)
+    flags = columns.get(_FLAG, ())
+    for row in np.flatnonzero(~sound):
+        if flags[row : row + 1] != ["dum"]:
+            raise Unreadable(f"occupancy of {labels[row]} is {column[row]}")
+    return np.where(values >= FULL, 1.0, values)
 
 
 def _read_species(
     block: Block, symbols: list[str], labels: list[str]
-) -> tuple[np.ndarray, np.ndarray | None]:
-    numbers = np.array([_element(symbol) for symbol in symbols], dtype=np.int64)
-    if not numbers.all():
-        k = int(np.argmin(numbers))
-        raise Unreadable(f"unknown element {symbols[k]!r} (site {labels[k]})")
-    if any("+" in symbol or "-" in symbol for symbol in symbols):
-        return numbers, np.array([_charge(symbol) for symbol in symbols])
-    return numbers, None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The species on the sites: which site, its element, its charge, its share of the site."""
+    symbols_known = symbols is not labels
+    texts = symbols
+    if symbols_known and not _UNKNOWN.isdisjoint(symbols):
+        texts = [b if a in _UNKNOWN else a for a, b in zip(symbols, labels, strict=True)]
+        symbols_known = False
+    formula = frozenset()
+    if not symbols_known:
+        words = re.findall("[A-Z][a-z]?", block.value(_FORMULA) or "")
+        formula = frozenset(words).intersection(NUMBERS)
+    charges = _listed_charges(block)
+    species = {text: _species(text, formula, charges) for text in set(texts)}
+    sources, rows = [], []
+    for site, text in enumerate(texts):
+        if not species[text]:
+            raise Unreadable(f"unknown element {text!r} (site {labels[site]})")
+        for each in species[text]:
+            sources.append(site)
+            rows.append(each)
+    numbers, oxidation, share = np.array(rows).T
+    return np.array(sources), numbers.astype(np.int64), oxidation, share
 
 
-def _read_symmetry(block: Block, cell: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    for tag in _OPERATIONS:
-        listed = block.column(tag)
-        if listed:
-            centerings = block.column(_CENTERINGS) or ["x,y,z"]
-            try:
-                return _operations(tuple(listed), tuple(centerings))
-            except (RuntimeError, ValueError) as error:
-                raise Unreadable(f"{tag} cannot be understood: {error}") from None
-    name = block.value(*_NAMES)
-    number = block.value(*_GROUP_NUMBERS)
-    if name is None and number is None:
-        return _operations(("x,y,z",), ("x,y,z",))
-    return _group_operations(name, number)
+def _listed_charges(block: Block) -> dict[str, float]:
+    listed = block.columns.get(_CHARGED, ()), block.columns.get(_CHARGES, ())
+    charges = {symbol: gemmi.cif.as_number(text) for symbol, text in zip(*listed, strict=False)}
+    return {symbol: charge for symbol, charge in charges.items() if np.isfinite(charge)}
 
 
-@functools.lru_cache(1024)
-def _operations(
-    triplets: tuple[str, ...], centerings: tuple[str, ...]
-) -> tuple[np.ndarray, np.ndarray]:
-    def parse(triplet: str) -> gemmi.Op:
-        parts = gemmi.cif.as_string(triplet).split(",")
-        return gemmi.Op(",".join(part.strip() for part in parts[:3]))
-
-    operations = [parse(c) * parse(t) for c in centerings for t in triplets]
-    return _arrays(operations)
+_SHARE = re.compile(r"\s*(\d*\.?\d+)\s*([A-Z][a-z]?[\d+-]*)\s*")
+_LETTERS = re.compile(r"\d*([A-Za-z]{1,2})(?![a-z]{2})")
+_CHARGE = re.compile(r"(\d+\.?\d*)([+-])|([+-])(\d+\.?\d*)?")
 
 
-@functools.lru_cache(1024)
-def _group_operations(name: str | None, number: str | None) -> tuple[np.ndarray, np.ndarray]:
-    group = None
-    if name is not None:
-        group = gemmi.find_spacegroup_by_name(name)
-    if group is None and name is None and number is not None:
-        group = gemmi.find_spacegroup_by_number(int(number))
-    if group is not None:
-        return _arrays(list(group.operations()))
-    try:
-        return _arrays(list(gemmi.symops_from_hall(name or "")))
-    except (RuntimeError, ValueError):
-        raise Unreadable(f"unknown space group {name!r}") from None
+def _species(
+    text: str, formula: frozenset[str], charges: dict[str, float]
+) -> list[tuple[int, float, float]]:
+    """Atomic number, charge and share of a type symbol, or of several: 0.75Si + 0.25Al. A charge
+    is part of the symbol (Na+, O2-, Fe+3) or listed. None where a symbol names no element."""
+    parts = [_SHARE.fullmatch(part) for part in text.split(" + ")]
+    if all(parts):
+        shared = [(part[2], float(part[1])) for part in parts]
+        if sum(share for _, share in shared) > 1.001:
+            return []
+    else:
+        shared = [(text, 1.0)]
+    found = []
+    for symbol, share in shared:
+        number = _element(symbol, formula)
+        charge = charges.get(symbol)
+        if charge is None:
+            sign = _CHARGE.search(symbol)
+            charge = float((sign[2] or sign[3]) + (sign[1] or sign[4] or "1")) if sign else 0.0
+        if not number or abs(charge) > 9:
+            return []
+        found.append((number, charge, share))
+    return found
 
 
-def _arrays(operations: list[gemmi.Op]) -> tuple[np.ndarray, np.ndarray]:
-    rotations = np.array([op.rot for op in operations]) / gemmi.Op.DEN
-    translations = np.array([op.tran for op in operations]) / gemmi.Op.DEN
-    return rotations, translations
+@functools.lru_cache(4096)
+def _element(text: str, formula: frozenset[str]) -> int:
+    """Atomic number of a type symbol or label; 0 if it names no element. A formula tells the
+    hydrogen HO1 from holmium."""
+    letters = _LETTERS.match(text)
+    if not letters:
+        return 0
+    choices = [letters[1].capitalize(), letters[1][0].upper()]
+    if text[:3].lower() == "wat":
+        choices = ["O"]
+    choices = [_ISOTOPES.get(symbol, symbol) for symbol in choices]
+    choices = [symbol for symbol in choices if symbol in NUMBERS]
+    choices.sort(key=lambda symbol: symbol not in formula)
+    return NUMBERS[choices[0]] if choices else 0
 
 
-def _expand(
-    frac: np.ndarray, rotations: np.ndarray, translations: np.ndarray, cell: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """All images of the sites in the cell, site by site, and the site that each is of.
+_ISOTOPES = {"D": "H", "T": "H"}
 
-    A site near a special position, within the rounding of its coordinates, moves onto it: to the
-    mean of its images that are nearer than SPECIAL.
+
+def _settle(
+    sites: _Sites, cell: np.ndarray, frac: np.ndarray, source: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What is meant to be one place becomes one: coordinates, listed sites and occupancies.
+
+    A file may list sites that are symmetry images of others: they go. Species whose occupancies
+    add up to 1 share a place if they are nearer than SAME.
     """
-    if len(rotations) == 1:
-        return wrapped(frac), np.arange(len(frac))
-    parts, counts = [], []
-    for site in frac:
-        images = rotations @ site + translations
-        shift = images - site
-        shift -= np.round(shift)
-        near = np.linalg.norm(shift @ cell, axis=1) < SPECIAL
-        if near.sum() > 1:
-            images = rotations @ (site + shift[near].mean(0)) + translations
-            between = images[:, None] - images
-            between -= np.round(between)
-            same = np.linalg.norm(between @ cell, axis=2) < SPECIAL
-            images = images[~np.tril(same, -1).any(1)]
-        parts.append(images)
-        counts.append(len(images))
-    return wrapped(np.concatenate(parts)), np.repeat(np.arange(len(frac)), counts)
-
-
-def coincident_pairs(cell: np.ndarray, frac: np.ndarray) -> np.ndarray:
-    """Sites nearer to each other than COINCIDENT: (pairs, 2), possibly not all if there are many.
-
-    Sites are sorted into boxes at least twice as wide, of eight grids shifted by half a box: two
-    near sites are in one box of one of them.
-    """
-    widths = 2 * COINCIDENT * np.linalg.norm(np.linalg.inv(cell), axis=0)
-    boxes = np.maximum(1, 1 / widths).astype(np.int64)
-    box = np.floor(frac * boxes + _HALVES[:, None]).astype(np.int64) % boxes
-    keys = (box[..., 0] * boxes[1] + box[..., 1]) * boxes[2] + box[..., 2]  # (8, sites)
-    order = np.argsort(keys, axis=1)
-    keys = np.take_along_axis(keys, order, 1)
-    for step in range(1, len(frac)):
-        grid, place = np.nonzero(keys[:, step:] == keys[:, :-step])
-        if not len(grid):
+    while True:
+        pairs, distance = near_pairs(cell, frac)
+        if not len(pairs):
+            return frac, source, sites.occupancy[source]
+        i, j = source[pairs].T
+        crowded = sites.occupancy[i] + sites.occupancy[j] > _CROWDED
+        if not crowded.any():
             break
-        pairs = np.stack([order[grid, place], order[grid, place + step]], 1)
-        shift = frac[pairs[:, 0]] - frac[pairs[:, 1]]
-        shift -= np.round(shift)
-        near = np.linalg.norm(shift @ cell, axis=1) < COINCIDENT
-        if near.any():
-            return np.unique(np.sort(pairs[near], 1), axis=0)
-    return np.empty((0, 2), dtype=np.int64)
-
-
-_HALVES = np.array([[a, b, c] for a in (0, 0.5) for b in (0, 0.5) for c in (0, 0.5)])
+        equal = (i != j) & (distance < SAME)
+        for column in (sites.numbers, sites.oxidation, sites.occupancy):
+            equal &= column[i] == column[j]
+        listed_apart = np.linalg.norm((sites.frac[i] - sites.frac[j]) @ cell, axis=1) > SAME
+        wrong = crowded & ~(equal & listed_apart)
+        if wrong.any():
+            k = int(np.argmax(wrong))
+            a, b = sites.labels[i[k]], sites.labels[j[k]]
+            raise Unreadable(f"two atoms in one place ({a} and {b}, {distance[k]:.3f} A apart)")
+        keep = ~np.isin(source, j[crowded])
+        frac, source = frac[keep], source[keep]
+    for a, b in pairs[distance < SAME].tolist():
+        frac[b] = frac[a]
+    occupancy = sites.occupancy[source]
+    place = np.unique(frac, axis=0, return_inverse=True)[1].reshape(-1)
+    total = np.bincount(place, occupancy)[place]
+    if total.max() > _CROWDED:
+        raise Unreadable(f"two atoms in one place ({sites.labels[source[np.argmax(total)]]})")
+    return frac, source, occupancy / np.maximum(total, 1)

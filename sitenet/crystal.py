@@ -342,13 +342,15 @@ def _read(
                 file = str(source)
                 source = _file_bytes(Path(source), limits)
             text = _decoded(source, limits)
-        blocks = list(cif.read_blocks(text))
+        blocks = cif.read_blocks(text, limits)
         with_sites = [b for b in blocks if cif.has_sites(b)]
         if not with_sites:
-            if len(blocks) == 1:
-                block = blocks[0].name
-                cif.read_structure(blocks[0], limits, disorder)
-            raise cif.Unreadable("no sites")
+            if not blocks:
+                raise cif.Unreadable("no data block")
+            block = blocks[0].name
+            for each in blocks:  # says what is missing
+                block = each.name
+                cif.read_structure(each, limits, disorder)
         for each in with_sites:
             block = each.name
             structure = cif.read_structure(each, limits, disorder)
