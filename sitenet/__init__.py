@@ -12,6 +12,7 @@ __version__ = _version("sitenet")
 
 _MODULE_OF = {
     "CifError": "crystal",
+    "Limits": "crystal",
     "Crystal": "crystal",
     "read_cif": "crystal",
     "read_cifs": "crystal",

@@ -161,12 +161,15 @@ def read_blocks(text: str, limits: Limits) -> list[Block]:
     return blocks
 
 
+_QUOTES = frozenset("'\";")
+
+
 def _normal(tag: str) -> str:
     return tag.lower().replace(".", "_")
 
 
 def _plain(value: str) -> str:
-    return gemmi.cif.as_string(value) if value[0] in "'\";" else value
+    return gemmi.cif.as_string(value) if value[:1] in _QUOTES else value
 
 
 _TOKEN = re.compile(
@@ -178,7 +181,7 @@ _TOKEN = re.compile(
     | (?P<word>\S+)""",
     re.MULTILINE | re.VERBOSE,
 )
-_LENIENT_BYTES = 20_000_000  # a few seconds of work
+_LENIENT_BYTES = 10_000_000  # a few seconds of work
 
 
 def _read_leniently(text: str) -> list[Block]:
@@ -252,7 +255,7 @@ def read_structure(block: Block, limits: Limits, disorder: str) -> Structure:
             f"partial occupancy ({sites.labels[row]}: {sites.occupancy[row]:g}); "
             f'disorder="average" reads it, to be averaged over'
         )
-    if len(is_full) * len(operations) > 200 * limits.sites:
+    if len(is_full) * len(operations) > 10 * limits.sites:  # they are not all on special positions
         raise Unreadable(f"more than {limits.sites} sites (limit)")
     frac, source = expand(sites.frac, is_full, operations, cell)
     if len(frac) > limits.sites:
@@ -302,14 +305,14 @@ def _cell_of(values: list[float], limits: Limits) -> np.ndarray:
         raise Unreadable(f"impossible cell ({_described(values)})")
     if (lengths > limits.edge).any():
         raise Unreadable(f"cell longer than {limits.edge:g} A (limit): {_described(values)}")
-    cos = np.cos(angles)
+    # As in pymatgen: c along z, a in the plane of x and z.
+    cos, sin = np.cos(angles), np.sin(angles)
     cos[abs(cos) < 1e-15] = 0
-    sin = np.sin(angles[2])
-    y = (cos[0] - cos[1] * cos[2]) / sin if sin > 1e-9 else np.inf
-    z_squared = 1 - cos[1] ** 2 - y**2
-    if not ((angles < np.pi).all() and z_squared > 1e-6):
+    x = (cos[2] - cos[0] * cos[1]) / sin[1] if sin[1] > 1e-9 else np.inf
+    y_squared = sin[0] ** 2 - x**2
+    if not ((angles < np.pi).all() and y_squared > 1e-6):
         raise Unreadable(f"impossible cell ({_described(values)})")
-    directions = [[1, 0, 0], [cos[2], sin, 0], [cos[1], y, np.sqrt(z_squared)]]
+    directions = [[sin[1], 0, cos[1]], [x, np.sqrt(y_squared), cos[0]], [0, 0, 1]]
     return lengths[:, None] * np.array(directions)
 
 
@@ -349,10 +352,11 @@ def _read_sites(block: Block) -> _Sites:
     if labels is None:
         raise Unreadable("sites have neither _atom_site_type_symbol nor _atom_site_label")
     symbols = columns.get(_SYMBOL, labels)
-    occupancy = _read_occupancy(columns, labels)
+    shares = columns.get(_OCCUPANCY, ["1"] * count)
     flags = columns.get(_FLAG, ["d"] * count)
-    if {len(column) for column in (*fract, labels, symbols, occupancy, flags)} != {count}:
+    if {len(column) for column in (*fract, labels, symbols, shares, flags)} != {count}:
         raise Unreadable("columns of _atom_site_ differ in length")
+    occupancy = _read_occupancy(shares, labels, flags)
     if "dum" in flags or not occupancy.all():
         rows = [k for k in range(count) if flags[k] != "dum" and occupancy[k] > 0]
         *fract, labels, symbols = (
@@ -379,16 +383,14 @@ def _numbers(column: list[str], labels: list[str]) -> np.ndarray:
     return values
 
 
-def _read_occupancy(columns: dict[str, list[str]], labels: list[str]) -> np.ndarray:
+def _read_occupancy(column: list[str], labels: list[str], flags: list[str]) -> np.ndarray:
     """Occupancies, 1 where they are not known."""
-    column = columns.get(_OCCUPANCY, ())
     if column.count("1") == len(column):
-        return np.ones(len(column) or len(labels))
+        return np.ones(len(column))
     values = np.array([gemmi.cif.as_number(text, 1.0) for text in column])
     sound = (values >= 0) & (values <= _CROWDED)
-    flags = columns.get(_FLAG, ())
     for row in np.flatnonzero(~sound):
-        if flags[row : row + 1] != ["dum"]:
+        if flags[row] != "dum":
             raise Unreadable(f"occupancy of {labels[row]} is {column[row]}")
     return np.where(values >= FULL, 1.0, values)
 

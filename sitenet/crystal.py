@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import warnings
@@ -107,17 +108,29 @@ class Crystal:
         amounts = np.bincount(self.numbers, self.occupancy)
         return {int(number): float(amounts[number]) for number in np.flatnonzero(amounts)}
 
-    def primitive(self, tolerance: float = 0.01) -> Crystal:
+    def primitive(self, method: str = "spglib", tolerance: float | None = None) -> Crystal:
         """The smallest cell that repeats to this crystal.
 
         A cell that is primitive already is returned as it is, as the published code does; otherwise
-        the primitive cell is Niggli-reduced. Species, oxidation state and occupancy must all be the
-        same for two sites to be equivalent. Where spglib finds no cell the crystal is returned as
-        it is.
+        the primitive cell is Niggli-reduced. Two sites are equivalent only if they agree in
+        species, oxidation state and occupancy.
 
         Args:
-            tolerance: how far from its image a site may lie, in angstrom.
+            method: ``"spglib"``; or ``"pymatgen"``, what the published code calls, to have the very
+                same axes and order of sites. Where spglib finds no cell the crystal is returned as
+                it is.
+            tolerance: how far from its image a site may lie, in angstrom; None takes 0.01 for
+                spglib and the published 0.5 for pymatgen.
+
+        Raises:
+            ImportError: pymatgen is asked for and not installed.
         """
+        if method == "pymatgen":
+            structure = self.to_pymatgen().get_primitive_structure(tolerance or 0.5)
+            return dataclasses.replace(Crystal.from_pymatgen(structure), name=self.name)
+        if method != "spglib":
+            raise ValueError(f"method must be 'spglib' or 'pymatgen', got {method!r}")
+        tolerance = 0.01 if tolerance is None else tolerance
         kinds, rows = self._kinds()
         if not _has_translation(self.cell, self.frac, kinds, tolerance):
             return self

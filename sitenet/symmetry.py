@@ -12,8 +12,10 @@ from sitenet.supercell import wrapped
 
 SPECIAL = 0.5  # angstrom: images of one atom that are nearer are one, on a special position
 NEAR = 0.3  # angstrom: no two atoms of a crystal are nearer
-SAME = 0.05  # angstrom: what is meant to be one position differs by no more
+SAME = 0.05  # angstrom: species that are nearer share a position
+_ROUNDING = 1e-3  # of fractional coordinates that are given to three digits
 _DISTORTION = 0.02  # of the products of the cell vectors' lengths
+_MOST_OPERATIONS = 1000  # a space group has at most 192, a magnetic one more in its large cell
 
 
 class Operations(NamedTuple):
@@ -44,6 +46,9 @@ def operations_from_triplets(
         ValueError: one cannot be understood, or together they are not a group.
     """
 
+    if len(triplets) * len(centerings) > 20 * _MOST_OPERATIONS:
+        raise ValueError(f"{len(triplets)} symmetry operations")
+
     def parse(triplet: str) -> gemmi.Op:
         parts = triplet.replace(" ", "").split(",")
         try:
@@ -51,10 +56,10 @@ def operations_from_triplets(
         except (RuntimeError, ValueError):
             raise ValueError(f"{triplet!r} is not a symmetry operation") from None
 
-    if not len(triplets) * len(centerings) <= 2000:
-        raise ValueError(f"{len(triplets)} symmetry operations")
     both = [(parse(c) * parse(t)).wrap() for c in centerings for t in triplets]
     unique = list({op.triplet(): op for op in both}.values())
+    if len(unique) > _MOST_OPERATIONS:
+        raise ValueError(f"{len(unique)} symmetry operations")
     found = _of(unique)
     if not _is_group(found):
         raise ValueError(f"the {len(unique)} symmetry operations are not a group")
@@ -130,8 +135,9 @@ def expand(
 ) -> tuple[np.ndarray, np.ndarray]:
     """All images of sites in the cell.
 
-    A site near a special position moves onto it, to the mean of its images there: images of an
-    atom nearer than SPECIAL are one atom; those of a partly occupied site must be nearer than SAME.
+    A site near a special position moves onto it, to the mean of its images there. Images of an
+    atom nearer than SPECIAL are one atom. Those of a partly occupied site are one if they are equal
+    within the rounding of coordinates; otherwise it may be split.
 
     Args:
         frac: (sites, 3) fractional coordinates.
@@ -146,20 +152,24 @@ def expand(
         return wrapped(frac), np.arange(len(frac))
     rotations, translations = operations
     parts, counts = [], []
-    for site, near in zip(frac, np.where(full, SPECIAL, SAME), strict=True):
+    for site, is_full in zip(frac, full, strict=True):
         images = rotations @ site + translations
-        shift = images - site
-        shift -= np.round(shift)
-        here = np.linalg.norm(shift @ cell, axis=1) < near
+        here, shift = _one_place(images - site, cell, is_full)
         if here.sum() > 1:
             images = rotations @ (site + shift[here].mean(0)) + translations
-            between = images[:, None] - images
-            between -= np.round(between)
-            same = np.linalg.norm(between @ cell, axis=2) < near
+            same, _ = _one_place(images[:, None] - images, cell, is_full)
             images = images[~np.tril(same, -1).any(1)]
         parts.append(images)
         counts.append(len(images))
     return wrapped(np.concatenate(parts)), np.repeat(np.arange(len(frac)), counts)
+
+
+def _one_place(shift: np.ndarray, cell: np.ndarray, is_full: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Whether images this far from each other are one site; and the shift to the nearest one."""
+    shift = shift - np.round(shift)
+    if is_full:
+        return np.linalg.norm(shift @ cell, axis=-1) < SPECIAL, shift
+    return (abs(shift) <= _ROUNDING).all(-1), shift
 
 
 def near_pairs(cell: np.ndarray, frac: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
