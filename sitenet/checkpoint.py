@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import pickle
 import re
 from collections import OrderedDict
@@ -17,6 +16,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import safetensors
 import safetensors.torch
 import torch
@@ -24,10 +24,13 @@ from torch import Tensor
 
 import sitenet
 from sitenet.config import SiteNetConfig, load_config
+from sitenet.files import new_file
+from sitenet.uncertainty import Calibration
 
 if TYPE_CHECKING:
     from sitenet.model import SiteNet
 
+_CALIBRATION = "calibration."  # prefix of the tensors of a Calibration
 FORMAT = 1  # of the safetensors metadata; raised when an older sitenet could not read a new file
 
 # Our names and the published ones, up to .weight and .bias; {b} and {k} stand for numbers.
@@ -200,16 +203,13 @@ def save(model: SiteNet, path: str | Path, metadata: Mapping[str, Any] | None = 
         "metadata": dict(metadata or {}),
     }
     tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        content = safetensors.torch.save(tensors, {"sitenet": json.dumps(header)})
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    if model.calibration is not None:
+        for name, value in vars(model.calibration).items():
+            value = torch.as_tensor(np.ascontiguousarray(value))
+            tensors[_CALIBRATION + name] = value.float() if value.is_floating_point() else value
+    content = safetensors.torch.save(tensors, {"sitenet": json.dumps(header)})
+    with new_file(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
@@ -256,7 +256,15 @@ def load(name_or_path: str | Path) -> SiteNet:
     header = read_metadata(path)
     targets = [Target(**t) for t in header["targets"]]
     model = SiteNet(SiteNetConfig.from_dict(header["config"]), targets)
-    _load_all(model, safetensors.torch.load_file(path), str(path))
+    tensors = safetensors.torch.load_file(path)
+    found = {
+        name.removeprefix(_CALIBRATION): tensors.pop(name).numpy()
+        for name in list(tensors)
+        if name.startswith(_CALIBRATION)
+    }
+    if found:
+        model.calibration = Calibration(**found | {"threshold": float(found["threshold"].item())})
+    _load_all(model, tensors, str(path))
     return model.eval()
 
 

@@ -24,6 +24,7 @@ POOLINGS = ("mean", "max")
 IMAGES = ("supercell", "sphere")
 INTERACTIONS = ("renew", "keep")
 SUMMARIES = ("all", "last")
+OPTIMIZERS = ("adamw", "muon")
 SCHEDULES = ("constant", "cosine", "onecycle")
 PRECISIONS = ("float32", "bfloat16")
 INTERACTION_FEATURES = (
@@ -90,8 +91,9 @@ class InteractionFeature:
 class TrainingConfig:
     """How a model is trained; defaults are the published ones."""
 
-    learning_rate: float = _setting(8.125971481941902e-4, "learning rate of AdamW")
-    weight_decay: float = _setting(1e-4, "weight decay of AdamW, on all parameters")
+    optimizer: str = _setting("adamw", "adamw, or muon for the matrices of hidden layers")
+    learning_rate: float = _setting(8.125971481941902e-4, "highest learning rate")
+    weight_decay: float = _setting(1e-4, "weight decay; with muon of matrices only")
     epsilon: float = _setting(1e-7, "epsilon of AdamW")
     amsgrad: bool = _setting(True, "the AMSGrad variant of AdamW")
     clip_norm: float = _setting(1.0, "largest norm of the gradient; 0 does not clip")
@@ -111,6 +113,7 @@ class TrainingConfig:
     test: float = _setting(0.1, "part of the crystals that only the final error is taken on")
 
     def __post_init__(self) -> None:
+        _one_of("optimizer", self.optimizer, OPTIMIZERS)
         _one_of("schedule", self.schedule, SCHEDULES)
         _one_of("precision", self.precision, PRECISIONS)
         for name in ("epochs", "accumulate"):

@@ -36,6 +36,8 @@ from sitenet.reference import attend, normalise, row_of_pair, row_softmax
 if TYPE_CHECKING:
     import numpy as np
 
+    from sitenet.uncertainty import Calibration
+
 ACTIVATIONS = {"mish": F.mish, "relu": torch.relu, "none": lambda x: x}
 EPSILON = 1e-5  # of every norm
 NUM_ELEMENTS = 200  # rows of the embedding, as published
@@ -43,12 +45,14 @@ NUM_ELEMENTS = 200  # rows of the embedding, as published
 
 @dataclass(frozen=True)
 class Target:
-    """One predicted property: its name and unit, and the scaling of the decoder's output."""
+    """One predicted property: its name and unit, the scaling of the decoder's output, and its kind:
+    "value", or "class" for 0 or 1, of which the decoder gives the logit."""
 
     name: str = "target"
     unit: str = ""
     mean: float = 0.0
     std: float = 1.0
+    kind: str = "value"
 
 
 class Layer(nn.Module):
@@ -323,7 +327,10 @@ class SiteNet(nn.Module):
         self.register_buffer("element_table", _element_table(config), persistent=False)
         self.register_buffer("target_mean", torch.zeros(len(targets)), persistent=False)
         self.register_buffer("target_std", torch.ones(len(targets)), persistent=False)
+        is_class = torch.zeros(len(targets), dtype=torch.bool)
+        self.register_buffer("is_class", is_class, persistent=False)
         self.targets = targets
+        self.calibration: Calibration | None = None  # of a trained model
         if self.blocks[0].plain:
             why = f"hidden: {list(config.hidden)}" if config.k_softmax is None else "k_softmax"
             warnings.warn(
@@ -344,6 +351,7 @@ class SiteNet(nn.Module):
         self._targets = tuple(targets)
         self.target_mean.copy_(torch.tensor([t.mean for t in targets]))
         self.target_std.copy_(torch.tensor([t.std for t in targets]))
+        self.is_class.copy_(torch.tensor([t.kind == "class" for t in targets]))
 
     def forward(self, pairs: Pairs) -> Tensor:
         """Predict from pairs on the model's device: (crystals, targets), in the targets' units."""
@@ -458,21 +466,27 @@ class SiteNet(nn.Module):
         return x  # (crystals, post_pool[-1])
 
     def decode(self, encoding: Tensor) -> Tensor:
-        """Encodings -> properties in the targets' units: (crystals, targets)."""
+        """Encodings -> properties in their units, logits of classes: (crystals, targets)."""
         with torch.autocast(encoding.device.type, enabled=False):
             y = self.decoder(encoding) * self.target_std + self.target_mean
+        z = y
         match self.config.last_activation:
             case "relu":
-                return torch.relu(y)
+                z = torch.relu(y)
             case "softplus":
-                return F.softplus(y)
+                z = F.softplus(y)
             case "trelu":  # a negative prediction still learns
-                return with_gradient_of(y.clamp(min=0), y)
-        return y
+                z = with_gradient_of(y.clamp(min=0), y)
+        return torch.where(self.is_class, y, z)
+
+    def properties(self, encoding: Tensor) -> Tensor:
+        """Encodings -> what is reported: values in their units, and probabilities of class 1."""
+        y = self.decode(encoding)
+        return torch.where(self.is_class, torch.sigmoid(y), y)
 
     @torch.no_grad()
-    def forward_by_rows(self, finder: PairFinder, max_pairs: int = 2_000_000) -> Tensor:
-        """Predict one crystal whose pairs do not fit into memory, some rows at a time.
+    def encode_by_rows(self, finder: PairFinder, max_pairs: int = 2_000_000) -> Tensor:
+        """Encode one crystal whose pairs do not fit into memory, some rows at a time.
 
         Nothing of the size of all pairs is kept: every block finds a part's pairs anew and computes
         their interaction features from the start, with the states that earlier blocks left.
@@ -482,7 +496,7 @@ class SiteNet(nn.Module):
             max_pairs: pairs held at a time; one row's at least.
 
         Returns:
-            (1, targets), as ``forward`` of all the pairs.
+            (1, post_pool[-1]), as ``encode`` of all the pairs.
         """
         step = max(1, max_pairs // finder.row_size)
         device = self.element_table.device
@@ -494,7 +508,7 @@ class SiteNet(nn.Module):
                 for i in range(0, finder.num_rows, step)
             ]
             states.append(torch.cat(parts))
-        return self.decode(self.pool(self.summarise(states[1:]), whole))
+        return self.pool(self.summarise(states[1:]), whole)
 
     def _attend_part(self, pairs: Pairs, states: list[Tensor]) -> Tensor:
         """The next states of a part's rows, from the states before each block so far."""

@@ -1,0 +1,164 @@
+"""What a model predicts of crystals whose properties are known, and how far off it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sitenet.data import Dataset
+from sitenet.files import write_csv
+from sitenet.metrics import class_scores, regression_scores
+from sitenet.model import SiteNet, Target
+from sitenet.progress import Reporter
+
+COVERAGE = 0.9  # of the intervals that are written, unless said otherwise
+
+
+@dataclass(eq=False)
+class Predictions:
+    """Predictions of a dataset's crystals.
+
+    Attributes:
+        ids: (crystals,).
+        split: (crystals,) "valid", "test" or the like.
+        targets: of the model.
+        truth: (crystals, targets), NaN where missing.
+        values: (crystals, targets); probabilities for classes.
+        half_width: (targets,) of the intervals, infinite where there is none.
+        inside: (crystals,) whether each is like the training set.
+    """
+
+    ids: list[str]
+    split: list[str]
+    targets: list[Target]
+    truth: np.ndarray
+    values: np.ndarray
+    half_width: np.ndarray
+    inside: np.ndarray
+
+    @classmethod
+    def of(
+        cls,
+        model: SiteNet,
+        data: Dataset,
+        parts: Mapping[str, np.ndarray],
+        values: np.ndarray,
+        encodings: np.ndarray,
+        coverage: float = COVERAGE,
+    ) -> Predictions:
+        """Predictions of parts of a dataset, one part after another."""
+        index = np.concatenate([np.asarray(i, dtype=int) for i in parts.values()])
+        width, inside = np.full(len(model.targets), np.inf), np.ones(len(index), dtype=bool)
+        if model.calibration is not None:
+            width = model.calibration.half_width(coverage)
+            if len(index):
+                inside = model.calibration.inside(encodings)
+        return cls(
+            [data.ids[i] for i in index],
+            [name for name, i in parts.items() for _ in i],
+            model.targets,
+            data.targets[index],
+            values,
+            width,
+            inside,
+        )
+
+    def scores(self, mean: np.ndarray | None = None, median: np.ndarray | None = None) -> dict:
+        """Errors by split and target.
+
+        Args:
+            mean: (targets,) of the training crystals: what predicting it would give stands beside,
+                as ``mae_of_mean``.
+            median: likewise, ``mae_of_median``.
+        """
+        found: dict[str, dict[str, dict[str, float]]] = {}
+        for name in dict.fromkeys(self.split):
+            chosen = np.array([s == name for s in self.split])
+            found[name] = {}
+            for k, target in enumerate(self.targets):
+                truth, y = self.truth[chosen, k], self.values[chosen, k]
+                if target.kind == "class":
+                    found[name][target.name] = class_scores(truth, y)
+                    continue
+                scores = regression_scores(truth, y)
+                for title, constant in (("mae_of_mean", mean), ("mae_of_median", median)):
+                    if constant is not None and scores["crystals"]:
+                        scores[title] = float(np.nanmean(np.abs(truth - constant[k])))
+                if np.isfinite(self.half_width[k]) and scores["crystals"]:
+                    near = np.abs(y - truth) <= self.half_width[k]
+                    scores["interval"] = float(self.half_width[k])
+                    scores["coverage"] = float(near[np.isfinite(truth)].mean())
+                found[name][target.name] = scores
+        return found
+
+    def write(self, path: Path) -> None:
+        """A CSV: id, split, then for each target its true value, prediction and interval."""
+        header = ["id", "split"]
+        for target in self.targets:
+            header += [target.name, f"{target.name}_predicted"]
+            header += [f"{target.name}_low", f"{target.name}_high"] * (target.kind == "value")
+        write_csv(path, [*header, "like_training"], self._rows())
+
+    def _rows(self) -> Any:
+        for i, name in enumerate(self.ids):
+            row: list[Any] = [name, self.split[i]]
+            for k, target in enumerate(self.targets):
+                row += [number(self.truth[i, k]), number(self.values[i, k])]
+                if target.kind == "value":
+                    row += map(number, interval(self.values[i, k], self.half_width[k]))
+            yield [*row, "yes" if self.inside[i] else "no"]
+
+    def plot(
+        self, folder: Path, history: Sequence[Mapping[str, Any]], reporter: Reporter
+    ) -> list[Path]:
+        """Parity plots of the test crystals (of validation where there are none), and the learning
+        curve where there is a history; what is missing for them is said."""
+        try:
+            import matplotlib  # noqa: F401
+
+            from sitenet import plots
+        except ImportError:
+            reporter.say("no plots: they need matplotlib, pip install 'sitenet[plot]'")
+            return []
+        written = []
+        shown = next((s for s in ("test", "valid", "all") if s in self.split), None)
+        chosen = np.array([s == shown for s in self.split], dtype=bool)
+        for k, target in enumerate(self.targets):
+            known = np.isfinite(self.truth[chosen, k]).any() if chosen.any() else False
+            if target.kind == "value" and known:
+                ending = "" if len(self.targets) == 1 else f"_{_file_name(target.name)}"
+                path = folder / f"parity{ending}.png"
+                plots.parity(
+                    self.truth[chosen, k],
+                    self.values[chosen, k],
+                    path,
+                    name=target.name.removesuffix("_" + target.unit.replace("/", "_per_")),
+                    unit=target.unit,
+                    title=f"{shown} crystals",
+                )
+                written.append(path)
+        if len(history) > 1 and "valid_mae" in history[0]:
+            path = folder / "learning_curve.png"
+            plots.learning_curve(history, path, unit=self.targets[0].unit)
+            written.append(path)
+        return written
+
+
+def _file_name(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "-_." else "_" for c in name)
+
+
+def interval(value: float, half_width: float) -> tuple[float, float]:
+    """Low and high end around a value; NaN where there is no interval."""
+    if not np.isfinite(half_width):
+        return np.nan, np.nan
+    return value - half_width, value + half_width
+
+
+def number(value: float) -> str:
+    """For tables: seven significant digits, nothing where it is not known."""
+    return f"{value:.7g}" if np.isfinite(value) else ""

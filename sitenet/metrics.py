@@ -1,0 +1,73 @@
+"""How near predictions are, crystals without a true value left out."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def regression_scores(truth: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
+    """Errors of predicted values.
+
+    Args:
+        truth: (crystals,), NaN where missing.
+        predicted: (crystals,) in the same unit.
+
+    Returns:
+        ``crystals`` (where both are known), ``mae``, ``rmse``, ``max_error`` and ``r2`` (NaN where
+        the true values are all the same).
+    """
+    known = np.isfinite(truth) & np.isfinite(predicted)
+    x, y = truth[known], predicted[known]
+    if not len(x):
+        return {"crystals": 0, "mae": np.nan, "rmse": np.nan, "max_error": np.nan, "r2": np.nan}
+    error = np.abs(y - x)
+    spread = np.square(x - x.mean()).sum()
+    return {
+        "crystals": len(x),
+        "mae": float(error.mean()),
+        "rmse": float(np.sqrt(np.square(error).mean())),
+        "max_error": float(error.max()),
+        "r2": float(1 - np.square(error).sum() / spread) if spread > 0 else np.nan,
+    }
+
+
+def class_scores(truth: np.ndarray, probability: np.ndarray) -> dict[str, float]:
+    """Errors of predicted probabilities of the class 1.
+
+    Args:
+        truth: (crystals,) 0 or 1, NaN where missing.
+        probability: (crystals,) in [0, 1].
+
+    Returns:
+        ``crystals``, ``roc_auc`` (NaN where there is one class only), ``accuracy``, ``f1`` and
+        ``log_loss``.
+    """
+    known = np.isfinite(truth) & np.isfinite(probability)
+    x, p = truth[known] > 0.5, probability[known]
+    if not len(x):
+        return {"crystals": 0} | dict.fromkeys(("roc_auc", "accuracy", "f1", "log_loss"), np.nan)
+    called = p > 0.5
+    hits = (called & x).sum()
+    clipped = np.clip(p, 1e-15, 1 - 1e-15)
+    return {
+        "crystals": len(x),
+        "roc_auc": roc_auc(x, p),
+        "accuracy": float((called == x).mean()),
+        "f1": float(2 * hits / max(called.sum() + x.sum(), 1)),
+        "log_loss": float(-np.log(np.where(x, clipped, 1 - clipped)).mean()),
+    }
+
+
+def roc_auc(truth: np.ndarray, score: np.ndarray) -> float:
+    """The chance that a crystal of class 1 scores above one of class 0, ties counting half.
+
+    Args:
+        truth: (crystals,) bool.
+        score: (crystals,).
+    """
+    _, place, count = np.unique(score, return_inverse=True, return_counts=True)
+    rank = (np.cumsum(count) - (count - 1) / 2)[place]
+    ones, zeros = truth.sum(), (~truth).sum()
+    if not ones or not zeros:
+        return float("nan")
+    return float((rank[truth].sum() - ones * (ones + 1) / 2) / (ones * zeros))

@@ -1,0 +1,167 @@
+"""How weights are learned: AdamW as published, or Muon for the matrices of hidden layers."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from sitenet.config import TrainingConfig
+from sitenet.model import SiteNet
+
+
+class Optimizer:
+    """The optimisers of a model's parameters as one.
+
+    ``adamw`` is the published one, with weight decay on all parameters. ``muon`` (Jordan et al.,
+    2024) takes the matrices between hidden layers, whose update it makes orthogonal and as large
+    as AdamW's (Liu et al., arXiv 2502.16982), and leaves the embedding, logits, decoder, biases
+    and norms to AdamW, with weight decay on matrices only.
+
+    Args:
+        model: whose parameters are learned.
+        config: of the training.
+
+    Raises:
+        ValueError: muon is asked for of a torch that lacks it.
+    """
+
+    def __init__(self, model: SiteNet, config: TrainingConfig) -> None:
+        named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+        self.parameters = [p for _, p in named]
+        self.clip_norm = config.clip_norm
+        if config.optimizer == "adamw":
+            self.parts = [_adamw([{"params": self.parameters}], config)]
+            return
+        if not hasattr(torch.optim, "Muon"):
+            raise ValueError(f"optimizer: muon needs torch >= 2.9, this is {torch.__version__}")
+        hidden = [p for n, p in named if p.ndim == 2 and not _is_outer(n)]
+        rest = [p for n, p in named if p.ndim == 2 and _is_outer(n)]
+        vectors = [p for p in self.parameters if p.ndim != 2]
+        groups = [{"params": rest}, {"params": vectors, "weight_decay": 0.0}]
+        muon = torch.optim.Muon(
+            hidden,
+            lr=config.learning_rate,
+            weight_decay=config.weight_decay,
+            adjust_lr_fn="match_rms_adamw",
+        )
+        self.parts = [_adamw(groups, config), muon]
+
+    def step(self, learning_rate: float) -> float:
+        """Clip the gradients, take one step, and forget them; returns their norm before."""
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.clip_norm or math.inf)
+        for part in self.parts:
+            for group in part.param_groups:
+                group["lr"] = learning_rate
+            part.step()
+            part.zero_grad()
+        return float(norm)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The state as named tensors, for a file."""
+        found = {}
+        for k, part in enumerate(self.parts):
+            for i, state in part.state_dict()["state"].items():
+                found |= {f"{k}.{i}.{name}": torch.as_tensor(x) for name, x in state.items()}
+        return found
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Take over a state that ``tensors`` gave."""
+        for k, part in enumerate(self.parts):
+            content = part.state_dict()
+            content["state"] = {}
+            for key, value in tensors.items():
+                number, i, name = key.split(".", 2)
+                if int(number) == k:
+                    content["state"].setdefault(int(i), {})[name] = value
+            part.load_state_dict(content)
+
+
+def _adamw(groups: list[dict], config: TrainingConfig) -> torch.optim.AdamW:
+    return torch.optim.AdamW(
+        groups,
+        lr=config.learning_rate,
+        weight_decay=config.weight_decay,
+        eps=config.epsilon,
+        amsgrad=config.amsgrad,
+        fused=True,
+    )
+
+
+def _is_outer(name: str) -> bool:
+    return name.startswith(("embedding.", "decoder.")) or ".logits." in name
+
+
+def learning_rate(step: int, steps: int, config: TrainingConfig) -> float:
+    """The learning rate of a step.
+
+    It rises linearly over the warm-up, then stays (``constant``) or falls to 0 as half a cosine
+    (``cosine``); ``onecycle`` rises and falls as cosines, over three tenths of the run where no
+    warm-up is set.
+
+    Args:
+        step: from 0.
+        steps: of the whole run.
+        config: of the training.
+    """
+    warmup = config.warmup or (0.3 if config.schedule == "onecycle" else 0.0)
+    done, rise = (step + 0.5) / max(steps, 1), warmup
+    if done < rise:
+        part = done / rise
+        if config.schedule == "onecycle":
+            part = 0.5 - 0.5 * math.cos(math.pi * part)
+        return config.learning_rate * max(part, 1e-3)
+    if config.schedule == "constant":
+        return config.learning_rate
+    part = (done - rise) / (1 - rise)
+    return config.learning_rate * max(0.5 + 0.5 * math.cos(math.pi * part), 1e-4)
+
+
+class Average:
+    """A running average of a model's parameters (EMA), kept in a model of its own.
+
+    Args:
+        model: is learned.
+        average: a copy of it.
+        decay: a step; less over the first steps, so that the start is forgotten.
+    """
+
+    def __init__(self, model: SiteNet, average: SiteNet, decay: float) -> None:
+        self.model, self.average, self.decay = model, average.eval().requires_grad_(False), decay
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Take in the parameters after a step."""
+        weight = 1 - min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), weight)
+
+
+def batches(num_sites: list[int], config: TrainingConfig, seed: list[int]) -> Iterator[list[int]]:
+    """Batches of an epoch, as published: crystals in random order, as many as ``batch_sites``
+    sites of their cells hold; or a fixed number of crystals.
+
+    Args:
+        num_sites: of each crystal.
+        config: of the training.
+        seed: of the order.
+    """
+    import numpy as np
+
+    order = np.random.default_rng(seed).permutation(len(num_sites)).tolist()
+    if not config.batch_sites:
+        remaining = iter(order)
+        yield from iter(lambda: list(itertools.islice(remaining, config.batch_crystals)), [])
+        return
+    batch: list[int] = []
+    total = 0
+    for k in order:
+        if batch and total + num_sites[k] > config.batch_sites:
+            yield batch
+            batch, total = [], 0
+        batch.append(k)
+        total += num_sites[k]
+    if batch:
+        yield batch

@@ -1,0 +1,263 @@
+"""The pairs of many crystals in flat columns, in memory, mapped from disk or on a GPU.
+
+A batch is a few gathers, whatever the device, so that training waits for no Python loop. On disk
+a store is a folder of one raw file a column beside ``store.json``, which names their sizes and
+checksums and what the pairs were computed from.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import warnings
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sitenet.config import SiteNetConfig
+from sitenet.pairs import Pairs
+
+FORMAT = 1
+# Column -> what it has one entry for, and its dtype on disk and in memory. Distances are kept in
+# float32: 5e-7 A at 8 A, far below the tolerance of merging.
+COLUMNS = {
+    "num_sites": ("crystal", np.int32),
+    "images": ("crystal", np.int32),
+    "num_rows": ("crystal", np.int32),
+    "numbers": ("row", np.uint8),
+    "oxidation": ("row", np.float32),
+    "count": ("row", np.int32),
+    "num_pairs": ("row", np.int32),
+    "sites": ("pair", np.int32),
+    "distance": ("pair", np.float32),
+    "multiplicity": ("pair", np.int32),
+}
+
+
+def pair_options(
+    config: SiteNetConfig, max_sites: int | None = None, merge: bool | None = None
+) -> dict[str, Any]:
+    """The arguments of ``find_pairs`` that a config asks for.
+
+    Args:
+        config: of the model.
+        max_sites: instead of the config's; 0 takes the cell as it is.
+        merge: instead of the config's.
+    """
+    options: dict[str, Any] = {
+        "merge": config.merge if merge is None else merge,
+        "tolerance": config.tolerance,
+    }
+    if config.images == "sphere":
+        return options | {"images": "sphere", "radius": config.radius}
+    sine = any(f.name == "coulomb_matrix" for f in config.interaction_features)
+    max_sites = config.max_sites if max_sites is None else max_sites
+    options |= {"max_sites": max_sites or None, "sine": sine}
+    return options | {"merge": False} if sine else options
+
+
+def columns_of(pairs: Pairs) -> dict[str, np.ndarray]:
+    """One crystal's pairs, or a batch's, as the columns of a store."""
+    columns = {
+        "num_sites": pairs.num_sites,
+        "images": pairs.images,
+        "num_rows": pairs.crystals.diff(),
+        "numbers": pairs.numbers,
+        "oxidation": pairs.oxidation,
+        "count": pairs.count,
+        "num_pairs": pairs.offsets.diff(),
+        "sites": pairs.sites,
+        "distance": pairs.distance,
+        "multiplicity": pairs.multiplicity,
+    }
+    if pairs.sine_distance is not None:
+        columns["sine_distance"] = pairs.sine_distance
+    return {name: x.numpy().astype(_dtype(name), copy=False) for name, x in columns.items()}
+
+
+def _dtype(name: str) -> type:
+    return np.float32 if name == "sine_distance" else COLUMNS[name][1]
+
+
+def _ranges(starts: Tensor, lengths: Tensor) -> Tensor:
+    """starts[0], starts[0] + 1, ... (lengths[0] of them), starts[1], ..."""
+    ends = lengths.cumsum(0)
+    total = int(ends[-1]) if len(ends) else 0
+    shift = torch.repeat_interleave(starts - (ends - lengths), lengths, output_size=total)
+    return torch.arange(total, device=starts.device) + shift
+
+
+class PairStore:
+    """The pairs of many crystals.
+
+    Args:
+        columns: name -> flat array of all crystals, as ``COLUMNS`` says (and perhaps
+            ``sine_distance``, one a pair). ``sites`` count from the crystal's first row.
+        device: where the columns are kept.
+        facts: what its writer noted beside the columns.
+    """
+
+    def __init__(
+        self,
+        columns: dict[str, np.ndarray],
+        device: torch.device | str = "cpu",
+        facts: dict[str, Any] | None = None,
+    ) -> None:
+        self.facts = facts or {}
+        with _quiet_about_read_only():
+            self.columns = {k: torch.from_numpy(v).to(device) for k, v in columns.items()}
+        rows = self.columns["num_rows"].long().cumsum(0)
+        self._row_of_crystal = torch.cat([rows.new_zeros(1), rows])  # (crystals + 1,)
+        pairs = self.columns["num_pairs"].long().cumsum(0)
+        self._pair_of_row = torch.cat([pairs.new_zeros(1), pairs])  # (rows + 1,)
+
+    def __len__(self) -> int:
+        return len(self.columns["num_sites"])
+
+    @property
+    def num_pairs(self) -> Tensor:
+        """Pairs of each crystal, (crystals,) int64."""
+        return self._pair_of_row[self._row_of_crystal].diff()
+
+    @property
+    def num_sites(self) -> Tensor:
+        """Sites of each crystal's cell, (crystals,) int64."""
+        return self.columns["num_sites"].long()
+
+    def batch(self, crystals: Sequence[int] | Tensor) -> Pairs:
+        """The pairs of some crystals, on the store's device.
+
+        Args:
+            crystals: their numbers, in any order.
+
+        Returns:
+            Pairs without ``orbit``, which is empty: a store does not keep which site is in which
+            row.
+        """
+        c = self.columns
+        device = c["sites"].device
+        index = torch.as_tensor(crystals, dtype=torch.int64).to(device)
+        first_row = self._row_of_crystal[index]
+        num_rows = self._row_of_crystal[index + 1] - first_row
+        first_pair = self._pair_of_row[first_row]
+        num_pairs = self._pair_of_row[first_row + num_rows] - first_pair
+        rows, pairs = _ranges(first_row, num_rows), _ranges(first_pair, num_pairs)
+        zero = num_rows.new_zeros(1)
+        begin = torch.cat([zero, num_rows.cumsum(0)])  # (crystals + 1,)
+        shift = torch.repeat_interleave(begin[:-1], num_pairs, output_size=len(pairs))
+        return Pairs(
+            offsets=torch.cat([zero, c["num_pairs"][rows].long().cumsum(0)]),
+            sites=c["sites"][pairs] + shift.int(),
+            distance=c["distance"][pairs],
+            multiplicity=c["multiplicity"][pairs],
+            numbers=c["numbers"][rows].long(),
+            oxidation=c["oxidation"][rows],
+            count=c["count"][rows],
+            orbit=torch.empty(0, dtype=torch.int32, device=device),
+            crystals=begin,
+            num_sites=c["num_sites"][index].long(),
+            images=c["images"][index].long(),
+            sine_distance=c["sine_distance"][pairs] if "sine_distance" in c else None,
+        )
+
+    def to(self, device: torch.device | str) -> PairStore:
+        """A copy on another device, or this one if it is there."""
+        if self.columns["sites"].device == torch.device(device):
+            return self
+        return PairStore({k: v.numpy() for k, v in self.columns.items()}, device, self.facts)
+
+    @classmethod
+    def of(cls, parts: Sequence[dict[str, np.ndarray]]) -> PairStore:
+        """A store of the columns (``columns_of``) of one crystal after another."""
+        names = parts[0] if parts else COLUMNS
+        return cls(
+            {
+                k: np.concatenate([p[k] for p in parts]) if parts else np.empty(0, _dtype(k))
+                for k in names
+            }
+        )
+
+    @classmethod
+    def open(cls, folder: str | Path, key: str) -> PairStore:
+        """A store on disk, mapped into memory and shared by all processes that open it.
+
+        Raises:
+            ValueError: a file is missing, truncated or altered, or was computed from something
+                else than ``key`` says; the file is named.
+        """
+        folder = Path(folder)
+        try:
+            facts = json.loads((folder / "store.json").read_text())
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{folder / 'store.json'} cannot be read: {error}") from None
+        if (facts.get("format"), facts.get("key")) != (FORMAT, key):
+            raise ValueError(f"{folder} holds pairs of other data or settings")
+        columns = {}
+        for name, fact in facts["columns"].items():
+            path = folder / f"{name}.bin"
+            size = path.stat().st_size if path.is_file() else -1
+            if size != fact["bytes"]:
+                found = "is missing" if size < 0 else f"has {size} bytes"
+                raise ValueError(f"{path} {found}, expected {fact['bytes']}: it is truncated")
+            dtype = np.dtype(_dtype(name))
+            columns[name] = np.memmap(path, dtype, "r") if size else np.empty(0, dtype)
+            if zlib.crc32(columns[name].view(np.uint8)) != fact["crc32"]:
+                raise ValueError(f"{path} was altered: its checksum is not that of store.json")
+        return cls(columns, facts=facts["facts"])
+
+
+@contextlib.contextmanager
+def _quiet_about_read_only():
+    """torch warns of arrays that cannot be written, as those mapped from disk; none is here."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        yield
+
+
+class StoreWriter:
+    """Writes a store column by column as crystals come; in bounded memory, complete or not at all.
+
+    Use as a context manager; the folder appears under its name when it ends without an error.
+    """
+
+    def __init__(self, folder: str | Path, key: str) -> None:
+        self.folder = Path(folder)
+        self.key = key
+        self.facts: dict[str, Any] = {}  # anything JSON holds, kept beside the columns
+        self._temporary = self.folder.with_name(f".{self.folder.name}.{os.getpid()}.tmp")
+
+    def __enter__(self) -> StoreWriter:
+        shutil.rmtree(self._temporary, ignore_errors=True)
+        self._temporary.mkdir(parents=True)
+        self._files: dict[str, Any] = {}
+        self._crc: dict[str, int] = {}
+        return self
+
+    def add(self, columns: dict[str, np.ndarray]) -> None:
+        """Append the columns of one crystal or of a batch (``columns_of``)."""
+        for name, values in columns.items():
+            if name not in self._files:
+                self._files[name] = open(self._temporary / f"{name}.bin", "wb")
+            data = np.ascontiguousarray(values).view(np.uint8)
+            self._files[name].write(data)
+            self._crc[name] = zlib.crc32(data, self._crc.get(name, 0))
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        sizes = {name: file.tell() for name, file in self._files.items()}
+        for file in self._files.values():
+            file.close()
+        if kind is not None:
+            shutil.rmtree(self._temporary, ignore_errors=True)
+            return
+        columns = {k: {"bytes": sizes[k], "crc32": self._crc[k]} for k in sizes}
+        facts = {"format": FORMAT, "key": self.key, "columns": columns, "facts": self.facts}
+        (self._temporary / "store.json").write_text(json.dumps(facts, indent=1))
+        shutil.rmtree(self.folder, ignore_errors=True)
+        os.replace(self._temporary, self.folder)
