@@ -3,9 +3,9 @@ many."""
 
 from __future__ import annotations
 
-import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,8 @@ import torch
 
 from sitenet.elements import SYMBOLS
 from sitenet.pairs import Pairs, find_pairs
+from sitenet.predict import as_crystal
+from sitenet.store import pair_options
 from sitenet.tally import DistanceTally, ElementTally, weight_names
 
 if TYPE_CHECKING:
@@ -27,8 +29,22 @@ if TYPE_CHECKING:
 MAX_PAIRS = 200_000  # of the crystals that are computed together
 
 
-class _Tables:
-    """What an explanation of one crystal and of many have in common."""
+class Explained(ABC):
+    """What a model attended to, in one crystal or in many."""
+
+    @property
+    @abstractmethod
+    def by_distance(self) -> DistanceTally:
+        """Pairs of sites, counted by distance and weight."""
+
+    @property
+    @abstractmethod
+    def by_elements(self) -> ElementTally:
+        """Attention between elements, by distance."""
+
+    @abstractmethod
+    def columns(self, rows: str | None = None) -> dict[str, np.ndarray]:
+        """A table as columns of equal length, by name; ``rows`` says what a row is."""
 
     def table(self, rows: str | None = None) -> pandas.DataFrame:
         """``columns`` as a pandas DataFrame."""
@@ -48,7 +64,7 @@ class _Tables:
 
 
 @dataclass(eq=False)
-class Explanation(_Tables):
+class Explanation(Explained):
     """What a model attended to in one crystal.
 
     Attributes:
@@ -58,8 +74,9 @@ class Explanation(_Tables):
         weights: (pairs, blocks, heads), the attention weight of each of the ``multiplicity``
             supercell sites of a pair; those of a site's pairs, each times its multiplicity, add up
             to 1.
-        predicted: (targets,), in the units of ``targets``.
+        predicted: (targets,), in the units of ``targets``; for a class, the probability of 1.
         targets: what the model predicts.
+        encoding: (post_pool[-1],), what the model predicts from.
     """
 
     name: str
@@ -68,6 +85,7 @@ class Explanation(_Tables):
     weights: np.ndarray
     predicted: np.ndarray
     targets: list[Target]
+    encoding: np.ndarray
 
     @property
     def long_range(self) -> np.ndarray:
@@ -102,14 +120,12 @@ class Explanation(_Tables):
 
     @property
     def by_distance(self) -> DistanceTally:
-        """Its pairs of sites, counted by distance and weight."""
         tally = DistanceTally(*self.weights.shape[1:])
         tally.add(self._distance, self.weights, self._copies)
         return tally
 
     @property
     def by_elements(self) -> ElementTally:
-        """Attention between its elements, by distance."""
         tally = ElementTally(*self.weights.shape[1:])
         self._count_elements(tally)
         return tally
@@ -185,39 +201,40 @@ class Explanation(_Tables):
         )
 
 
-@dataclass(eq=False)
-class DatasetExplanation(_Tables):
+class DatasetExplanation(Explained):
     """What a model attended to in many crystals, added up as they are computed.
 
     Its memory does not grow with the pairs, and by some 100 bytes with each crystal.
 
     Attributes:
-        targets: what the model predicts.
-        by_distance: pairs of sites, counted by distance and weight.
-        by_elements: attention between elements, by distance.
         names: of the crystals.
+        targets: what the model predicts.
     """
 
-    targets: list[Target]
-    by_distance: DistanceTally
-    by_elements: ElementTally
-    names: list[str] = field(default_factory=list)
-    _predicted: list[np.ndarray] = field(default_factory=list, repr=False)
-    _long_range: list[np.ndarray] = field(default_factory=list, repr=False)
-
-    @classmethod
-    def of(cls, model: SiteNet) -> DatasetExplanation:
-        """One without crystals."""
+    def __init__(self, model: SiteNet) -> None:
         shape = model.config.blocks, model.config.heads
-        return cls(model.targets, DistanceTally(*shape), ElementTally(*shape))
+        self.names: list[str] = []
+        self.targets = model.targets
+        self._predicted: list[np.ndarray] = []
+        self._long_range: list[np.ndarray] = []
+        self._by_distance = DistanceTally(*shape)
+        self._by_elements = ElementTally(*shape)
 
     def add(self, explanation: Explanation) -> None:
         """Add a crystal."""
         self.names.append(explanation.name)
         self._predicted.append(explanation.predicted)
         self._long_range.append(explanation.long_range)
-        self.by_distance.add(explanation._distance, explanation.weights, explanation._copies)
-        explanation._count_elements(self.by_elements)
+        self._by_distance.add(explanation._distance, explanation.weights, explanation._copies)
+        explanation._count_elements(self._by_elements)
+
+    @property
+    def by_distance(self) -> DistanceTally:
+        return self._by_distance
+
+    @property
+    def by_elements(self) -> ElementTally:
+        return self._by_elements
 
     @property
     def predicted(self) -> np.ndarray:
@@ -265,9 +282,10 @@ def explain(
 
     Args:
         model: the model.
-        structures: a crystal or the path of a CIF; or a list or an iterator of them, of which any
-            number can be explained in the memory of a few.
-        max_sites: most sites of the supercell; None takes the model's.
+        structures: a Crystal, a path, CIF text, a pymatgen Structure or ASE Atoms; or a list or an
+            iterator of them, of which any number can be explained in the memory of a few.
+        max_sites: most sites of the supercell; None takes that of the model's config, 0 the cell
+            as it is.
         primitive: whether to explain the primitive cell instead of the cell as it is.
         merge: whether to compute equal pairs once; attention is that of single sites either way.
 
@@ -275,12 +293,12 @@ def explain(
         The explanation of one crystal, or of a list or iterator.
 
     Raises:
-        ValueError: a structure is not valid, or holds an element whose properties are not known.
+        CifError, ValueError, TypeError: a structure cannot be used; says which and why.
     """
-    options = {"max_sites": max_sites, "primitive": primitive, "merge": merge}
+    options: dict[str, Any] = {"max_sites": max_sites, "primitive": primitive, "merge": merge}
     if not isinstance(structures, (list, tuple, Iterator)):
         return next(explain_each(model, [structures], **options))
-    dataset = DatasetExplanation.of(model)
+    dataset = DatasetExplanation(model)
     for each in explain_each(model, structures, **options):
         dataset.add(each)
     return dataset
@@ -294,44 +312,27 @@ def explain_each(
     merge: bool = True,
 ) -> Iterator[Explanation]:
     """Explain crystals one by one, in their order; arguments as ``explain``."""
-    config = model.config
-    if max_sites is None:
-        max_sites = config.max_sites
     # Of equal pairs, k_softmax keeps some and drops others.
-    merge = merge and config.k_softmax is None
-    known = torch.isfinite(model.element_table).all(1).cpu().numpy()
+    merge = merge and model.config.k_softmax is None
+    options = pair_options(model.config, max_sites, merge)
+    known = model.element_table.isfinite().all(1).cpu().numpy()
     waiting: list[tuple[str, Crystal, Pairs]] = []
-    for number, structure in enumerate(structures):
-        crystal = _read(structure)
-        name = getattr(crystal, "name", None) or f"crystal {number + 1}"
+    for structure in structures:
+        crystal = as_crystal(structure)
+        name = crystal.name or crystal.reduced_formula
         if unknown := set(crystal.numbers[~known[crystal.numbers]].tolist()):
             raise ValueError(
                 f"{name} holds {', '.join(SYMBOLS[z] for z in sorted(unknown))}, whose elemental "
                 "properties are not known; a config with missing: mean fills them in"
             )
         crystal = crystal.primitive() if primitive else crystal
-        pairs = find_pairs(
-            crystal,
-            max_sites or None,
-            merge,
-            config.tolerance,
-            images=config.images,
-            radius=config.radius,
-        )
+        pairs = find_pairs(crystal, **options)
         waiting.append((name, crystal, pairs))
         if sum(p.num_pairs for _, _, p in waiting) >= MAX_PAIRS:
             yield from _explain_together(model, waiting)
             waiting = []
     if waiting:
         yield from _explain_together(model, waiting)
-
-
-def _read(structure: Any) -> Crystal:
-    if not isinstance(structure, (str, os.PathLike)):
-        return structure
-    from sitenet.crystal import read_cif
-
-    return read_cif(structure)
 
 
 @torch.no_grad()
@@ -341,9 +342,9 @@ def _explain_together(
     batch = Pairs.batch([pairs for _, _, pairs in crystals]).to(model.element_table.device)
     per_block: list[torch.Tensor] = []
     encoding = model.encode(model.site_inputs(batch), model.pair_inputs(batch), batch, per_block)
-    predicted = model.decode(encoding).double().cpu().numpy()
+    values = model.properties(encoding).double().cpu().numpy()
     weights = torch.stack(per_block, 1).double() / batch.multiplicity[:, None, None]
-    sizes = [pairs.num_pairs for _, _, pairs in crystals]
-    parts = weights.cpu().split(sizes)
-    for (name, crystal, pairs), part, value in zip(crystals, parts, predicted, strict=True):
-        yield Explanation(name, crystal, pairs, part.numpy(), value, model.targets)
+    parts = weights.cpu().split([pairs.num_pairs for _, _, pairs in crystals])
+    for k, (name, crystal, pairs) in enumerate(crystals):
+        found = encoding[k].cpu().numpy()
+        yield Explanation(name, crystal, pairs, parts[k].numpy(), values[k], model.targets, found)

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import sitenet
-from sitenet.plots import BLUE, FAINT, GREY, new_file
+from sitenet.files import write_text
+from sitenet.plots import BLUE, FAINT, GREY
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -141,8 +142,7 @@ class Page:
 </body>
 </html>
 """
-        with new_file(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_text(path, text)
 
 
 def plotly(module: str) -> Any:

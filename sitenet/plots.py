@@ -6,22 +6,22 @@ returned, and written if a path is given, whose suffix names the format: .png, .
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from sitenet.files import new_file
+from sitenet.metrics import regression_scores
 from sitenet.tally import BINS_PER_ANGSTROM, WEIGHT_EDGES, distance_edges
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from sitenet.explanation import DatasetExplanation, Explanation
+    from sitenet.explanation import Explained
 
 MANY = 2000  # crystals from which a parity plot counts instead of drawing each
 BLUE, ORANGE, GREY, FAINT = "#2563a8", "#d9661f", "#5b6470", "#d9dde2"
@@ -76,10 +76,10 @@ def parity(
     if title:
         axes.set_title(title)
     behind = {"facecolor": "white", "alpha": 0.85, "linewidth": 0, "pad": 3}
-    found = scores(x, y)
-    lines = [f"MAE {found['MAE']:.3g} {unit}".rstrip()]
-    if "R²" in found:
-        lines.append(f"R² {found['R²']:.3f}")
+    found = regression_scores(x, y)
+    lines = [f"MAE {found['mae']:.3g} {unit}".rstrip()]
+    if np.isfinite(found["r2"]):
+        lines.append(f"R² {found['r2']:.3f}")
     lines.append(f"{len(x):,} crystal{'s' if len(x) > 1 else ''}")
     axes.text(
         0.04, 0.96, "\n".join(lines), transform=axes.transAxes, va="top", bbox=behind, zorder=4
@@ -95,25 +95,7 @@ def _count(figure: Figure, axes: Axes, x: np.ndarray, y: np.ndarray, limits: tup
     image = axes.pcolormesh(
         edges, edges, np.ma.masked_equal(count.T, 0), norm=LogNorm(1, 1000), rasterized=True
     )
-    figure.colorbar(image, ax=axes, label="crystals", shrink=0.8, extend="max").outline.set_lw(0)
-
-
-def scores(truth: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
-    """How near predictions are.
-
-    Returns:
-        Number of ``crystals`` where both are finite; ``MAE`` and ``RMSE``, in their unit; and
-        ``R²``, if the true values differ. Only the number if it is 0.
-    """
-    known = np.isfinite(truth) & np.isfinite(predicted)
-    x, y = truth[known], predicted[known]
-    values = {"crystals": len(x)}
-    if len(x):
-        squares = ((y - x) ** 2).mean()
-        values |= {"MAE": float(np.abs(y - x).mean()), "RMSE": float(np.sqrt(squares))}
-        if (variance := x.var()) > 0:
-            values["R²"] = float(1 - squares / variance)
-    return values
+    _colour_bar(figure, image, axes, "crystals", shrink=0.8, extend="max")
 
 
 def learning_curve(
@@ -148,7 +130,7 @@ def learning_curve(
     for axes in (_panel(upper), _panel(lower)):
         axes.margins(x=0.02)
     marker = "o" if len(history) <= 30 else None
-    style = {"linewidth": 1.4, "marker": marker, "markersize": 3}
+    style: dict[str, Any] = {"linewidth": 1.4, "marker": marker, "markersize": 3}
     if (known := np.isfinite(train)).any():
         upper.plot(epoch[known], train[known], color=BLUE, label="training", **style)
     if (known := np.isfinite(valid)).any():
@@ -188,7 +170,7 @@ def _log_scale(axes: Axes, values: np.ndarray) -> None:
 
 
 def attention_by_distance(
-    explanation: Explanation | DatasetExplanation,
+    explanation: Explained,
     path: str | Path | None = None,
     *,
     title: str = "",
@@ -215,8 +197,7 @@ def attention_by_distance(
     if not tally.pairs.any():
         raise ValueError("there are no pairs but self pairs to plot")
     few = max(np.count_nonzero(c) for c in tally.counts.reshape(blocks * heads, -1)) <= MANY
-    figure = _figure(1.0 + 2.7 * heads, 0.8 + 2.2 * blocks)
-    figure.get_layout_engine().set(wspace=0.01)
+    figure = _figure(1.0 + 2.7 * heads, 0.8 + 2.2 * blocks, wspace=0.01)
     panels = figure.subplots(
         blocks, 2 * heads, sharex="col", sharey=True, squeeze=False, width_ratios=[1, 14] * heads
     )
@@ -241,8 +222,7 @@ def attention_by_distance(
         low, high = np.log10(WEIGHT_EDGES[[seen[0], seen[-1] + 1]])
         own.set_ylim(10 ** np.floor(low), 10 ** np.ceil(high))
     else:
-        bar = figure.colorbar(image, ax=panels, label="share of the pairs at a distance", pad=0.01)
-        bar.outline.set_linewidth(0)
+        _colour_bar(figure, image, panels, "share of the pairs at a distance", pad=0.01)
     figure.supxlabel("distance (Å)", fontsize=10)
     figure.supylabel("attention weight", fontsize=10)
     if title:
@@ -251,7 +231,7 @@ def attention_by_distance(
 
 
 def _draw_points(own: Axes, others: Axes, counts: np.ndarray, self_counts: np.ndarray) -> None:
-    style = {"s": 9, "color": BLUE, "alpha": 0.5, "linewidths": 0}
+    style: dict[str, Any] = {"s": 9, "color": BLUE, "alpha": 0.5, "linewidths": 0}
     x, y = np.sqrt(WEIGHT_EDGES[:-1] * WEIGHT_EDGES[1:]), np.convolve(distance_edges(), [0.5, 0.5])
     at = np.flatnonzero(self_counts)
     _panel(own).scatter(np.full(len(at), 0.5), x[at], **style)
@@ -265,11 +245,11 @@ def _draw_shares(
     """Draw the shares of a column's pairs by weight; returns the image, for the colour bar."""
     from matplotlib.colors import LogNorm
 
-    begin, end = _columns(pairs, min(10_000, pairs.sum() / 100))
+    begin, end = _columns(pairs, min(10_000, pairs.sum() / 500))
     per_column = pairs.sum() / len(begin)
-    bins = next((n for n in (500, 250, 100) if n <= per_column), 50)
+    bins = next((n for n in (500, 250, 100) if 5 * n <= per_column), 50)
     weights = WEIGHT_EDGES[:: 500 // bins]
-    style = {"norm": LogNorm(1e-4, 1), "rasterized": True}
+    style: dict[str, Any] = {"norm": LogNorm(1e-4, 1), "rasterized": True}
 
     def shares(counts: np.ndarray) -> np.ndarray:
         counts = counts.reshape(len(counts), bins, -1).sum(2)
@@ -310,13 +290,15 @@ def _columns(pairs: np.ndarray, number: float) -> tuple[np.ndarray, np.ndarray]:
 # What all plots share
 
 
-def _figure(width: float, height: float) -> Figure:
-    """An empty figure; sizes in inches."""
+def _figure(width: float, height: float, wspace: float = 0.02) -> Figure:
+    """An empty figure; sizes in inches, the space between panels as a part of their width."""
     try:
         from matplotlib.figure import Figure
+        from matplotlib.layout_engine import ConstrainedLayoutEngine
     except ImportError:
         raise ImportError("plots need matplotlib: pip install 'sitenet[plot]'") from None
-    return Figure(figsize=(width, height), dpi=200, layout="constrained")
+    layout = ConstrainedLayoutEngine(wspace=wspace)
+    return Figure(figsize=(width, height), dpi=200, layout=layout)
 
 
 def _panel(axes: Axes) -> Axes:
@@ -329,6 +311,10 @@ def _panel(axes: Axes) -> Axes:
     return axes
 
 
+def _colour_bar(figure: Figure, image: Any, axes: Any, name: str, **options: Any) -> None:
+    figure.colorbar(image, ax=axes, label=name, **options).outline.set_linewidth(0)
+
+
 def label(name: str, unit: str) -> str:
     """A name with its unit, for axes and columns."""
     return f"{name.strip()} ({unit})" if unit else name.strip()
@@ -339,15 +325,3 @@ def _written(figure: Figure, path: str | Path | None) -> Figure:
         with new_file(path) as temporary:
             figure.savefig(temporary, format=Path(path).suffix[1:] or "png")
     return figure
-
-
-@contextmanager
-def new_file(path: str | Path) -> Iterator[Path]:
-    """A temporary name beside ``path``, renamed to it once the block has written it."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -116,14 +116,15 @@ class ElementTally:
             elements: (pairs, 2) atomic numbers of site and neighbour.
             sites: sites of each element.
         """
-        keys, key = np.unique(elements, axis=0, return_inverse=True)
+        keys, key = np.unique(elements @ [len(SYMBOLS), 1], return_inverse=True)
         values = np.column_stack(
             [np.ones_like(uniform), uniform, weights.reshape(len(weights), -1)]
         )
         bins = np.where(distance == 0, 0, 1 + distance_bin(distance) // COARSE)
         sums = np.zeros((len(keys), _COARSE_BINS, values.shape[1]))
-        np.add.at(sums, (key.reshape(-1), bins), values * copies[:, None])
-        for (i, j), total in zip(keys.tolist(), sums, strict=True):
+        np.add.at(sums, (key, bins), values * copies[:, None])
+        for both, total in zip(keys.tolist(), sums, strict=True):
+            i, j = divmod(both, len(SYMBOLS))
             self._sites[i, j] += sites[i]
             self._sums[i, j] = self._sums.get((i, j), 0) + total
 

@@ -176,7 +176,7 @@ def test_long_range_of_the_published_weights(path):
             num_sites=torch.tensor([n]),
             images=torch.tensor([images]),
         )
-        e = Explanation("", None, pairs, weights[part], np.zeros(1), [])
+        e = Explanation("", None, pairs, weights[part], np.zeros(1), [], np.zeros(1))
         want = published[part].reshape(n, n, images, blocks, heads).astype(float)
         d = distance[part].numpy().reshape(n, n, images, 1, 1)
         # Weights of the paper's cases are stored in float32.
@@ -268,8 +268,7 @@ def test_unknown_element_is_refused():
 
 def test_plot(tmp_path):
     pytest.importorskip("matplotlib")
-    e = explain(model_of(), CRYSTALS[0], primitive=False)
-    figure = e.plot(tmp_path / "attention.png", title="NaCl")
-    assert figure.get_suptitle() == "NaCl"
+    many = explain(model_of(), CRYSTALS, primitive=False)
+    figure = many.plot(tmp_path / "attention.png", title="four crystals")
+    assert figure.get_suptitle() == "four crystals"
     assert (tmp_path / "attention.png").stat().st_size > 1000
-    assert explain(model_of(), CRYSTALS, primitive=False).plot() is not None
