@@ -7,21 +7,37 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from sitenet.cell_view import cell_view
 from sitenet.checkpoint import read_metadata
+from sitenet.evaluation import COVERAGE
 from sitenet.explanation import Explanation, explain
+from sitenet.metrics import class_scores, regression_scores
+from sitenet.model import SiteNet, Target
 from sitenet.page import Page, plotly
-from sitenet.plots import label, scores
-from sitenet.report_figures import attention_figure, element_figure, learning_figure, parity_figure
-
-if TYPE_CHECKING:
-    from sitenet.model import SiteNet
+from sitenet.plots import label
+from sitenet.report_figures import (
+    attention_figure,
+    class_figure,
+    element_figure,
+    learning_figure,
+    parity_figure,
+)
 
 TABLE_ROWS = 50
+TITLES = {
+    "mae": "MAE",
+    "rmse": "RMSE",
+    "max_error": "largest error",
+    "r2": "R²",
+    "roc_auc": "ROC AUC",
+    "f1": "F1",
+    "log_loss": "log loss",
+    "inside": "inside interval",
+}
 
 
 def crystal_report(model: SiteNet, structure: Any, path: str | Path, **options: Any) -> Explanation:
@@ -48,8 +64,7 @@ def crystal_report(model: SiteNet, structure: Any, path: str | Path, **options: 
     around = f"{sites * images} sites of a supercell" if images else "all sites in a sphere"
     formula = e.crystal.reduced_formula
     page = Page(e.name, f"{formula}, {sites} sites in the cell, each attending to {around}")
-    values = zip(e.targets, e.predicted, strict=True)
-    page.cards({t.name: f"{value:.4g} {t.unit}".strip() for t, value in values})
+    page.cards(_predicted(model, e))
 
     received = e.received
     blocks, heads = received.shape[1:]
@@ -100,6 +115,26 @@ def crystal_report(model: SiteNet, structure: Any, path: str | Path, **options: 
     return e
 
 
+def _predicted(model: SiteNet, e: Explanation) -> dict[str, str]:
+    """What the model predicts and how sure it is, by name."""
+    cards = {}
+    width = np.full(len(e.targets), np.inf)
+    if model.calibration is not None:
+        width = model.calibration.half_width(COVERAGE)
+    for target, value, half in zip(e.targets, e.predicted, width, strict=True):
+        if target.kind == "class":
+            cards[f"probability of {target.name}"] = f"{value:.3f}"
+            continue
+        name, text = target.name, f"{value:.4g}"
+        if np.isfinite(half):
+            name, text = f"{name}, {COVERAGE:.0%} interval", f"{text} ± {half:.2g}"
+        cards[name] = f"{text} {target.unit}".strip()
+    if model.calibration is not None:
+        like = model.calibration.inside(e.encoding[None])[0]
+        cards["compared with the training crystals"] = "alike" if like else "unlike"
+    return cards
+
+
 def _most_attended(e: Explanation) -> dict[str, Any]:
     """The pairs with the largest mean weight, as columns."""
     columns = e.columns("pairs")
@@ -141,18 +176,20 @@ def run_report(run: str | Path, path: str | Path) -> None:
             f"{run} holds no run: neither metrics.jsonl, predictions.csv nor config.yaml"
         )
     targets = read_metadata(model)["targets"] if model.is_file() else []
-    units = {target["name"]: target["unit"] for target in targets}
+    known = {target["name"]: Target(**target) for target in targets}
     page = Page(run.resolve().name, "A training run")
     found = [
-        _Predictions(name, units.get(name, ""), predictions)
+        _Predictions(known.get(name, Target(name)), predictions)
         for name in predictions
         if f"{name}_predicted" in predictions
     ]
     cards = {}
     for each in found:
+        score = "accuracy" if each.target.kind == "class" else "mae"
         for split, values in each.scores.items():
             if split in ("valid", "test"):
-                cards[f"MAE of {each.name}, {split}"] = f"{values['MAE']:.3g} {each.unit}".strip()
+                name = f"{TITLES.get(score, score)} of {each.target.name}, {split}"
+                cards[name] = f"{values[score]:.3g} {each.target.unit}".strip()
     for name, table in (("crystals predicted", predictions), ("crystals left out", left_out)):
         if table:
             cards[name] = f"{len(next(iter(table.values()))):,}"
@@ -173,42 +210,52 @@ def run_report(run: str | Path, path: str | Path) -> None:
 
 
 class _Predictions:
-    """True and predicted values of one target, where both are known."""
+    """True and predicted values of one target, where both are known, and their errors by split."""
 
-    def __init__(self, name: str, unit: str, columns: Mapping[str, np.ndarray]) -> None:
-        truth, predicted = _numbers(columns[name]), _numbers(columns[f"{name}_predicted"])
+    def __init__(self, target: Target, columns: Mapping[str, np.ndarray]) -> None:
+        truth = _numbers(columns[target.name])
+        predicted = _numbers(columns[f"{target.name}_predicted"])
         known = np.flatnonzero(np.isfinite(truth) & np.isfinite(predicted))
-        self.name, self.unit = name, unit
+        self.target = target
         self.truth, self.predicted = truth[known], predicted[known]
         self.ids = columns["id"][known] if "id" in columns else known.astype(str)
         self.split = columns["split"][known] if "split" in columns else np.full(len(known), "all")
         self.parts = {s: self.split == s for s in dict.fromkeys(self.split.tolist())}
-        self.scores = {
-            s: scores(self.truth[part], self.predicted[part]) for s, part in self.parts.items()
-        }
+        errors = class_scores if target.kind == "class" else regression_scores
+        self.scores = {s: errors(self.truth[m], self.predicted[m]) for s, m in self.parts.items()}
+        if f"{target.name}_low" in columns:
+            low = _numbers(columns[f"{target.name}_low"])[known]
+            high = _numbers(columns[f"{target.name}_high"])[known]
+            inside = (low <= self.truth) & (self.truth <= high)
+            for split, part in self.parts.items():
+                if np.isfinite(low[part]).any():
+                    self.scores[split]["inside"] = float(inside[part].mean())
 
 
 def _add_predictions(page: Page, p: _Predictions) -> None:
-    page.section(f"Predictions of {p.name}")
+    name, unit = p.target.name, p.target.unit
+    page.section(f"Predictions of {name}")
     if not p.parts:
         page.text("No crystal has a true and a predicted value.")
         return
     table: dict[str, Sequence[Any]] = {"split": list(p.scores)}
-    for score in ("crystals", "MAE", "RMSE", "R²"):
-        title = label(score, p.unit if score in ("MAE", "RMSE") else "")
+    for score in dict.fromkeys(score for values in p.scores.values() for score in values):
+        title = label(
+            TITLES.get(score, score), unit if score in ("mae", "rmse", "max_error") else ""
+        )
         table[title] = [values.get(score, np.nan) for values in p.scores.values()]
     page.table(table)
     drawn = {s: (p.ids[m], p.truth[m], p.predicted[m]) for s, m in p.parts.items()}
-    page.figure(parity_figure(drawn, p.name, p.unit))
+    page.figure((class_figure if p.target.kind == "class" else parity_figure)(drawn, name, unit))
     error = p.predicted - p.truth
     worst = np.argsort(-np.abs(error), kind="stable")[:TABLE_ROWS]
     page.table(
         {
             "id": p.ids[worst],
             "split": p.split[worst],
-            label("true", p.unit): p.truth[worst],
-            label("predicted", p.unit): p.predicted[worst],
-            label("error", p.unit): error[worst],
+            label("true", unit): p.truth[worst],
+            label("predicted", unit): p.predicted[worst],
+            label("error", unit): error[worst],
         },
         "Largest errors",
     )

@@ -155,10 +155,13 @@ def learning_figure(history: Sequence[Mapping[str, Any]]) -> Figure:
             line={"color": colour, "width": 2},
             marker={"size": 5},
         )
+    figure.update_yaxes(title="mean absolute error", row=1, col=1)
+    errors = [y for line in figure.data[:2] for y in line.y]
+    if min(errors) > 0 and max(errors) > 4 * min(errors):
+        figure.update_yaxes(type="log", dtick="D2", tickformat=".3~g", row=1, col=1)
     figure.update_yaxes(
-        title="mean absolute error", type="log", dtick="D2", tickformat=".3~g", row=1, col=1
+        title="learning rate", rangemode="tozero", nticks=3, exponentformat="e", row=2, col=1
     )
-    figure.update_yaxes(title="learning rate", rangemode="tozero", nticks=3, row=2, col=1)
     figure.update_xaxes(title="epoch", row=2, col=1)
     figure.update_layout(
         height=440,
@@ -211,4 +214,27 @@ def parity_figure(
     figure.update_xaxes(title=label(f"true {name}", unit), **square)
     figure.update_yaxes(title=label(f"predicted {name}", unit), scaleanchor="x", **square)
     figure.update_layout(height=560, margin={"t": 20, "r": 10, "b": 60, "l": 80})
+    return figure
+
+
+def class_figure(
+    splits: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]], name: str, unit: str
+) -> Figure:
+    """How many crystals of each true class are given which probability; arguments as
+    ``parity_figure``."""
+    figure = plotly("graph_objects").Figure()
+    edges = np.linspace(0, 1, 21)
+    held_out = [s for s in splits if not s.startswith("train")]
+    truth, predicted = (np.concatenate([splits[s][k] for s in held_out or splits]) for k in (1, 2))
+    for value, colour in ((0, BLUE), (1, ORANGE)):
+        count = np.histogram(predicted[truth == value], edges)[0]
+        figure.add_bar(
+            x=((edges[:-1] + edges[1:]) / 2).round(3).tolist(),
+            y=count.tolist(),
+            name=f"true class {value} ({int(count.sum()):,})",
+            marker={"color": colour},
+        )
+    figure.update_xaxes(title=escape(f"probability of {name}"))
+    figure.update_yaxes(title="crystals")
+    figure.update_layout(height=380, margin={"t": 20, "r": 10, "b": 60, "l": 80})
     return figure

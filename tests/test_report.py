@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ pytest.importorskip("plotly")
 HOSTILE = (
     "</title></script><script>document.title='taken'</script><img src=x onerror=alert(1)>&amp;"
 )
+SMALL = SiteNetConfig(site_dim=4, interaction_dim=3, hidden=(9,), max_sites=64)
 CORNERS = np.array([[0, 0, 0], [0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]])
 SALT = Crystal(
     5.64 * np.eye(3),
@@ -34,8 +36,7 @@ SALT = Crystal(
 @pytest.fixture
 def model():
     torch.manual_seed(0)
-    config = SiteNetConfig(site_dim=4, interaction_dim=3, hidden=(9,), max_sites=64)
-    model = SiteNet(config, [Target("gap <b>", "eV", mean=2)])
+    model = SiteNet(SMALL, [Target("gap <b>", "eV", mean=2)])
     for block in model.blocks:
         torch.nn.init.normal_(block.logits.weight, std=1)
     return model
@@ -130,6 +131,16 @@ def test_crystal_report_takes_one_crystal(tmp_path, model):
         report.crystal_report(model, [SALT], tmp_path / "x.html")
 
 
+def test_crystal_report_says_how_sure(tmp_path, model):
+    model.calibration = SimpleNamespace(
+        half_width=lambda coverage: np.array([0.314]), inside=lambda encodings: np.array([False])
+    )
+    report.crystal_report(model, SALT, tmp_path / "salt.html")
+    page = Parsed(tmp_path / "salt.html")
+    assert "gap <b>, 90% interval" in page.text and "unlike" in page.text
+    assert any(text.endswith(" ± 0.31 eV") for text in page.text)
+
+
 def test_one_site_and_only_itself(tmp_path, model):
     """No pair but the self pair."""
     po = Crystal(3.35 * np.eye(3), [[0.1, 0, 0]], [84])
@@ -161,6 +172,26 @@ def test_run_report(tmp_path, run):
     assert page.text.count(HOSTILE) >= 2  # the largest error, and left out
     assert page.text[page.text.index("no sites") - 1] == "2"
     assert f"# {HOSTILE}" in "\n".join(page.text)
+
+
+def test_run_report_of_a_class_and_intervals(tmp_path):
+    model = SiteNet(SMALL, [Target("metal", kind="class"), Target("gap", "eV")])
+    model.save(tmp_path / "model.safetensors")
+    names = ["id", "split", "metal", "metal_predicted", "gap", "gap_predicted"]
+    with open(tmp_path / "predictions.csv", "w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow([*names, "gap_low", "gap_high", "like_training"])
+        for k in range(40):
+            metal, gap = k % 4 == 0, 1 + k / 10
+            width = 0.1 if k < 10 else 1
+            values = [int(metal), 0.9 if metal or k == 1 else 0.2, gap, gap + 0.5]
+            table.writerow([k, "test", *values, gap + 0.5 - width, gap + 0.5 + width, "yes"])
+    report.run_report(tmp_path, tmp_path / "run.html")
+    page = Parsed(tmp_path / "run.html")
+    assert page.text[page.text.index("accuracy of metal, test") - 1] == "0.975"
+    assert "ROC AUC" in page.text and "true class 1 (10)" in page.source
+    at = page.text.index("inside interval")
+    assert "0.75" in page.text[at : at + 8]
 
 
 def test_run_report_of_what_there_is(tmp_path, run):
