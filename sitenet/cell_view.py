@@ -149,5 +149,5 @@ def _segments(begin: np.ndarray, end: np.ndarray) -> dict[str, list[float | None
 
 
 def _coordinates(points: np.ndarray) -> dict[str, list[float | None]]:
-    columns = np.where(np.isnan(points), None, points.round(4)).T
-    return dict(zip("xyz", columns.tolist(), strict=True))
+    columns = points.round(4).T.tolist()
+    return {a: [x if x == x else None for x in c] for a, c in zip("xyz", columns, strict=True)}

@@ -131,7 +131,7 @@ def _predicted(model: SiteNet, e: Explanation) -> dict[str, str]:
         cards[name] = f"{text} {target.unit}".strip()
     if model.calibration is not None:
         like = model.calibration.inside(e.encoding[None])[0]
-        cards["compared with the training crystals"] = "alike" if like else "unlike"
+        cards["like the training crystals"] = "yes" if like else "no"
     return cards
 
 

@@ -144,18 +144,17 @@ class ElementTally:
         """
         rows = []
         for (i, j), sums in self._sums.items():
-            sites = self._sites[i, j]
+            count = self._sites[i, j]
             for k, total in enumerate(sums if by_distance else (sums[0], sums[1:].sum(0))):
                 if total[0]:
-                    neighbour = SYMBOLS[j] if k else "itself"
-                    middle = max(k - 0.5, 0) * COARSE / BINS_PER_ANGSTROM
-                    rows.append((SYMBOLS[i], neighbour, middle, sites, total / sites))
-        element, neighbour, middle, sites = (
-            np.array([row[k] for row in rows], dtype)
-            for k, dtype in enumerate((object, object, float, int))
-        )
-        blocks_heads = self._shape[0] * self._shape[1]
-        per_site = np.array([row[4] for row in rows]).reshape(len(rows), 2 + blocks_heads)
+                    name = SYMBOLS[j] if k else "itself"
+                    at = max(k - 0.5, 0) * COARSE / BINS_PER_ANGSTROM
+                    rows.append((SYMBOLS[i], name, at, count, total / count))
+        table = np.array([row[:4] for row in rows], dtype=object).reshape(len(rows), 4)
+        element, neighbour = table[:, 0], table[:, 1]
+        middle, sites = table[:, 2].astype(float), table[:, 3].astype(int)
+        width = 2 + self._shape[0] * self._shape[1]
+        per_site = np.array([row[4] for row in rows]).reshape(len(rows), width)
         pairs, uniform, *weights = per_site.T
         attention = np.mean(weights, 0)
         columns = {"element": element, "neighbour": neighbour, "distance": middle, "sites": sites}
