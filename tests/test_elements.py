@@ -40,7 +40,7 @@ def test_unknown_values_are_those_of_matminer(column, unknown):
 
 
 def test_an_unknown_value_is_named():
-    with pytest.raises(ValueError, match="Electronegativity of He is not known.*missing='mean'"):
+    with pytest.raises(ValueError, match=r"Electronegativity of He is not known.*missing='mean'"):
         site_features([11, 2])
 
 
