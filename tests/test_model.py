@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from random_pairs import random_pairs, written_out
 
 from sitenet.checkpoint import to_published
-from sitenet.config import SiteNetConfig
+from sitenet.config import SiteNetConfig, config_names
 from sitenet.model import SiteNet, Target, gaussians, log_envelope
 from sitenet.pairs import PairFinder, Pairs, pair_features
 from sitenet.reference import PaddedBatch, PublishedSiteNet
@@ -217,6 +217,14 @@ def test_merged_is_written_out(config):
     model, pairs = model_of(config), random_pairs(seed=2)
     want = model(written_out(pairs))
     torch.testing.assert_close(model(pairs), want, rtol=1e-10, atol=1e-10)
+
+
+def test_every_named_config_runs_in_the_fused_kernels():
+    pairs = random_pairs().to(dtype=torch.float32)
+    for name in config_names():
+        model = SiteNet.from_config(name, missing="mean")
+        assert not any(block.plain for block in model.blocks), name
+        assert model(pairs).isfinite().all(), name
 
 
 def test_keeping_the_interaction_features_has_no_layer_to_renew_them():
