@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import gemmi
@@ -12,6 +12,7 @@ import numpy as np
 
 from sitenet.elements import NUMBERS
 from sitenet.symmetry import (
+    NEAR,
     SAME,
     Operations,
     expand,
@@ -105,15 +106,16 @@ _WANTED = {
 
 @dataclass
 class Block:
-    """A data block: the wanted tags and their values, without quotes."""
+    """A data block: the wanted tags and their values, without quotes; and what is wrong with it."""
 
     name: str
-    columns: dict[str, list[str]]
+    columns: dict[str, list[str]] = field(default_factory=dict)
+    problem: str | None = None
 
     def add(self, tag: str, column: list[str]) -> None:
         """The first of several columns of one tag counts, unless they contradict each other."""
         if self.columns.setdefault(tag, column) != column and tag in (*_LENGTHS, *_ANGLES, *_FRACT):
-            raise Unreadable(f"{tag} is given twice")
+            self.problem = f"{tag} is given twice"
 
     def value(self, *tags: str) -> str | None:
         """The value of the first of the tags that has one."""
@@ -139,7 +141,7 @@ def read_blocks(text: str, limits: Limits) -> list[Block]:
         return _read_leniently(text)
     blocks = []
     for item_block in document:
-        block = Block(item_block.name.strip(), {})
+        block = Block(item_block.name.strip())
         for item in item_block:
             if item.pair is not None:
                 tag = _normal(item.pair[0])
@@ -151,7 +153,9 @@ def read_blocks(text: str, limits: Limits) -> list[Block]:
                 if _WANTED.isdisjoint(tags):
                     continue
                 if loop.length() > limits.sites:
-                    raise Unreadable(f"a loop of {loop.length()} lines, more than {limits.sites}")
+                    lines = f"{loop.length()} lines, more than {limits.sites} (limit)"
+                    block.problem = f"the loop of {tags[0]} has {lines}"
+                    continue
                 values = loop.values
                 for k, tag in enumerate(tags):
                     if tag in _WANTED:
@@ -189,7 +193,7 @@ def _read_leniently(text: str) -> list[Block]:
     that belong to no tag are passed over, and only loops that matter must have whole lines."""
     if len(text) > _LENIENT_BYTES:
         raise Unreadable("not a CIF, and too large to be read leniently")
-    blocks = [Block("", {})]
+    blocks = [Block("")]
     tags: list[str] = []
     values: list[str] = []
     is_loop = False
@@ -197,10 +201,11 @@ def _read_leniently(text: str) -> list[Block]:
     def finish() -> None:
         if values and not _WANTED.isdisjoint(tags):
             if len(values) % len(tags):
-                raise Unreadable(f"the loop of {tags[0]} has no whole number of lines")
-            for k, tag in enumerate(tags):
-                if tag in _WANTED:
-                    blocks[-1].add(tag, values[k :: len(tags)])
+                blocks[-1].problem = f"the loop of {tags[0]} has no whole number of lines"
+            else:
+                for k, tag in enumerate(tags):
+                    if tag in _WANTED:
+                        blocks[-1].add(tag, values[k :: len(tags)])
         tags.clear()
         values.clear()
 
@@ -213,7 +218,7 @@ def _read_leniently(text: str) -> list[Block]:
             finish()
             is_loop = lower == "loop_"
             if lower.startswith("data_"):
-                blocks.append(Block(value[5:], {}))
+                blocks.append(Block(value[5:]))
         elif lower.startswith("_"):
             if values or not is_loop:
                 finish()
@@ -222,11 +227,13 @@ def _read_leniently(text: str) -> list[Block]:
         elif tags and (is_loop or not values):
             values.append(value)
     finish()
-    return blocks if blocks[0].columns else blocks[1:]
+    return blocks if blocks[0].columns or blocks[0].problem else blocks[1:]
 
 
 def has_sites(block: Block) -> bool:
-    """Whether a block lists atoms with fractional coordinates."""
+    """Whether a block lists atoms with fractional coordinates, or tries to."""
+    if block.problem is not None:
+        return True
     return any(x not in _UNKNOWN for x in block.columns.get(_FRACT[0], ()))
 
 
@@ -246,6 +253,8 @@ def read_structure(block: Block, limits: Limits, disorder: str) -> Structure:
     Raises:
         Unreadable: there is none, or it is not sound.
     """
+    if block.problem is not None:
+        raise Unreadable(block.problem)
     cell, operations = _read_cell(block, limits)
     sites = _read_sites(block)
     is_full = sites.occupancy == 1
@@ -427,7 +436,7 @@ def _listed_charges(block: Block) -> dict[str, float]:
     return {symbol: charge for symbol, charge in charges.items() if np.isfinite(charge)}
 
 
-_SHARE = re.compile(r"\s*(\d*\.?\d+)\s*([A-Z][a-z]?[\d+-]*)\s*")
+_SHARE = re.compile(r"\s*(\d*\.\d+)\s*([A-Z][a-z]?[\d+-]*)\s*")
 _LETTERS = re.compile(r"\d*([A-Za-z]{1,2})(?![a-z]{2})")
 _CHARGE = re.compile(r"(\d+\.?\d*)([+-])|([+-])(\d+\.?\d*)?")
 
@@ -495,7 +504,7 @@ def _settle(
         equal = (i != j) & (distance < SAME)
         for column in (sites.numbers, sites.oxidation, sites.occupancy):
             equal &= column[i] == column[j]
-        listed_apart = np.linalg.norm((sites.frac[i] - sites.frac[j]) @ cell, axis=1) > SAME
+        listed_apart = np.linalg.norm((sites.frac[i] - sites.frac[j]) @ cell, axis=1) > NEAR
         wrong = crowded & ~(equal & listed_apart)
         if wrong.any():
             k = int(np.argmax(wrong))

@@ -381,15 +381,24 @@ def _file_bytes(path: Path, limits: Limits) -> bytes:
 
 
 def _decoded(data: bytes, limits: Limits) -> str:
-    if data[:2] == b"\x1f\x8b":
-        try:
-            unpacker = zlib.decompressobj(wbits=31)
-            data = unpacker.decompress(data, limits.file_bytes + 1)
-        except zlib.error as error:
-            raise cif.Unreadable(f"not a gzip file: {error}") from None
-        if len(data) > limits.file_bytes:
-            raise cif.Unreadable(f"unpacks to more than {limits.file_bytes} bytes (limit)")
+    if data.startswith(b"\x1f\x8b"):
+        data = _unpacked(data, limits)
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return data.decode("utf-16", errors="replace")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError:
         return data.decode("latin-1")
+
+
+def _unpacked(data: bytes, limits: Limits) -> bytes:
+    unpacker = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)  # with the header of gzip
+    try:
+        data = unpacker.decompress(data, limits.file_bytes + 1)
+    except zlib.error as error:
+        raise cif.Unreadable(f"not a sound gzip file: {error}") from None
+    if len(data) > limits.file_bytes:
+        raise cif.Unreadable(f"unpacks to more than {limits.file_bytes} bytes (limit)")
+    if not unpacker.eof or unpacker.unused_data:
+        raise cif.Unreadable("not a sound gzip file: it does not end where it should")
+    return data
