@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -11,6 +11,9 @@ import gemmi
 import numpy as np
 import pyarrow.parquet as parquet
 import pytest
+import torch
+
+from sitenet.pairs import Pairs, find_pairs
 
 SHARED = Path(os.environ.get("SITENET_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 MATBENCH = SHARED / "data" / "matbench_mp_gap_sample_4000.parquet"
@@ -62,12 +65,25 @@ def matbench_crystals(count: int) -> list[Case]:
     return crystals
 
 
+def matbench_pairs(sites: int, max_sites: int, merge: bool) -> Pairs:
+    """A batch as the published sampler makes it: crystals with this many unique sites at most."""
+    crystals = matbench_crystals(1000)
+    ends = np.cumsum([len(c.numbers) for c in crystals])
+    count = max(1, int(np.searchsorted(ends, sites, side="right")))
+    return Pairs.batch([find_pairs(c, max_sites, merge) for c in crystals[:count]])
+
+
 @dataclass
 class Time:
     """Seconds a call: the median, and half the distance between the quartiles."""
 
     median: float
     spread: float
+
+
+def _quartiles(times: list[float]) -> Time:
+    low, median, high = np.quantile(times, [0.25, 0.5, 0.75])
+    return Time(float(median), float(high - low) / 2)
 
 
 def measure(function: Callable[[], object], repeats: int = 20, least: float = 0.2) -> Time:
@@ -81,5 +97,30 @@ def measure(function: Callable[[], object], repeats: int = 20, least: float = 0.
         times.append(time.perf_counter() - t)
         if len(times) >= 3 and time.perf_counter() - begin > 10 * least:
             break
-    low, median, high = np.quantile(times, [0.25, 0.5, 0.75])
-    return Time(float(median), float(high - low) / 2)
+    return _quartiles(times)
+
+
+def measure_in_turn(
+    functions: Mapping[str, Callable[[], object]], repeats: int = 20, most: float = 5.0
+) -> dict[str, Time]:
+    """Times of functions to compare, called in turn after one call each to warm up, so that a
+    change of the machine's load meets all of them; at least 3 rounds, no further one after
+    ``most`` seconds."""
+    for function in functions.values():
+        function()
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    begin = time.perf_counter()
+    for done in range(repeats):
+        if done >= 3 and time.perf_counter() - begin > most:
+            break
+        for name, function in functions.items():
+            t = time.perf_counter()
+            function()
+            times[name].append(time.perf_counter() - t)
+    return {name: _quartiles(t) for name, t in times.items()}
+
+
+def large_product(dtype: torch.dtype, size: int = 1536) -> tuple[Callable[[], object], float]:
+    """A large matrix product, whose rate is called the machine's peak, and its GFLOP."""
+    a, b = torch.randn(2, size, size).to(dtype)
+    return lambda: a @ b, 2 * size**3 / 1e9

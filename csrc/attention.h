@@ -93,23 +93,28 @@ template <class T, class E> struct EmbeddingBackward {
 
 // Mish(x) = x tanh(ln(1 + u)) with u = exp(x), without a second transcendental:
 // tanh(ln(1 + u)) = n / (n + 2), n = u (u + 2). Callers clamp x at 20 before the exponential,
-// where the ratio has long been 1. V: float, double or a vector of them.
+// where the ratio has long been 1. V: float, double or a vector of them; r = 1 / (n + 2), for
+// callers that have a faster reciprocal.
 template <class V> struct MishParts {
     V value, derivative;
 };
 
+template <class V> static SITENET_HD V mish_divisor(V u) { return u * (u + 2) + 2; }
+
+template <class V> static SITENET_HD V mish_value(V x, V u, V r) { return x * (u * (u + 2) * r); }
 template <class V> static SITENET_HD V mish_value(V x, V u) {
-    const V n = u * (u + 2);
-    return x * (n / (n + 2));
+    return mish_value(x, u, 1 / mish_divisor(u));
 }
 
 // d/dx = t + x (1 - t^2) sigmoid(x) with t = n / (n + 2); since n + 1 = (u + 1)^2 the second term
 // is 4 x u (u + 1) / (n + 2)^2.
-template <class V> static SITENET_HD MishParts<V> mish_parts(V x, V u) {
+template <class V> static SITENET_HD MishParts<V> mish_parts(V x, V u, V r) {
     const V n = u * (u + 2);
-    const V r = 1 / (n + 2);
     const V t = n * r;
-    return {x * t, t + 4 * x * (u * (u + 1)) * (r * r)};
+    return {x * t, t + 4 * x * r * r * (n - u)};
+}
+template <class V> static SITENET_HD MishParts<V> mish_parts(V x, V u) {
+    return mish_parts(x, u, 1 / mish_divisor(u));
 }
 
 // Numbers of LayerNorm without affine: n = (m - mean) * rstd. Its backward, with n's gradient g, is

@@ -7,6 +7,11 @@
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
+#include <utility>
+
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
 
 namespace sitenet::SITENET_LEVEL {
 
@@ -35,13 +40,26 @@ template <class T> static inline Vec<T> load(const T *p) {
 template <class T> static inline void store(T *p, Vec<T> v) { std::memcpy(p, &v, sizeof v); }
 template <class T> static inline Vec<T> splat(T x) { return x - Vec<T>{}; }
 
+#if defined(__AVX512F__)
+// GCC 12 warns wrongly of what the forms without a mask leave undefined.
+constexpr __mmask16 kAllLanes = 0xffff;
+#endif
+
 // max(x, low) and min(x, high) that keep a NaN in x.
 template <class T> static inline Vec<T> at_least(Vec<T> x, T low) {
     const Vec<T> v = splat(low);
+#if defined(__AVX512F__)
+    if constexpr (std::is_same_v<T, float>)
+        return (Vec<T>)_mm512_maskz_max_ps(kAllLanes, (__m512)v, (__m512)x);
+#endif
     return x < v ? v : x;
 }
 template <class T> static inline Vec<T> at_most(Vec<T> x, T high) {
     const Vec<T> v = splat(high);
+#if defined(__AVX512F__)
+    if constexpr (std::is_same_v<T, float>)
+        return (Vec<T>)_mm512_maskz_min_ps(kAllLanes, (__m512)v, (__m512)x);
+#endif
     return x > v ? v : x;
 }
 
@@ -54,24 +72,64 @@ template <class T> static inline T sum_lanes(Vec<T> v) {
     return s[0];
 }
 
-// exp(x) for -87 <= x <= 88, relative error 1e-7: x = n ln 2 + r, a polynomial of degree 5 for
-// exp(r) fitted here for the least relative error on |r| <= ln 2 / 2, and n added to its exponent.
-static inline Vec<float> exp_in_range(Vec<float> x) {
-    constexpr float shift = 12582912.0f; // 1.5 * 2^23: adding it rounds to an integer
-    const Vec<float> t = x * 1.44269504f + shift;
-    const Vec<float> n = t - shift;
-    const Vec<float> r = x - n * 0.693145752f - n * 1.42860677e-6f;
-    Vec<float> p = r * 8.2902294e-3f + 4.189839e-2f;
-    p = p * r + 1.666764e-1f;
-    p = p * r + 4.9999146e-1f;
-    p = p * r + 9.9999971e-1f;
-    p = p * r + 1.0f;
+// Of each group of 2 w lanes: the sums of a's halves with each other, then of b's.
+template <class T, int w, size_t... i>
+static inline Vec<T> add_halves(Vec<T> a, Vec<T> b, std::index_sequence<i...>) {
+    constexpr int n = kLanes<T>;
+    const Vec<T> low =
+        __builtin_shufflevector(a, b, (i / (2 * w) * 2 * w + i % w + (i / w % 2) * n)...);
+    const Vec<T> high =
+        __builtin_shufflevector(a, b, (i / (2 * w) * 2 * w + i % w + (i / w % 2) * n + w)...);
+    return low + high;
+}
+
+// The sum of each of kLanes vectors, which it overwrites: a tree of kLanes - 1 additions.
+template <class T, int w = kLanes<T> / 2> static inline Vec<T> add_lanes(Vec<T> *v) {
+    for (int i = 0; i < w; ++i)
+        v[i] = add_halves<T, w>(v[i], v[i + w], std::make_index_sequence<kLanes<T>>());
+    if constexpr (w == 1)
+        return v[0];
+    else
+        return add_lanes<T, w / 2>(v);
+}
+
+// Where `rough` is set, a relative error of 1e-4 will do, as beside factors in bfloat16.
+
+// exp(x) for -87 <= x <= 88, relative error 2e-7 + 4e-8 |x|: 2^(n + f) with n an integer, |f| <= 1/2,
+// polynomials for 2^f of the least relative error (degree 5: 1e-7; rough: 7e-5).
+template <bool rough = false> static inline Vec<float> exp_in_range(Vec<float> x) {
+    constexpr float log2_e = 1.44269504f, shift = 12582912.0f; // 1.5 * 2^23: adding it rounds
+    const Vec<float> t = x * log2_e + shift;
+    const Vec<float> f = x * log2_e - (t - shift);
+    Vec<float> p;
+    if constexpr (rough) {
+        p = f * 5.51716675e-2f + 2.42611122e-1f;
+        p = p * f + 6.93260986e-1f;
+        p = p * f + 9.99928074e-1f;
+    } else {
+        p = f * 1.32647204e-3f + 9.67151302e-3f;
+        p = p * f + 5.55073378e-2f;
+        p = p * f + 2.40222421e-1f;
+        p = p * f + 6.93146978e-1f;
+        p = p * f + 1.0f;
+    }
     return (Vec<float>)((VecInt)p + ((VecInt)t << 23));
 }
-static inline Vec<double> exp_in_range(Vec<double> x) {
+template <bool rough = false> static inline Vec<double> exp_in_range(Vec<double> x) {
     for (int i = 0; i < kLanes<double>; ++i)
         x[i] = std::exp(x[i]);
     return x;
+}
+
+// 1 / x for a positive x that is neither tiny nor infinite.
+template <class T, bool rough = false> static inline Vec<T> reciprocal(Vec<T> x) {
+#if defined(__AVX512F__)
+    if constexpr (std::is_same_v<T, float>) {
+        const Vec<T> r = (Vec<T>)_mm512_maskz_rcp14_ps(kAllLanes, (__m512)x);
+        return rough ? r : r + r * (1.0f - x * r); // a Newton step: 2^-14 -> 2^-24
+    }
+#endif
+    return 1 / x;
 }
 
 // exp(x) for x <= 0; exactly 0 below -87.
@@ -101,19 +159,23 @@ static inline VecWord bf16_words(Vec<float> x) {
     return (VecWord)(x != x ? (VecInt)(w | 0x400000) : (VecInt)rounded) & 0xffff0000;
 }
 
-static inline void convert(const float *x, float *y, int n) {
-    std::memcpy(y, x, n * sizeof(float));
+// kLanes numbers as a vector of T.
+template <class T> static inline Vec<T> load_as(const T *p) { return load(p); }
+template <class T> static inline Vec<T> load_as(const uint16_t *p) {
+    typedef uint16_t Halves __attribute__((vector_size(kVectorBytes / 2)));
+    Halves h;
+    std::memcpy(&h, p, sizeof h);
+    return (Vec<float>)(__builtin_convertvector(h, VecWord) << 16);
 }
-static inline void convert(const double *x, double *y, int n) {
-    std::memcpy(y, x, n * sizeof(double));
-}
-static inline void convert(const uint16_t *x, float *y, int n) {
-    for (int i = 0; i < n; ++i)
-        y[i] = from_bf16(x[i]);
-}
-static inline void convert(const float *x, uint16_t *y, int n) {
-    for (int i = 0; i < n; ++i)
-        y[i] = to_bf16(x[i]);
+template <class T, class E> static inline void convert(const E *x, T *y, int n) {
+    int i = 0;
+    for (; i + kLanes<T> <= n; i += kLanes<T>)
+        store(y + i, load_as<T>(x + i));
+    for (; i < n; ++i)
+        if constexpr (std::is_same_v<E, uint16_t>)
+            y[i] = from_bf16(x[i]);
+        else
+            y[i] = x[i];
 }
 
 constexpr int round_up(int n, int step) { return (n + step - 1) / step * step; }

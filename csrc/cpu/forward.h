@@ -1,0 +1,197 @@
+// The attention block forward: the online softmax over rows, their weighted sums, and e_out.
+#pragma once
+
+#include "norms.h"
+#include "products.h"
+
+namespace sitenet::SITENET_LEVEL {
+namespace {
+
+template <class T> inline T largest_of(const T *x, int n) {
+    constexpr int lanes = kLanes<T>;
+    T largest = x[0];
+    int i = 1;
+    if (n >= lanes) {
+        Vec<T> v = load(x);
+        for (i = lanes; i + lanes <= n; i += lanes) {
+            const Vec<T> y = load(x + i);
+            v = y > v ? y : v;
+        }
+        for (int k = 0; k < lanes; ++k)
+            largest = std::max(largest, v[k]);
+    }
+    for (; i < n; ++i)
+        largest = std::max(largest, x[i]);
+    return largest;
+}
+
+// Running softmax of one row.
+template <class T> struct RowSoftmax {
+    int heads, padded; // padded: attention columns
+    std::vector<T> largest, sum;
+    Buffer<T> weighted; // (heads, padded)
+
+    RowSoftmax(int heads, int padded)
+        : heads(heads), padded(padded), largest(heads), sum(heads),
+          weighted(size_t(heads) * padded) {
+        reset();
+    }
+    void reset() {
+        std::fill(largest.begin(), largest.end(), -std::numeric_limits<T>::infinity());
+        std::fill(sum.begin(), sum.end(), T(0));
+        std::fill_n(weighted.get(), size_t(heads) * padded, T(0));
+    }
+    // Raise a head's maximum to at least `value`; returns the shift for exponentials.
+    T raise(int h, T value) {
+        if (value > largest[h]) {
+            const T scale = std::exp(largest[h] - value);
+            sum[h] *= scale;
+            for (int a = 0; a < padded; ++a)
+                weighted.get()[size_t(h) * padded + a] *= scale;
+            largest[h] = value;
+        }
+        return largest[h] == -std::numeric_limits<T>::infinity() ? T(0) : largest[h];
+    }
+    void finish(int attention, T *y, T *logsum) {
+        for (int h = 0; h < heads; ++h) {
+            const T scale = sum[h] > 0 ? 1 / sum[h] : sum[h]; // 0 for an empty row, NaN stays
+            for (int a = 0; a < attention; ++a)
+                y[a * heads + h] = weighted.get()[size_t(h) * padded + a] * scale;
+            logsum[h] = largest[h] + std::log(sum[h]);
+        }
+        reset();
+    }
+};
+
+template <class T, class E> class ForwardRows {
+  public:
+    ForwardRows(const AttentionForward<T, E> &p, const Columns<T> &columns,
+                const Weights<T, E> &weights, const LogitWeights<T> &logit_weights, const T *site_i,
+                const T *site_j)
+        : p(p), s(p.shape), columns(columns), weights(weights), site_i(site_i), site_j(site_j),
+          packed(columns.num_packed), heads(s.heads), norms(s, columns, logit_weights),
+          m(size_t(kTile) * packed), attended(size_t(heads) * kRow),
+          row(columns.vectors[2] * lanes), softmax(heads, columns.vectors[1] * lanes) {}
+
+    void run(int first_row, int last_row) {
+        Walk<T, E> walk(s, p.e, p.offsets, p.sites_of_pair, site_i, site_j, packed, first_row);
+        current = first_row;
+        const int64_t end = p.offsets[last_row];
+        for (int64_t first = p.offsets[first_row]; first < end; first += kTile) {
+            walk.fill(first, end);
+            products<T, E, false>(walk.tile, weights, s.activation, m.get(), nullptr);
+            norms.compute(m.get(), walk.tile.count);
+            add_multiplicity(walk.tile.count, first);
+            if (s.interaction)
+                write_interaction(walk.tile.count, first);
+            for (int a = 0; a < walk.tile.count;) {
+                const int b = walk.tile.row_end(a);
+                finish_until(walk.tile.row[a]);
+                attend(a, b);
+                a = b;
+            }
+        }
+        finish_until(last_row);
+    }
+
+  private:
+    static constexpr int lanes = kLanes<T>;
+    static constexpr int kRow = kTile + lanes; // vectors that begin in a tile may end beyond it
+    const AttentionForward<T, E> &p;
+    const AttentionShape &s;
+    const Columns<T> &columns;
+    const Weights<T, E> &weights;
+    const T *site_i, *site_j;
+    const int packed, heads;
+    TileNorms<T> norms;
+    Buffer<T> m;        // (kTile, packed): the activation
+    Buffer<T> attended; // (heads, kRow): exponential of the logit, times rstd
+    Buffer<T> row;      // an e_out before it is written
+    RowSoftmax<T> softmax;
+    int current = 0;
+
+    void finish_until(int row) { // rows before `row` are complete
+        for (; current < row; ++current)
+            softmax.finish(s.attention, p.y + size_t(current) * heads * s.attention,
+                           p.logsum + size_t(current) * heads);
+    }
+
+    void add_multiplicity(int count, int64_t first) {
+        for (int h = 0; h < heads; ++h) {
+            T *logits = norms.logits.get() + h * kTile;
+            for (int t = 0; t < count; ++t)
+                logits[t] += p.log_multiplicity[first + t];
+            for (int t = 0; p.logits && t < count; ++t)
+                p.logits[(first + t) * heads + h] = logits[t];
+        }
+    }
+
+    void write_interaction(int count, int64_t first) {
+        for (int t = 0; t < count; ++t) {
+            const T *x = m.get() + size_t(t) * packed + columns.packed[2];
+            const T mean = norms.mean[2][t], rstd = norms.rstd[2][t];
+            for (int v = 0; v < columns.vectors[2]; ++v)
+                store(row.get() + v * lanes, (load(x + v * lanes) - mean) * rstd);
+            write_row(row.get(), p.e_out + (first + t) * s.interaction, s.interaction);
+        }
+    }
+
+    // The pairs from a to b of the current row.
+    void attend(int a, int b) {
+        for (int h = 0; h < heads; ++h) {
+            const T *logits = norms.logits.get() + h * kTile;
+            T *w = attended.get() + h * kRow;
+            const T shift = softmax.raise(h, largest_of(logits + a, b - a));
+            Vec<T> sum{};
+            int t = a;
+            for (; t + lanes <= b; t += lanes) {
+                const Vec<T> x = exp_of_negative<T>(load(logits + t) - shift);
+                sum += x;
+                store(w + t, x * load(norms.rstd[1] + t));
+            }
+            T total = sum_lanes<T>(sum);
+            if (t < b) {
+                T x[lanes] = {};
+                std::copy_n(logits + t, b - t, x);
+                store(x, exp_of_negative<T>(load(x) - shift));
+                for (int i = t; i < b; ++i) {
+                    total += x[i - t];
+                    w[i] = x[i - t] * norms.rstd[1][i];
+                }
+            }
+            softmax.sum[h] += total;
+        }
+        for (int h0 = 0; h0 < heads; h0 += kMaxHeadsAtOnce)
+            with_constant<kMaxHeadsAtOnce>(heads - h0, [&](auto nh) {
+                for (int v = 0; v < columns.vectors[1]; v += 2)
+                    if (v + 1 < columns.vectors[1])
+                        add_weighted<nh, 2>(a, b, h0, v);
+                    else
+                        add_weighted<nh, 1>(a, b, h0, v);
+            });
+    }
+
+    template <int NH, int NV> void add_weighted(int a, int b, int h0, int v0) {
+        T *to = softmax.weighted.get() + (h0 * columns.vectors[1] + v0) * lanes;
+        const T *x = m.get() + columns.packed[1] + v0 * lanes, *w = attended.get() + h0 * kRow;
+        const size_t stride = columns.vectors[1] * lanes;
+        Vec<T> sum[NH][NV];
+        for (int h = 0; h < NH; ++h)
+            for (int v = 0; v < NV; ++v)
+                sum[h][v] = load(to + h * stride + v * lanes);
+        for (int t = a; t < b; ++t)
+#pragma GCC unroll 2
+            for (int v = 0; v < NV; ++v) {
+                const Vec<T> y = load(x + size_t(t) * packed + v * lanes) - norms.mean[1][t];
+#pragma GCC unroll 4
+                for (int h = 0; h < NH; ++h)
+                    sum[h][v] += w[h * kRow + t] * y;
+            }
+        for (int h = 0; h < NH; ++h)
+            for (int v = 0; v < NV; ++v)
+                store(to + h * stride + v * lanes, sum[h][v]);
+    }
+};
+
+} // namespace
+} // namespace sitenet::SITENET_LEVEL

@@ -1,0 +1,146 @@
+// Mean and variance of each group of columns, and the logits, of a tile's pairs.
+//
+// Variances are of values less the group's first one: sums of squares alone would lose a small
+// variance beside a large mean. Sums over columns of kLanes pairs are reduced together, which
+// leaves every number of those pairs in the lanes of one vector.
+#pragma once
+
+#include "../attention.h"
+#include "packing.h"
+
+namespace sitenet::SITENET_LEVEL {
+namespace {
+
+// 1 in the lanes before n, 0 in the others.
+template <class T> inline Vec<T> first_lanes(int n) {
+    T x[kLanes<T>];
+    for (int i = 0; i < kLanes<T>; ++i)
+        x[i] = i < n;
+    return load(x);
+}
+
+// Sums of x = m - m[0] over the columns of a group, of kLanes pairs: partial[0] has x, partial[1]
+// its squares, partial[2 + h] its products with row h of w, one vector a pair still to be added up.
+template <class T, int NH>
+inline void partial_sums(const T *m, int stride, int vectors, Vec<T> last_lanes, const T *w,
+                         Vec<T> (&partial)[2 + NH][kLanes<T>]) {
+    constexpr int lanes = kLanes<T>, at_once = 2;
+    for (int t = 0; t < lanes; t += at_once) {
+        Vec<T> sum[at_once] = {}, squares[at_once] = {}, dots[at_once][NH + 1] = {};
+        const T *x[at_once];
+        Vec<T> first[at_once];
+        for (int r = 0; r < at_once; ++r) {
+            x[r] = m + size_t(t + r) * stride;
+            first[r] = splat(x[r][0]);
+        }
+        auto add = [&](int v, bool last) {
+            Vec<T> wv[NH + 1];
+#pragma GCC unroll 4
+            for (int h = 0; h < NH; ++h)
+                wv[h] = load(w + (h * vectors + v) * lanes);
+#pragma GCC unroll 2
+            for (int r = 0; r < at_once; ++r) {
+                Vec<T> y = load(x[r] + v * lanes) - first[r];
+                if (last)
+                    y *= last_lanes;
+                sum[r] += y;
+                squares[r] += y * y;
+#pragma GCC unroll 4
+                for (int h = 0; h < NH; ++h)
+                    dots[r][h] += y * wv[h];
+            }
+        };
+        for (int v = 0; v < vectors - 1; ++v)
+            add(v, false);
+        add(vectors - 1, true);
+        for (int r = 0; r < at_once; ++r) {
+            partial[0][t + r] = sum[r];
+            partial[1][t + r] = squares[r];
+#pragma GCC unroll 4
+            for (int h = 0; h < NH; ++h)
+                partial[2 + h][t + r] = dots[r][h];
+        }
+    }
+}
+
+// Mean and rstd of kLanes pairs, from their partial sums and their groups' first columns; returns
+// mean less first. A NaN stays one.
+template <class T>
+inline Vec<T> normalise(Vec<T> (*partial)[kLanes<T>], Vec<T> first, int n, double eps, T *mean,
+                        T *rstd) {
+    const Vec<T> total = add_lanes<T>(partial[0]), squares = add_lanes<T>(partial[1]);
+    const Vec<T> offset = total / T(n);
+    T variance[kLanes<T>];
+    store(variance, (squares - total * offset) / T(n));
+    for (int i = 0; i < kLanes<T>; ++i)
+        rstd[i] = 1 / std::sqrt((variance[i] < 0 ? T(0) : variance[i]) + T(eps));
+    store(mean, first + offset);
+    return offset;
+}
+
+// The first column of kLanes rows.
+template <class T> inline Vec<T> first_column(const T *x, int stride) {
+    T first[kLanes<T>];
+    for (int i = 0; i < kLanes<T>; ++i)
+        first[i] = x[size_t(i) * stride];
+    return load(first);
+}
+
+template <class T> class TileNorms {
+  public:
+    alignas(64) T mean[3][kTile], rstd[3][kTile]; // 0 and 1 without a norm
+    Buffer<T> logits;                             // (heads, kTile), without log_multiplicity
+
+    TileNorms(const AttentionShape &shape, const Columns<T> &columns, const LogitWeights<T> &w)
+        : logits(size_t(shape.heads) * kTile), shape(shape), columns(columns), weights(w) {
+        for (int g = 0; g < 3; ++g) {
+            std::fill_n(mean[g], kTile, T(0));
+            std::fill_n(rstd[g], kTile, T(1));
+            last_lanes[g] = first_lanes<T>(columns.size[g] - (columns.vectors[g] - 1) * lanes);
+        }
+    }
+
+    void compute(const T *m, int count) {
+        for (int t = 0; t < count; t += lanes) {
+            const T *tile = m + size_t(t) * columns.num_packed;
+            attend(tile, t);
+            for (int g = 1; shape.norm && g < 3; ++g)
+                if (columns.vectors[g]) {
+                    Vec<T> partial[2][lanes];
+                    const T *x = tile + columns.packed[g];
+                    partial_sums<T, 0>(x, columns.num_packed, columns.vectors[g], last_lanes[g],
+                                       nullptr, partial);
+                    normalise(partial, first_column(x, columns.num_packed), columns.size[g],
+                              shape.eps, mean[g] + t, rstd[g] + t);
+                }
+        }
+    }
+
+  private:
+    static constexpr int lanes = kLanes<T>;
+    const AttentionShape &shape;
+    const Columns<T> &columns;
+    const LogitWeights<T> &weights;
+    Vec<T> last_lanes[3];
+
+    void attend(const T *m, int t) {
+        const Vec<T> first = first_column(m, columns.num_packed);
+        Vec<T> offset = -first;
+        for (int h0 = 0; h0 < weights.heads; h0 += kMaxHeadsAtOnce)
+            with_constant<kMaxHeadsAtOnce>(weights.heads - h0, [&](auto nh) {
+                Vec<T> partial[2 + nh][lanes];
+                partial_sums<T, nh>(m, columns.num_packed, columns.vectors[0], last_lanes[0],
+                                    weights.row(h0), partial);
+                if (shape.norm && h0 == 0)
+                    offset = normalise(partial, first, columns.size[0], shape.eps, mean[0] + t,
+                                       rstd[0] + t);
+                for (int h = 0; h < nh; ++h) {
+                    const Vec<T> dot = add_lanes<T>(partial[2 + h]) - offset * weights.sums[h0 + h];
+                    store(logits.get() + (h0 + h) * kTile + t, load(rstd[0] + t) * dot);
+                }
+            });
+    }
+};
+
+} // namespace
+} // namespace sitenet::SITENET_LEVEL

@@ -1,0 +1,266 @@
+// The three products of a tile: z = site terms + W e with its activation, dz W and dz^T e.
+//
+// Each is an outer-product micro-kernel whose sums stay in registers; a factor of one side is a
+// vector, of the other a number for all lanes.
+#pragma once
+
+#include "activation.h"
+#include "tile.h"
+
+namespace sitenet::SITENET_LEVEL {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kGradRows = 8, kGradVectors = 3; // of grad_e: 48 columns are 3 vectors
+#else
+constexpr int kGradRows = kTileRows, kGradVectors = kTileVectors;
+#endif
+static_assert(kTile % kGradRows == 0, "a tile is whole micro-kernels");
+
+template <class T, class F> inline void product_step(Vec<T> &sum, F a, const Vec<F> &b) {
+#if defined(__AVX512BF16__)
+    if constexpr (std::is_same_v<F, uint32_t>)
+        sum = (Vec<float>)_mm512_dpbf16_ps((__m512)sum, (__m512bh)splat(a), (__m512bh)b);
+    else
+#endif
+        sum += splat(a) * b;
+}
+
+template <class F> inline F factor_at(const F *p) {
+    F x;
+    std::memcpy(&x, p, sizeof x);
+    return x;
+}
+
+// m (and its derivative d, if Backward) for kTileRows pairs and NV vectors of columns from
+// `column`.
+template <class T, class E, int NV, bool Backward>
+inline void products_block(const Tile<T, E> &tile, int t0, const Factor<T, E> *w, int steps,
+                           int column, int stride, int activation, T *m, T *d) {
+    using F = Factor<T, E>;
+    constexpr int lanes = kLanes<T>;
+    Vec<T> sum[kTileRows][NV];
+    const F *e[kTileRows];
+#pragma GCC unroll 8
+    for (int r = 0; r < kTileRows; ++r) {
+        e[r] = tile.e[t0 + r];
+#pragma GCC unroll 8
+        for (int v = 0; v < NV; ++v)
+            sum[r][v] = load(tile.base_i[t0 + r] + column + v * lanes) +
+                        load(tile.base_j[t0 + r] + column + v * lanes);
+    }
+    for (int k = 0; k < steps; ++k) {
+        Vec<F> wk[NV];
+#pragma GCC unroll 8
+        for (int v = 0; v < NV; ++v)
+            wk[v] = load(w + (k * NV + v) * lanes);
+#pragma GCC unroll 8
+        for (int r = 0; r < kTileRows; ++r) {
+            const F x = factor_at(e[r] + k);
+#pragma GCC unroll 8
+            for (int v = 0; v < NV; ++v)
+                product_step<T, F>(sum[r][v], x, wk[v]);
+        }
+    }
+    auto finish = [&](auto function) {
+#pragma GCC unroll 8
+        for (int r = 0; r < kTileRows; ++r)
+#pragma GCC unroll 8
+            for (int v = 0; v < NV; ++v) {
+                const size_t at = size_t(t0 + r) * stride + column + v * lanes;
+                const auto a = function(sum[r][v]);
+                if constexpr (Backward) {
+                    store(m + at, a.value);
+                    store(d + at, a.derivative);
+                } else {
+                    store(m + at, a);
+                }
+            }
+    };
+    if constexpr (Backward)
+        with_activation_parts<T, E>(activation, finish);
+    else
+        with_activation<T, E>(activation, finish);
+}
+
+template <class T, class E, bool Backward>
+void products(const Tile<T, E> &tile, const Weights<T, E> &weights, int activation, T *m, T *d) {
+    constexpr int lanes = kLanes<T>;
+    const Factor<T, E> *w;
+    int steps = weights.width;
+    if constexpr (kUseBf16<E>) {
+        steps = (steps + 1) / 2;
+        w = weights.columns_of_k_pairs.get();
+    } else {
+        w = weights.columns_of_k.get();
+    }
+    for (int v0 = 0; v0 < weights.num_vectors; v0 += kTileVectors)
+        with_constant<kTileVectors>(weights.num_vectors - v0, [&](auto nv) {
+            for (int t0 = 0; t0 < tile.padded(); t0 += kTileRows)
+                products_block<T, E, nv, Backward>(tile, t0, w + size_t(v0) * steps * lanes, steps,
+                                                   v0 * lanes, weights.num_packed, activation, m,
+                                                   d);
+        });
+}
+
+// A tile's dz in the forms that its two products take.
+template <class T, class E> struct TileGradient {
+    using F = Factor<T, E>;
+    Buffer<uint16_t> rows;    // bfloat16: (kTile, packed)
+    Buffer<uint32_t> pairs;   // bfloat16: (kTile / 2, packed), two pairs in a lane
+    Buffer<uint32_t> e_pairs; // bfloat16: (kTile / 2, width), two pairs in a lane
+    const F *row[kTile];      // factors of dz W: along a pair's columns
+    const F *of_step[kTile];  // factors of dz^T e: columns of one step (a pair, or two)
+    const F *e_of_step[kTile];
+    int steps;
+
+    TileGradient(int packed, int width) {
+        if constexpr (kUseBf16<E>) {
+            rows.resize(size_t(kTile) * packed);
+            pairs.resize(size_t(kTile) / 2 * packed);
+            e_pairs.resize(size_t(kTile) / 2 * width);
+        }
+        (void)packed, (void)width;
+    }
+
+    void set(const Tile<T, E> &tile, T *d, int packed, int width) {
+        if constexpr (kUseBf16<E>) {
+#if defined(__AVX512BF16__)
+            constexpr int lanes = kLanes<T>;
+            alignas(64) uint16_t order[2 * lanes]; // 0 16 1 17 ...
+            for (int i = 0; i < 2 * lanes; ++i)
+                order[i] = uint16_t(i / 2 + i % 2 * lanes);
+            const __m512i in_turn = _mm512_load_si512(order);
+            if (tile.count % 2)
+                std::fill_n(d + size_t(tile.count) * packed, packed, T(0));
+            steps = (tile.count + 1) / 2;
+            for (int s = 0; s < steps; ++s) {
+                const float *d0 = d + size_t(2 * s) * packed, *d1 = d0 + packed;
+                uint16_t *to = rows.get() + size_t(2 * s) * packed;
+                for (int c = 0; c < packed; c += lanes) {
+                    const auto both = (__m512i)_mm512_cvtne2ps_pbh((__m512)load(d1 + c),
+                                                                   (__m512)load(d0 + c));
+                    _mm256_storeu_si256((__m256i *)(to + c), _mm512_maskz_extracti64x4_epi64(0xf, both, 0));
+                    _mm256_storeu_si256((__m256i *)(to + packed + c),
+                                        _mm512_maskz_extracti64x4_epi64(0xf, both, 1));
+                    _mm512_storeu_si512(pairs.get() + size_t(s) * packed + c,
+                                        _mm512_maskz_permutexvar_epi16(~0u, in_turn, both));
+                }
+                const auto *e0 = reinterpret_cast<const uint16_t *>(tile.e[2 * s]);
+                const auto *e1 = reinterpret_cast<const uint16_t *>(tile.e[2 * s + 1]);
+                uint32_t *e = e_pairs.get() + size_t(s) * width;
+                for (int k = 0; k < width; ++k)
+                    e[k] = uint32_t(e0[k]) | uint32_t(e1[k]) << 16;
+                of_step[s] = pairs.get() + size_t(s) * packed;
+                e_of_step[s] = e;
+            }
+            for (int t = 0; t < kTile; ++t)
+                row[t] = reinterpret_cast<const uint32_t *>(rows.get() + size_t(t) * packed);
+#endif
+        } else {
+            steps = tile.count;
+            for (int t = 0; t < kTile; ++t) {
+                row[t] = of_step[t] = d + size_t(t) * packed;
+                e_of_step[t] = tile.e[t];
+            }
+        }
+        (void)packed, (void)width;
+    }
+};
+
+// grad_weight: sums (k, columns) of kTileRows k and NV vectors of columns over a tile.
+template <class T, class F, int NV>
+void weight_block(const F *const *z, const F *const *e, int steps, int k0, int width, int column,
+                  int packed, T *out) {
+    constexpr int lanes = kLanes<T>;
+    Vec<T> sum[kTileRows][NV];
+    int k[kTileRows];
+#pragma GCC unroll 8
+    for (int r = 0; r < kTileRows; ++r) {
+        k[r] = std::min(k0 + r, width - 1); // rows past the width are padding
+#pragma GCC unroll 8
+        for (int v = 0; v < NV; ++v)
+            sum[r][v] = load(out + size_t(k0 + r) * packed + column + v * lanes);
+    }
+    for (int t = 0; t < steps; ++t) {
+        Vec<F> zt[NV];
+#pragma GCC unroll 8
+        for (int v = 0; v < NV; ++v)
+            zt[v] = load(z[t] + column + v * lanes);
+#pragma GCC unroll 8
+        for (int r = 0; r < kTileRows; ++r) {
+            const F x = e[t][k[r]];
+#pragma GCC unroll 8
+            for (int v = 0; v < NV; ++v)
+                product_step<T, F>(sum[r][v], x, zt[v]);
+        }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < kTileRows; ++r)
+#pragma GCC unroll 8
+        for (int v = 0; v < NV; ++v)
+            store(out + size_t(k0 + r) * packed + column + v * lanes, sum[r][v]);
+}
+
+// grad_e: kGradRows pairs by NV vectors of k, over all columns (steps: columns, or pairs of them).
+template <class T, class F, int NV>
+void e_block(const F *const *z, int t0, const F *w, int steps, int k, int padded_width, T *out) {
+    constexpr int lanes = kLanes<T>;
+    Vec<T> sum[kGradRows][NV] = {};
+    const F *zr[kGradRows];
+    for (int r = 0; r < kGradRows; ++r)
+        zr[r] = z[t0 + r];
+    for (int c = 0; c < steps; ++c) {
+        Vec<F> wc[NV];
+#pragma GCC unroll 8
+        for (int v = 0; v < NV; ++v)
+            wc[v] = load(w + size_t(c) * padded_width + k + v * lanes);
+#pragma GCC unroll 8
+        for (int r = 0; r < kGradRows; ++r) {
+            const F x = factor_at(zr[r] + c);
+#pragma GCC unroll 8
+            for (int v = 0; v < NV; ++v)
+                product_step<T, F>(sum[r][v], x, wc[v]);
+        }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < kGradRows; ++r)
+#pragma GCC unroll 8
+        for (int v = 0; v < NV; ++v)
+            store(out + size_t(r) * padded_width + k + v * lanes, sum[r][v]);
+}
+
+template <class T, class E>
+void tile_products(const TileGradient<T, E> &z, const Tile<T, E> &tile,
+                   const Weights<T, E> &weights, T *weight_sums, T *scratch, E *grad_e) {
+    using F = Factor<T, E>;
+    constexpr int lanes = kLanes<T>;
+    const int packed = weights.num_packed, width = weights.width;
+    for (int v0 = 0; v0 < weights.num_vectors; v0 += kTileVectors)
+        with_constant<kTileVectors>(weights.num_vectors - v0, [&](auto nv) {
+            for (int k0 = 0; k0 < width; k0 += kTileRows)
+                weight_block<T, F, nv>(z.of_step, z.e_of_step, z.steps, k0, width, v0 * lanes,
+                                       packed, weight_sums);
+        });
+    const F *w;
+    int steps = packed;
+    if constexpr (kUseBf16<E>) {
+        w = weights.k_of_column_pairs.get();
+        steps /= 2;
+    } else {
+        w = weights.k_of_column.get();
+    }
+    const int kv = weights.padded_width / lanes;
+    for (int t0 = 0; t0 < tile.count; t0 += kGradRows) {
+        for (int v0 = 0; v0 < kv; v0 += kGradVectors)
+            with_constant<kGradVectors>(kv - v0, [&](auto nv) {
+                e_block<T, F, nv>(z.row, t0, w, steps, v0 * lanes, weights.padded_width, scratch);
+            });
+        for (int r = 0; r < kGradRows && t0 + r < tile.count; ++r)
+            write_row(scratch + size_t(r) * weights.padded_width, grad_e + size_t(t0 + r) * width,
+                      width);
+    }
+}
+
+} // namespace
+} // namespace sitenet::SITENET_LEVEL

@@ -1,0 +1,18 @@
+"""What a training step and a prediction may take, Python and torch included."""
+
+import pytest
+from bench_model import peak_memory, predict_once, train_once
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_a_training_step_of_1200_sites_times_500_takes_less_than_1_gb(bf16):
+    assert peak_memory(train_once, 1200, 500, bf16) < 1
+
+
+def test_a_prediction_by_rows_takes_no_more_for_a_larger_crystal():
+    """Pairs are never all in memory: 2,000 sites have 4 M pairs, 3,000 have 9 M."""
+    small, large = (peak_memory(predict_once, sites) for sites in (2000, 3000))
+    assert large < 4
+    assert large < small + 0.2
