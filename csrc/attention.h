@@ -98,6 +98,15 @@ template <class V> struct MishParts {
     V value, derivative;
 };
 
+// 1 / x; in float on the GPU to within one unit in the last place, in one instruction.
+template <class V> static SITENET_HD V reciprocal(V x) { return 1 / x; }
+#ifdef __CUDA_ARCH__
+template <> SITENET_HD float reciprocal(float x) {
+    asm("rcp.approx.ftz.f32 %0, %0;" : "+f"(x));
+    return x;
+}
+#endif
+
 template <class V> static SITENET_HD V mish_value(V x, V u) {
     const V n = u * (u + 2);
     return x * (n / (n + 2));
@@ -107,7 +116,7 @@ template <class V> static SITENET_HD V mish_value(V x, V u) {
 // is 4 x u (u + 1) / (n + 2)^2.
 template <class V> static SITENET_HD MishParts<V> mish_parts(V x, V u) {
     const V n = u * (u + 2);
-    const V r = 1 / (n + 2);
+    const V r = reciprocal(n + 2);
     const V t = n * r;
     return {x * t, t + 4 * x * (u * (u + 1)) * (r * r)};
 }
