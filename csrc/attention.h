@@ -102,8 +102,18 @@ template <class V> struct MishParts {
 template <class V> static SITENET_HD V mish_divisor(V u) { return u * (u + 2) + 2; }
 
 template <class V> static SITENET_HD V mish_value(V x, V u, V r) { return x * (u * (u + 2) * r); }
+
+// 1 / x; in float on the GPU to within one unit in the last place, in one instruction.
+template <class V> static SITENET_HD V reciprocal(V x) { return 1 / x; }
+#ifdef __CUDA_ARCH__
+template <> SITENET_HD float reciprocal(float x) {
+    asm("rcp.approx.ftz.f32 %0, %0;" : "+f"(x));
+    return x;
+}
+#endif
+
 template <class V> static SITENET_HD V mish_value(V x, V u) {
-    return mish_value(x, u, 1 / mish_divisor(u));
+    return mish_value(x, u, reciprocal(mish_divisor(u)));
 }
 
 // d/dx = t + x (1 - t^2) sigmoid(x) with t = n / (n + 2); since n + 1 = (u + 1)^2 the second term
@@ -114,7 +124,7 @@ template <class V> static SITENET_HD MishParts<V> mish_parts(V x, V u, V r) {
     return {x * t, t + 4 * x * r * r * (n - u)};
 }
 template <class V> static SITENET_HD MishParts<V> mish_parts(V x, V u) {
-    return mish_parts(x, u, 1 / mish_divisor(u));
+    return mish_parts(x, u, reciprocal(mish_divisor(u)));
 }
 
 // Numbers of LayerNorm without affine: n = (m - mean) * rstd. Its backward, with n's gradient g, is

@@ -2,6 +2,9 @@
 // checks are in sitenet/ops and sitenet/pairs.py; nothing here allocates.
 #include "attention.h"
 #include "cpu/level.h"
+#ifdef SITENET_WITH_CUDA
+#include "cuda/bindings.h"
+#endif
 #include "geometry.h"
 #include "merge.h"
 
@@ -177,6 +180,7 @@ PYBIND11_MODULE(_C, m) {
     m.def("count_sphere_cpu", count_sphere, nogil());
     m.def("find_sphere_cpu", find_sphere, nogil());
 #ifdef SITENET_WITH_CUDA
+    sitenet::cuda::bind(m);
     m.attr("with_cuda") = true;
 #else
     m.attr("with_cuda") = false;

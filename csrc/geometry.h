@@ -183,10 +183,7 @@ SITENET_HD bool reduce(const double *cell, double smallest, Reduced &reduced) {
     return true;
 }
 
-// The seven vectors as coordinates in the basis.
 constexpr int num_images = 7;
-constexpr int image_vectors[num_images][3] = {{1, 0, 0}, {0, 1, 0}, {0, 0, 1}, {1, 1, 0},
-                                              {1, 0, 1}, {0, 1, 1}, {1, 1, 1}};
 
 // What a distance needs of the reduced cell.
 template <class T> struct Metric {
@@ -202,6 +199,9 @@ template <class T> SITENET_HD Metric<T> make_metric(const double *basis) {
     const int rows[6][2] = {{0, 0}, {1, 1}, {2, 2}, {0, 1}, {0, 2}, {1, 2}};
     for (int k = 0; k < 6; ++k)
         metric.twice[k] = T(2 * dot3(basis + 3 * rows[k][0], basis + 3 * rows[k][1]));
+    // The seven vectors as coordinates in the basis.
+    const int image_vectors[num_images][3] = {{1, 0, 0}, {0, 1, 0}, {0, 0, 1}, {1, 1, 0},
+                                              {1, 0, 1}, {0, 1, 1}, {1, 1, 1}};
     for (int s = 0; s < num_images; ++s) {
         double v[3];
         for (int k = 0; k < 3; ++k)

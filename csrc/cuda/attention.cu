@@ -1,1 +1,341 @@
-#include "../attention.h"
+// The attention block on the GPU, forward (formulas and layouts: ../attention.h).
+//
+// Mapping. A warp owns a span of 64 consecutive pairs, whatever rows they belong to, so rows of 10
+// and of 10,000 pairs load the machine alike. It takes the span 16 pairs at a time (fragments.h):
+//   1. hidden columns, 16 at a step: z = site_i + site_j + W e, activation, sum, sum of squares and
+//      one dot product a head, all in registers; then mean, rstd and the logits;
+//   2. attention and interaction columns likewise; they wait in shared memory for their norm (each
+//      lane reads only what it wrote), e_out leaves from there;
+//   3. the online softmax of the rows' segments and the weighted sums, in shared memory.
+// Warps do not wait for each other. A row within one span is finished there; a longer one leaves
+// one state a span (largest logit, sum, weighted sums), merged in order by one warp a row.
+//
+// Memory traffic per pair at the published size (48 -> 225 | 30 | 48, 3 heads, bfloat16): 96 bytes
+// of e in, 96 out, 16 of indices, 12 for a span's state. 2.4 KB of site terms and 2 KB of weights
+// come from the first-level cache.
+//
+// Operations per pair: 304 * 2 on the special-function units (16 a clock and multiprocessor: 38
+// clocks), 320 * about 16 others (128 a clock: 40 clocks), 2 * 48 * 320 FLOP on the tensor cores (8
+// clocks). Exponentials and reciprocals as polynomials would move work from a unit that is not the
+// bottleneck to the one that is, so both stay where they are. Predicted floor on an H100 or H200
+// (132 multiprocessors, 1.75 GHz): 5 G pairs/s by arithmetic, 15 by memory. In float the products
+// run on the ordinary units from cached factors, some 340 clocks a pair: 0.7 G pairs/s. Not
+// measured: no GPU was at hand.
+//
+// No atomics. Results are bitwise reproducible and do not depend on the machine.
+#include "kernels.h"
+#include "packing.h"
+
+namespace sitenet::cuda {
+namespace {
+
+constexpr int kSpan = 4 * kGroup;
+
+// Online softmax of one row: (heads), (heads), (attention * heads).
+template <class T> struct RowState {
+    T *largest, *sum, *weighted;
+    static SITENET_HD int64_t size(const AttentionShape &s) {
+        return int64_t(s.heads) * (2 + s.attention);
+    }
+    SITENET_HD RowState(T *at, const AttentionShape &s)
+        : largest(at), sum(at + s.heads), weighted(at + 2 * s.heads) {}
+};
+
+// Shared memory of one warp, in numbers of T.
+struct ForwardRoom {
+    int stride, softmax, scale, weights, features, rows, total;
+    explicit ForwardRoom(const AttentionShape &s) {
+        const int widest = s.attention > s.interaction ? s.attention : s.interaction;
+        stride = int(round_up(widest, kStep)) + 4; // lanes of two rows then use other banks
+        softmax = 0;
+        scale = softmax + int(round_up(RowState<float>::size(s), 4));
+        weights = scale + int(round_up(s.heads, 4));
+        features = weights + s.heads * kGroup;
+        rows = features + kGroup * stride;
+        total = rows + kGroup;
+    }
+};
+
+template <class T, class E> struct ForwardScratch {
+    Packed<T, E> packed;
+    T *states; // (spans, 2): of the span's first row if it began before, of the row it ends in
+    ForwardScratch(const AttentionShape &s, Scratch &scratch) : packed(s, scratch) {
+        states = scratch.take<T>(divide_up(s.pairs, kSpan) * 2 * RowState<T>::size(s));
+    }
+};
+
+template <class T> __device__ T inverse_sum(T sum) {
+    return sum > 0 ? 1 / sum : sum; // 0 where nothing was attended to; a NaN stays one
+}
+
+template <class T, class E> class ForwardWarp {
+  public:
+    __device__ ForwardWarp(const AttentionForward<T, E> &p, const ForwardScratch<T, E> &scratch,
+                           const ForwardRoom &room, T *shared, int64_t span)
+        : p(p), s(p.shape), scratch(scratch), columns(scratch.packed.columns), room(room),
+          shared(shared), state(shared + room.softmax, s), span(span) {}
+
+    __device__ void run() {
+        const int64_t begin = span * kSpan;
+        const int64_t end = begin + kSpan < s.pairs ? begin + kSpan : s.pairs;
+        int *rows = reinterpret_cast<int *>(shared + room.rows);
+        current = scratch.packed.row_of_pair[begin];
+        reset();
+        for (int64_t first = begin; first < end; first += kGroup) {
+            const PairsOfLane pairs(first, end, scratch.packed.row_of_pair, p.sites_of_pair);
+            const Walk<T, E> walk(scratch.packed, p.e, s.width, pairs);
+            if (at.quad == 0)
+                for (int r = 0; r < 2; ++r)
+                    rows[at.row + 8 * r] = pairs.row[r];
+            for (int head = 0; head < s.heads; head += kHeads)
+                logits(walk, pairs, head);
+            if (s.interaction) {
+                normal_columns(walk, 2);
+                write_interaction(pairs);
+            }
+            normal_columns(walk, 1);
+            __syncwarp();
+            attend(rows, pairs.count);
+            __syncwarp();
+        }
+        finish();
+    }
+
+  private:
+    const AttentionForward<T, E> &p;
+    const AttentionShape &s;
+    const ForwardScratch<T, E> &scratch;
+    const Columns &columns;
+    const ForwardRoom &room;
+    T *shared;
+    RowState<T> state;
+    const int64_t span;
+    const LaneOf at;
+    int current;
+
+    __device__ void logits(const Walk<T, E> &walk, const PairsOfLane &pairs, int head) {
+        const int num_heads = s.heads - head < kHeads ? s.heads - head : kHeads;
+        const int padded = scratch.packed.padded_hidden();
+        const T *weight = scratch.packed.logit_weight + int64_t(head) * padded + 4 * at.quad;
+        GroupSums<T, kHeads> sums;
+#pragma unroll 1
+        for (int step = 0; step < columns.first[1]; ++step) {
+            T m[2][4];
+            walk.z_of(step, m);
+            activate(m, s.activation);
+            sums.add(m, kStep * step, s.hidden, num_heads,
+                     [&](int, int h) { return load4(weight + h * padded + kStep * step); });
+        }
+        sums.finish();
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+            const Normaliser<T> n = sums.normaliser(r, s.hidden, s.norm, T(s.eps));
+#pragma unroll
+            for (int h = 0; h < kHeads; ++h) {
+                if (h >= num_heads || at.quad)
+                    continue;
+                const T logit = sums.normal_dot(r, h, scratch.packed.logit_sums[head + h], n) +
+                                p.log_multiplicity[pairs.pair[r]];
+                shared[room.weights + (head + h) * kGroup + at.row + 8 * r] = logit;
+                if (p.logits && pairs.valid(r))
+                    p.logits[pairs.pair[r] * s.heads + head + h] = logit;
+            }
+        }
+    }
+
+    // Normalised columns of a group to shared memory, (16 pairs, stride).
+    __device__ void normal_columns(const Walk<T, E> &walk, int group) {
+        T *features = shared + room.features + 4 * at.quad;
+        const int steps = columns.steps_of(group), size = columns.size[group];
+        GroupSums<T, 1> sums;
+#pragma unroll 1
+        for (int step = 0; step < steps; ++step) {
+            T m[2][4];
+            walk.z_of(columns.first[group] + step, m);
+            activate(m, s.activation);
+            sums.add(m, kStep * step, size, 0, [](int, int) { return Four<T>{}; });
+#pragma unroll
+            for (int r = 0; r < 2; ++r)
+                store4(features + (at.row + 8 * r) * room.stride + kStep * step, m[r]);
+        }
+        sums.finish();
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+            const Normaliser<T> n = sums.normaliser(r, size, s.norm, T(s.eps));
+            T *mine = features + (at.row + 8 * r) * room.stride;
+            for (int step = 0; step < steps; ++step) {
+                Four<T> m = load4(mine + kStep * step);
+#pragma unroll
+                for (int j = 0; j < 4; ++j)
+                    m.v[j] = (m.v[j] - n.mean) * n.rstd;
+                store4(mine + kStep * step, m.v);
+            }
+        }
+    }
+
+    // Each lane its own columns.
+    __device__ void write_interaction(const PairsOfLane &pairs) {
+        for (int r = 0; r < 2; ++r) {
+            if (!pairs.valid(r))
+                continue;
+            const T *from = shared + room.features + (at.row + 8 * r) * room.stride;
+            E *to = p.e_out + pairs.pair[r] * s.interaction;
+            for (int c = 4 * at.quad; c < s.interaction; c += kStep) {
+                if (s.interaction % 4 == 0)
+                    store4(to + c, from + c);
+                else
+                    for (int j = c; j < c + 4 && j < s.interaction; ++j)
+                        assign(from[j], to + j);
+            }
+        }
+    }
+
+    __device__ void attend(const int *rows, int count) {
+        T *scale = shared + room.scale;
+        for (int a = 0, b; a < count; a = b) { // [a, b): a segment of one row
+            for (b = a + 1; b < count && rows[b] == rows[a];)
+                ++b;
+            if (rows[a] != current) {
+                finish();
+                current = rows[a];
+                reset();
+            }
+            const bool mine = at.lane >= a && at.lane < b;
+            for (int h = 0; h < s.heads; ++h) {
+                T *weight = shared + room.weights + h * kGroup + at.lane;
+                const T logit = mine ? *weight : kNone<T>;
+                const T before = state.largest[h], top = warp_max(logit);
+                const T largest = top > before ? top : before;
+                const T w = mine ? exponential(logit - (largest == kNone<T> ? T(0) : largest)) : 0;
+                const T sum = warp_sum(w);
+                if (mine)
+                    *weight = w;
+                if (at.lane == 0) {
+                    scale[h] = largest == before ? T(1) : exponential(before - largest);
+                    state.largest[h] = largest;
+                    state.sum[h] = state.sum[h] * scale[h] + sum;
+                }
+            }
+            __syncwarp();
+            for (int i = at.lane; i < s.attention * s.heads; i += kWarp) {
+                const int h = i % s.heads;
+                const T *weight = shared + room.weights + h * kGroup;
+                const T *feature = shared + room.features + i / s.heads;
+                T sum = state.weighted[i] * scale[h];
+                for (int t = a; t < b; ++t)
+                    sum += weight[t] * feature[t * room.stride];
+                state.weighted[i] = sum;
+            }
+            __syncwarp();
+        }
+    }
+
+    __device__ void reset() {
+        for (int i = at.lane; i < RowState<T>::size(s); i += kWarp)
+            state.largest[i] = i < s.heads ? kNone<T> : T(0);
+        __syncwarp();
+    }
+
+    // The current row's state, or its result if it lies within the span.
+    __device__ void finish() {
+        const int64_t begin = p.offsets[current], end = p.offsets[current + 1];
+        const bool starts = begin >= span * kSpan;
+        if (starts && end <= (span + 1) * kSpan) {
+            const int width = s.attention * s.heads;
+            for (int i = at.lane; i < width; i += kWarp)
+                p.y[int64_t(current) * width + i] =
+                    state.weighted[i] * inverse_sum(state.sum[i % s.heads]);
+            for (int h = at.lane; h < s.heads; h += kWarp)
+                p.logsum[int64_t(current) * s.heads + h] = state.largest[h] + log(state.sum[h]);
+        } else {
+            T *to = scratch.states + (2 * span + starts) * RowState<T>::size(s);
+            for (int i = at.lane; i < RowState<T>::size(s); i += kWarp)
+                to[i] = state.largest[i];
+        }
+        __syncwarp();
+    }
+};
+
+template <class T, class E>
+__global__ void __launch_bounds__(kBlockWarps *kWarp, kMinBlocks<T>)
+    attention_forward_kernel(AttentionForward<T, E> p, ForwardScratch<T, E> scratch,
+                             ForwardRoom room) {
+    DYNAMIC_SHARED(T, shared);
+    const int warp = threadIdx.x / kWarp;
+    const int64_t span = int64_t(blockIdx.x) * (blockDim.x / kWarp) + warp;
+    if (span * kSpan < p.shape.pairs)
+        ForwardWarp<T, E>(p, scratch, room, shared + warp * room.total, span).run();
+}
+
+// One warp a row: rows without pairs, and rows of several spans.
+template <class T, class E>
+__global__ void merge_states_kernel(AttentionForward<T, E> p, const T *__restrict__ states) {
+    const AttentionShape &s = p.shape;
+    const int row = blockIdx.x * (blockDim.x / kWarp) + threadIdx.x / kWarp, lane = LaneOf().lane;
+    if (row >= s.rows)
+        return;
+    const int64_t begin = p.offsets[row], end = p.offsets[row + 1];
+    const int64_t first = begin / kSpan, last = (end - 1) / kSpan, size = RowState<T>::size(s);
+    if (begin < end && first == last)
+        return;
+    const int width = s.attention * s.heads;
+    auto state_of = [&](int64_t span) { // the first in the slot of a row that begins, then others
+        return states + (2 * span + (span == first)) * size;
+    };
+    for (int i = lane; i < width + s.heads; i += kWarp) {
+        const int h = i % s.heads;
+        const T *own = i < width ? states + 2 * s.heads + i : states + s.heads + h;
+        T largest = kNone<T>, sum = 0, weighted = 0;
+        for (int64_t span = first; begin < end && span <= last; ++span) {
+            const T other = state_of(span)[h];
+            largest = other > largest ? other : largest;
+        }
+        for (int64_t span = first; begin < end && span <= last; ++span) {
+            const T *state = state_of(span);
+            const T scale = state[h] == kNone<T> ? T(1) : exponential(state[h] - largest);
+            sum += scale * state[s.heads + h];
+            weighted += scale * state[own - states];
+        }
+        if (i < width)
+            p.y[int64_t(row) * width + i] = weighted * inverse_sum(sum);
+        else
+            p.logsum[int64_t(row) * s.heads + h] = largest + log(sum);
+    }
+}
+
+} // namespace
+
+template <class T, class E> int64_t attention_forward_scratch(const AttentionShape &shape) {
+    Scratch scratch(nullptr);
+    ForwardScratch<T, E>(shape, scratch);
+    return scratch.bytes();
+}
+
+template <class T, class E>
+void attention_forward(const AttentionForward<T, E> &p, void *memory, void *handle) {
+    const char *op = "attention_forward";
+    const auto stream = static_cast<cudaStream_t>(handle);
+    Scratch carved(memory);
+    const ForwardScratch<T, E> scratch(p.shape, carved);
+    const ForwardRoom room(p.shape);
+    const int bytes = room.total * int(sizeof(T));
+    const int warps = kSharedBytes / bytes < kBlockWarps ? kSharedBytes / bytes : kBlockWarps;
+    if (warps == 0)
+        throw std::runtime_error("attention_forward: its columns do not fit into shared memory");
+    scratch.packed.fill(op, p, stream);
+    const int64_t blocks = divide_up(divide_up(p.shape.pairs, kSpan), warps);
+    LAUNCH(op, (attention_forward_kernel<T, E>), grid_of(blocks), warps * kWarp, warps * bytes,
+           stream, p, scratch, room);
+    LAUNCH(op, (merge_states_kernel<T, E>), grid_of(divide_up(p.shape.rows, kBlockWarps)),
+           kBlockWarps * kWarp, 0, stream, p, scratch.states);
+}
+
+#define INSTANTIATE(T, E)                                                                          \
+    template int64_t attention_forward_scratch<T, E>(const AttentionShape &);                      \
+    template void attention_forward<T, E>(const AttentionForward<T, E> &, void *, void *);
+INSTANTIATE(float, float)
+INSTANTIATE(double, double)
+INSTANTIATE(float, uint16_t)
+#undef INSTANTIATE
+
+} // namespace sitenet::cuda

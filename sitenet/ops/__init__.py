@@ -6,7 +6,8 @@ passes addresses, sizes and a thread count or stream to ``sitenet._C``. The publ
 family makes its inputs contiguous and stands its ``autograd.Function`` outside the ops.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch  # before _C: one OpenMP runtime in the process
 
@@ -59,3 +60,14 @@ def need_cuda() -> None:
             "this build of sitenet has no CUDA kernels; install it where nvcc is found: "
             "pip install --config-settings=cmake.define.SITENET_CUDA=ON ."
         )
+
+
+def launch(kernel: Callable[..., Any], like: torch.Tensor, *arguments: Any) -> None:
+    """Call a CUDA function of ``_C`` for a tensor's device, on the current stream there."""
+    with torch.cuda.device(like.device):
+        kernel(*arguments, torch.cuda.current_stream().cuda_stream)
+
+
+def scratch(num_bytes: int, like: torch.Tensor) -> torch.Tensor:
+    """Memory that a kernel needs for itself, uninitialised, on a tensor's device."""
+    return torch.empty(num_bytes, dtype=torch.uint8, device=like.device)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from sitenet.ops import _C, check, library, need_cuda
+from sitenet.ops import _C, check, launch, library, need_cuda, scratch
 
 ACTIVATIONS = {"none": 0, "relu": 1, "mish": 2}
 
@@ -107,14 +107,32 @@ def _(
     return tuple(torch.empty_like(x) for x in (site_i, site_j, e, weight, logit_weight))
 
 
-def _kernel(name: str, x: Tensor, e_dtype: torch.dtype) -> Any:
+def _suffix(name: str, x: Tensor, e_dtype: torch.dtype) -> str:
     suffix = _SUFFIX.get((x.dtype, e_dtype))
     if suffix is None:
         raise TypeError(
             f"{name} takes float32, float64, or float32 with e in bfloat16;"
             f" got {x.dtype} with e in {e_dtype}"
         )
-    return getattr(_C, f"{name}_{suffix}_cpu")
+    return suffix
+
+
+def _address(x: Tensor | None) -> int:
+    return 0 if x is None else x.data_ptr()
+
+
+def _run_cpu(name: str, x: Tensor, e_dtype: torch.dtype, shape: Any, *tensors: Tensor | None):
+    kernel = getattr(_C, f"{name}_{_suffix(name, x, e_dtype)}_cpu")
+    kernel(shape, *map(_address, tensors), torch.get_num_threads())
+
+
+def _run_cuda(name: str, x: Tensor, e_dtype: torch.dtype, shape: Any, *tensors: Tensor | None):
+    need_cuda()
+    suffix = _suffix(name, x, e_dtype)
+    room = getattr(_C, f"{name}_scratch_{suffix}_cuda", None)
+    if room is not None:
+        tensors = (*tensors, scratch(room(shape), x))
+    launch(getattr(_C, f"{name}_{suffix}_cuda"), x, shape, *map(_address, tensors))
 
 
 def _embedding_shape(features: Tensor, weight: Tensor, activation: int, norm: bool, eps: float):
@@ -122,36 +140,27 @@ def _embedding_shape(features: Tensor, weight: Tensor, activation: int, norm: bo
     return _C.EmbeddingShape(num_pairs, num_features, weight.shape[0], activation, norm, eps)
 
 
-def _pair_embedding_forward_cpu(features, weight, bias, dtype, activation, norm, eps):
+def _pair_embedding_forward(run, features, weight, bias, dtype, activation, norm, eps):
     e = features.new_empty((features.shape[0], weight.shape[0]), dtype=dtype)
-    _kernel("embedding_forward", features, dtype)(
-        _embedding_shape(features, weight, activation, norm, eps),
-        features.data_ptr(),
-        weight.data_ptr(),
-        bias.data_ptr(),
-        e.data_ptr(),
-        torch.get_num_threads(),
-    )
+    shape = _embedding_shape(features, weight, activation, norm, eps)
+    run("embedding_forward", features, dtype, shape, features, weight, bias, e)
     return e
 
 
-def _pair_embedding_backward_cpu(
-    features, weight, bias, grad_e, activation, norm, eps, need_features
+def _pair_embedding_backward(
+    run, features, weight, bias, grad_e, activation, norm, eps, need_features
 ):
     grad_e = grad_e.contiguous()
     num_pairs, num_features = features.shape
     grad_features = features.new_empty((num_pairs if need_features else 0, num_features))
     grad_weight, grad_bias = torch.empty_like(weight), torch.empty_like(bias)
-    _kernel("embedding_backward", features, grad_e.dtype)(
+    run(
+        "embedding_backward",
+        features,
+        grad_e.dtype,
         _embedding_shape(features, weight, activation, norm, eps),
-        features.data_ptr(),
-        weight.data_ptr(),
-        bias.data_ptr(),
-        grad_e.data_ptr(),
-        grad_features.data_ptr() if need_features else 0,
-        grad_weight.data_ptr(),
-        grad_bias.data_ptr(),
-        torch.get_num_threads(),
+        *(features, weight, bias, grad_e),
+        *(grad_features if need_features else None, grad_weight, grad_bias),
     )
     return grad_features, grad_weight, grad_bias
 
@@ -177,7 +186,8 @@ def _attention_shape(
     )
 
 
-def _attention_forward_cpu(
+def _attention_forward(
+    run,
     site_i,
     site_j,
     e,
@@ -199,26 +209,19 @@ def _attention_forward_cpu(
     e_out = e.new_empty((num_pairs, columns - hidden - attention_dim))
     logsum = site_i.new_empty((rows, heads))
     logits = site_i.new_empty((num_pairs if need_logits else 0, heads))
-    _kernel("attention_forward", site_i, e.dtype)(
+    run(
+        "attention_forward",
+        site_i,
+        e.dtype,
         _attention_shape(site_i, site_j, e, logit_weight, attention_dim, activation, norm, eps),
-        site_i.data_ptr(),
-        site_j.data_ptr(),
-        e.data_ptr(),
-        weight.data_ptr(),
-        logit_weight.data_ptr(),
-        log_multiplicity.data_ptr(),
-        offsets.data_ptr(),
-        sites.data_ptr(),
-        y.data_ptr(),
-        e_out.data_ptr(),
-        logsum.data_ptr(),
-        logits.data_ptr() if need_logits else 0,
-        torch.get_num_threads(),
+        *(site_i, site_j, e, weight, logit_weight, log_multiplicity, offsets, sites),
+        *(y, e_out, logsum, logits if need_logits else None),
     )
     return y, e_out, logsum, logits
 
 
-def _attention_backward_cpu(
+def _attention_backward(
+    run,
     site_i,
     site_j,
     e,
@@ -239,30 +242,50 @@ def _attention_backward_cpu(
     grad_y = grad_y.contiguous()
     grad_e_out = grad_e_out.contiguous() if grad_e_out is not None else None
     gradients = tuple(torch.empty_like(x) for x in (site_i, site_j, e, weight, logit_weight))
-    _kernel("attention_backward", site_i, e.dtype)(
+    run(
+        "attention_backward",
+        site_i,
+        e.dtype,
         _attention_shape(site_i, site_j, e, logit_weight, attention_dim, activation, norm, eps),
-        site_i.data_ptr(),
-        site_j.data_ptr(),
-        e.data_ptr(),
-        weight.data_ptr(),
-        logit_weight.data_ptr(),
-        log_multiplicity.data_ptr(),
-        offsets.data_ptr(),
-        sites.data_ptr(),
-        y.data_ptr(),
-        logsum.data_ptr(),
-        grad_y.data_ptr(),
-        0 if grad_e_out is None else grad_e_out.data_ptr(),
-        *(g.data_ptr() for g in gradients),
-        torch.get_num_threads(),
+        *(site_i, site_j, e, weight, logit_weight, log_multiplicity, offsets, sites),
+        *(y, logsum, grad_y, grad_e_out),
+        *gradients,
     )
     return gradients
 
 
-library.impl("pair_embedding_forward", _pair_embedding_forward_cpu, "CPU")
-library.impl("pair_embedding_backward", _pair_embedding_backward_cpu, "CPU")
-library.impl("attention_forward", _attention_forward_cpu, "CPU")
-library.impl("attention_backward", _attention_backward_cpu, "CPU")
+def _attention_backward_cuda(*inputs):
+    """With the pairs listed by site, so that the sums of grad_site_j have one order."""
+    num_sites, sites = inputs[1].shape[0], inputs[7]
+    sorted_sites, pairs_of_site = torch.sort(sites, stable=True)
+    bounds = torch.arange(num_sites + 1, dtype=sites.dtype, device=sites.device)
+    offsets_of_site = torch.searchsorted(sorted_sites, bounds)
+
+    def run(*arguments):
+        _run_cuda(*arguments, pairs_of_site, offsets_of_site)
+
+    return _attention_backward(run, *inputs)
+
+
+def _with(run, implementation):
+    return lambda *inputs: implementation(run, *inputs)
+
+
+CPU_IMPLEMENTATIONS = {
+    "pair_embedding_forward": _with(_run_cpu, _pair_embedding_forward),
+    "pair_embedding_backward": _with(_run_cpu, _pair_embedding_backward),
+    "attention_forward": _with(_run_cpu, _attention_forward),
+    "attention_backward": _with(_run_cpu, _attention_backward),
+}
+CUDA_IMPLEMENTATIONS = {
+    "pair_embedding_forward": _with(_run_cuda, _pair_embedding_forward),
+    "pair_embedding_backward": _with(_run_cuda, _pair_embedding_backward),
+    "attention_forward": _with(_run_cuda, _attention_forward),
+    "attention_backward": _attention_backward_cuda,
+}
+for _device, _implementations in (("CPU", CPU_IMPLEMENTATIONS), ("CUDA", CUDA_IMPLEMENTATIONS)):
+    for _name, _implementation in _implementations.items():
+        library.impl(_name, _implementation, _device)
 
 _ops = torch.ops.sitenet
 
@@ -440,8 +463,8 @@ def attention(
             f" columns, got {columns}"
         )
     check(log_multiplicity, "log_multiplicity", (num_pairs,), like=site_i)
-    check(offsets, "offsets", (rows + 1,), torch.int64)
-    check(sites, "sites", (num_pairs,), torch.int32)
+    check(offsets, "offsets", (rows + 1,), torch.int64, like=site_i)
+    check(sites, "sites", (num_pairs,), torch.int32, like=site_i)
     arguments = (
         *(site_i, site_j, e, weight, logit_weight, log_multiplicity, offsets, sites),
         *(attention_dim, _activation_id(activation), norm, eps, need_logits),

@@ -4,13 +4,11 @@
 and both lists of sites; at distance 0 the gradient is 0.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from sitenet.ops import _C, check, library, need_cuda
+from sitenet.ops import _C, check, launch, library, need_cuda, scratch
 
 _SUFFIX = {torch.float32: "f32", torch.float64: "f64"}
 
@@ -36,6 +34,11 @@ def _(cells, frac_i, frac_j, offsets_i, offsets_j, grad_distance):
     return torch.empty_like(cells), torch.empty_like(frac_i), torch.empty_like(frac_j)
 
 
+def _capturing(x: Tensor) -> bool:
+    """Whether a CUDA graph is being captured, when no value can be read."""
+    return x.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
 def _inputs(cells, frac_i, frac_j, offsets_i, offsets_j, num_pairs) -> tuple[int, ...]:
     """Addresses and sizes for the kernels, checked."""
     num_crystals = cells.shape[0]
@@ -47,16 +50,9 @@ def _inputs(cells, frac_i, frac_j, offsets_i, offsets_j, num_pairs) -> tuple[int
             raise ValueError(f"cells must be one without offsets, got {num_crystals}")
         expected = frac_i.shape[0] * frac_j.shape[0]
     else:
-        sizes = []
-        for name, offsets, frac in (("i", offsets_i, frac_i), ("j", offsets_j, frac_j)):
-            check(offsets, f"offsets_{name}", (num_crystals + 1,), torch.int64)
-            size = offsets.diff()
-            if offsets[0] != 0 or offsets[-1] != frac.shape[0] or (size < 0).any():
-                raise ValueError(
-                    f"offsets_{name} must ascend from 0 to the {frac.shape[0]} sites of frac_{name}"
-                )
-            sizes.append(size)
-        expected = int(sizes[0] @ sizes[1])
+        check(offsets_i, "offsets_i", (num_crystals + 1,), torch.int64, like=cells)
+        check(offsets_j, "offsets_j", (num_crystals + 1,), torch.int64, like=cells)
+        expected = num_pairs if _capturing(cells) else _count(frac_i, frac_j, offsets_i, offsets_j)
     if num_pairs != expected:
         raise ValueError(f"num_pairs must be {expected}, got {num_pairs}")
     return (
@@ -71,39 +67,95 @@ def _inputs(cells, frac_i, frac_j, offsets_i, offsets_j, num_pairs) -> tuple[int
     )
 
 
-def _run(name: str, dtype: torch.dtype, *arguments: int) -> None:
+def _count(frac_i, frac_j, offsets_i, offsets_j) -> int:
+    """Number of pairs, from offsets that are checked; reads them once."""
+    good = [
+        (offsets[0] == 0) & (offsets[-1] == frac.shape[0]) & (offsets.diff() >= 0).all()
+        for offsets, frac in ((offsets_i, frac_i), (offsets_j, frac_j))
+    ]
+    pairs = (offsets_i.diff() * offsets_j.diff()).sum()
+    *good, pairs = torch.stack([*good, pairs]).tolist()
+    for name, right, frac in (("i", good[0], frac_i), ("j", good[1], frac_j)):
+        if not right:
+            raise ValueError(
+                f"offsets_{name} must ascend from 0 to the {frac.shape[0]} sites of frac_{name}"
+            )
+    return pairs
+
+
+def _run_cpu(name, inputs, dtype, *tensors: Tensor) -> None:
     kernel = getattr(_C, f"minimum_image_distances_{name}_{_SUFFIX[dtype]}_cpu")
-    bad = kernel(*arguments, torch.get_num_threads())
+    bad = kernel(*inputs, *(x.data_ptr() for x in tensors), torch.get_num_threads())
     if bad >= 0:
         raise ValueError(f"cell {bad} has no volume or is not finite")
+
+
+def _run_cuda(name, inputs, offsets_i, offsets_j, *tensors: Tensor) -> None:
+    """In a graph's capture an unusable cell is not found; its distances are NaN."""
+    need_cuda()
+    like, suffix = tensors[0], _SUFFIX[tensors[0].dtype]
+    pair_offsets = None if offsets_i is None else _pair_offsets(offsets_i, offsets_j)
+    usable = torch.empty(inputs[5], dtype=torch.int32, device=like.device)
+    memory = scratch(
+        getattr(_C, f"minimum_image_distances_scratch_{suffix}_cuda")(*inputs[5:]), like
+    )
+    count = (tensors[0].numel(),) if name == "forward" else ()
+    addresses = (x.data_ptr() for x in (*tensors, usable, memory))
+    first = 0 if pair_offsets is None else pair_offsets.data_ptr()
+    kernel = getattr(_C, f"minimum_image_distances_{name}_{suffix}_cuda")
+    launch(kernel, like, *inputs, first, *count, *addresses)
+    if not _capturing(like) and not usable.all():
+        raise ValueError(f"cell {int(usable.argmin())} has no volume or is not finite")
+
+
+def _pair_offsets(offsets_i: Tensor, offsets_j: Tensor) -> Tensor:
+    """Where each crystal's distances begin, (crystals + 1,)."""
+    sizes = offsets_i.diff() * offsets_j.diff()
+    return torch.nn.functional.pad(sizes.cumsum(0), (1, 0))
 
 
 def _forward_cpu(cells, frac_i, frac_j, offsets_i, offsets_j, num_pairs):
     inputs = _inputs(cells, frac_i, frac_j, offsets_i, offsets_j, num_pairs)
     distance = cells.new_empty(num_pairs)
-    _run("forward", cells.dtype, *inputs, distance.data_ptr())
+    _run_cpu("forward", inputs, cells.dtype, distance)
     return distance
 
 
-def _backward_cpu(cells, frac_i, frac_j, offsets_i, offsets_j, grad_distance):
+def _forward_cuda(cells, frac_i, frac_j, offsets_i, offsets_j, num_pairs):
+    inputs = _inputs(cells, frac_i, frac_j, offsets_i, offsets_j, num_pairs)
+    distance = cells.new_empty(num_pairs)
+    _run_cuda("forward", inputs, offsets_i, offsets_j, distance)
+    return distance
+
+
+def _gradients(cells, frac_i, frac_j, offsets_i, offsets_j, grad_distance):
+    """The kernels' inputs, and grad_distance and the empty gradients for them."""
     check(grad_distance, "grad_distance", ("pairs",), like=cells)
     inputs = _inputs(cells, frac_i, frac_j, offsets_i, offsets_j, grad_distance.shape[0])
     gradients = torch.empty_like(cells), torch.empty_like(frac_i), torch.empty_like(frac_j)
-    grad_distance = grad_distance.contiguous()
-    addresses = (x.data_ptr() for x in gradients)
-    _run("backward", cells.dtype, *inputs, grad_distance.data_ptr(), *addresses)
+    return inputs, grad_distance.contiguous(), gradients
+
+
+def _backward_cpu(cells, frac_i, frac_j, offsets_i, offsets_j, grad_distance):
+    inputs, grad_distance, gradients = _gradients(
+        cells, frac_i, frac_j, offsets_i, offsets_j, grad_distance
+    )
+    _run_cpu("backward", inputs, cells.dtype, grad_distance, *gradients)
     return gradients
 
 
-def _cuda(*_: Any) -> Any:
-    need_cuda()
-    raise RuntimeError("minimum_image_distances has no CUDA kernel; move its inputs to the CPU")
+def _backward_cuda(cells, frac_i, frac_j, offsets_i, offsets_j, grad_distance):
+    inputs, grad_distance, gradients = _gradients(
+        cells, frac_i, frac_j, offsets_i, offsets_j, grad_distance
+    )
+    _run_cuda("backward", inputs, offsets_i, offsets_j, grad_distance, *gradients)
+    return gradients
 
 
 library.impl("minimum_image_distances_forward", _forward_cpu, "CPU")
 library.impl("minimum_image_distances_backward", _backward_cpu, "CPU")
-library.impl("minimum_image_distances_forward", _cuda, "CUDA")
-library.impl("minimum_image_distances_backward", _cuda, "CUDA")
+library.impl("minimum_image_distances_forward", _forward_cuda, "CUDA")
+library.impl("minimum_image_distances_backward", _backward_cuda, "CUDA")
 
 _forward = torch.ops.sitenet.minimum_image_distances_forward.default
 _backward = torch.ops.sitenet.minimum_image_distances_backward.default
@@ -176,7 +228,6 @@ def minimum_image_distances_batch(
         ValueError: they have other shapes, or a cell has no volume or is not finite.
     """
     offsets_i, offsets_j = offsets_i.contiguous(), offsets_j.contiguous()
-    sizes = offsets_i.diff() * offsets_j.diff()
-    offsets = torch.nn.functional.pad(sizes.cumsum(0), (1, 0))
+    offsets = _pair_offsets(offsets_i, offsets_j)
     num_pairs = int(offsets[-1])
     return _distances(cells, frac_i, frac_j, offsets_i, offsets_j, num_pairs), offsets

@@ -1,0 +1,268 @@
+// The products of the attention block, as fragments that a warp holds in registers.
+//
+// A warp works on a group of 16 pairs and walks through the columns in steps of 16. Of a step each
+// lane holds z[2][4]: the pairs `row` = lane / 4 and `row` + 8, and the columns 4 `quad` to
+// 4 `quad` + 3 with `quad` = lane % 4. That is the layout of two accumulators of mma.m16n8k16 if
+// its column j of half h stands for column column_of(h, j) of the step, so one epilogue serves the
+// tensor cores (bfloat16 factors, sums in float) and plain loops (float and double), 16-byte loads
+// reach the four columns, and a step of dz is again the left factor of a product over columns.
+//
+// Columns are padded to whole steps in each group (hidden | attention | interaction); weights of
+// padding are zero.
+#pragma once
+
+#include "../attention.h"
+#include "../launch.h"
+
+#include <cmath>
+#include <limits>
+#include <type_traits>
+
+namespace sitenet::cuda {
+
+constexpr int kGroup = 16;     // pairs that a warp holds at a time
+constexpr int kStep = 16;      // columns of one step
+constexpr int kHeads = 4;      // heads whose sums are in registers at a time
+constexpr int kTiles = 8;      // accumulators of 8 columns in a row, for products of width 64
+constexpr int kBlockWarps = 4; // warps of a block; they do not wait for each other
+// Blocks per multiprocessor: at most 168 registers a thread, in double 255.
+template <class T> constexpr int kMinBlocks = sizeof(T) == 8 ? 2 : 3;
+
+template <class E> constexpr bool kTensorCores = std::is_same_v<E, uint16_t>;
+
+struct LaneOf {
+    int lane, row, quad;
+    __device__ LaneOf() : lane(threadIdx.x % kWarp), row(lane / 4), quad(lane % 4) {}
+};
+
+// Column within its step of column j of half h.
+constexpr SITENET_HD int column_of(int h, int j) { return 4 * (j / 2) + 2 * h + j % 2; }
+
+// ------------------------------------------------------------------------------------------------
+// Numbers.
+
+template <class T> struct alignas(sizeof(T) >= 4 ? 16 : 4 * sizeof(T)) Four {
+    T v[4];
+};
+template <class T> __device__ inline Four<T> load4(const T *p) {
+    return *reinterpret_cast<const Four<T> *>(p);
+}
+template <class T> __device__ inline void store4(T *p, const Four<T> &x) {
+    *reinterpret_cast<Four<T> *>(p) = x;
+}
+
+__device__ inline float number(float x) { return x; }
+__device__ inline double number(double x) { return x; }
+__device__ inline float number(uint16_t half) {
+    union {
+        uint32_t word;
+        float x;
+    } u = {uint32_t(half) << 16};
+    return u.x;
+}
+
+// Two floats rounded to bfloat16, to nearest even, `low` in the low half.
+__device__ inline uint32_t to_bf16x2(float low, float high) {
+#ifdef __CUDACC__
+    uint32_t both;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+    return both;
+#else
+    const float x[2] = {low, high};
+    uint32_t half[2];
+    for (int i = 0; i < 2; ++i) {
+        uint32_t word;
+        std::memcpy(&word, &x[i], sizeof word);
+        half[i] = x[i] != x[i] ? 0x7fff : (word + 0x7fff + (word >> 16 & 1)) >> 16;
+    }
+    return half[0] | half[1] << 16;
+#endif
+}
+
+__device__ inline void assign(float x, float *to) { *to = x; }
+__device__ inline void assign(double x, double *to) { *to = x; }
+__device__ inline void assign(float x, uint16_t *to) { *to = uint16_t(to_bf16x2(x, 0)); }
+
+template <class T> __device__ inline void store4(T *p, const T x[4]) {
+    store4(p, Four<T>{x[0], x[1], x[2], x[3]});
+}
+__device__ inline void store4(uint16_t *p, const float x[4]) {
+    *reinterpret_cast<uint2 *>(p) = {to_bf16x2(x[0], x[1]), to_bf16x2(x[2], x[3])};
+}
+
+// exp for activations and softmax. In float, 2 ulp and, of |x| <= 88, up to 88 roundings of x log2
+// e: at the arguments that weigh (near 0) less than 2e-7.
+__device__ inline double exponential(double x) { return exp(x); }
+__device__ inline float exponential(float x) {
+#ifdef __CUDACC__
+    return __expf(x);
+#else
+    return std::exp(x);
+#endif
+}
+__device__ inline double reciprocal_root(double x) { return 1 / sqrt(x); }
+__device__ inline float reciprocal_root(float x) {
+#ifdef __CUDACC__
+    return rsqrtf(x);
+#else
+    return 1 / std::sqrt(x);
+#endif
+}
+
+template <class T> constexpr T kNone = -std::numeric_limits<T>::infinity();
+
+// ------------------------------------------------------------------------------------------------
+// Instructions of the tensor cores.
+
+// c (16 x 8) += a (16 x 16) b (16 x 8)
+__device__ inline void mma_bf16(float c[4], const uint32_t a[4], const uint32_t b[2]) {
+#ifdef __CUDACC__
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+        "{%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#else
+    emu::mma_bf16(c, a, b);
+#endif
+}
+
+// Transposes 8 x 8 bfloat16: a lane holds columns 2 quad and 2 quad + 1 of its row.
+__device__ inline uint32_t transpose_8x8(uint32_t x) {
+#ifdef __CUDACC__
+    uint32_t y;
+    asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x));
+    return y;
+#else
+    return emu::transpose_8x8(x);
+#endif
+}
+
+// Entries k and k + 1 of a row of `width`, 0 beyond it. `whole`: rows are multiples of 4 bytes.
+__device__ inline uint32_t two_of_row(const uint16_t *row, int k, int width, bool whole) {
+    if (whole)
+        return k < width ? *reinterpret_cast<const uint32_t *>(row + k) : 0;
+    const uint32_t low = k < width ? row[k] : 0, high = k + 1 < width ? row[k + 1] : 0;
+    return low | high << 16;
+}
+__device__ inline bool whole_words(const uint16_t *rows, int width) {
+    return width % 2 == 0 && reinterpret_cast<uintptr_t>(rows) % 4 == 0;
+}
+
+// ------------------------------------------------------------------------------------------------
+// z += W e for the two pairs of a lane. `weight` is packed by pack_weight (packing.h).
+
+template <class T, class E> struct PlainProducts {
+    const T *weight;
+    const E *e[2];
+    int width, columns;
+
+    __device__ PlainProducts(const void *packed, const E *rows, int64_t first, int64_t second,
+                             int width, int columns)
+        : weight(static_cast<const T *>(packed)), e{rows + first * width, rows + second * width},
+          width(width), columns(columns) {}
+    __device__ void add(int step, T z[2][4]) const {
+        const T *w = weight + kStep * step + 4 * LaneOf().quad;
+        for (int k = 0; k < width; ++k, w += columns) {
+            const Four<T> wk = load4(w);
+            for (int r = 0; r < 2; ++r)
+                for (int j = 0; j < 4; ++j)
+                    z[r][j] += T(e[r][k]) * wk.v[j];
+        }
+    }
+};
+
+// The first 64 of the width stay in registers; the rest is read again at every step.
+struct TensorProducts {
+    static constexpr int kHeld = 4;
+    const uint4 *weight;
+    const uint16_t *e[2];
+    int width, products;
+    bool whole;
+    uint32_t a[kHeld][4];
+
+    __device__ TensorProducts(const void *packed, const uint16_t *rows, int64_t first,
+                              int64_t second, int width, int)
+        : weight(static_cast<const uint4 *>(packed) + LaneOf().lane),
+          e{rows + first * width, rows + second * width}, width(width), products((width + 15) / 16),
+          whole(whole_words(rows, width)) {
+#pragma unroll
+        for (int t = 0; t < kHeld; ++t)
+            if (t < products)
+                load(t, a[t]);
+    }
+    __device__ void load(int t, uint32_t to[4]) const {
+        const int k = 16 * t + 2 * LaneOf().quad;
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+            to[i] = two_of_row(e[i % 2], k + 8 * (i / 2), width, whole);
+    }
+    __device__ void add(int step, float z[2][4]) const {
+        float c[2][4] = {{z[0][0], z[0][1], z[1][0], z[1][1]},
+                         {z[0][2], z[0][3], z[1][2], z[1][3]}};
+        const uint4 *w = weight + int64_t(step) * products * kWarp;
+        auto multiply = [&](int t, const uint32_t *left) {
+            const uint4 b = w[t * kWarp];
+            const uint32_t low[2] = {b.x, b.y}, high[2] = {b.z, b.w};
+            mma_bf16(c[0], left, low);
+            mma_bf16(c[1], left, high);
+        };
+#pragma unroll
+        for (int t = 0; t < kHeld; ++t)
+            if (t < products)
+                multiply(t, a[t]);
+        for (int t = kHeld; t < products; ++t) {
+            uint32_t left[4];
+            load(t, left);
+            multiply(t, left);
+        }
+#pragma unroll
+        for (int r = 0; r < 2; ++r)
+#pragma unroll
+            for (int j = 0; j < 4; ++j)
+                z[r][j] = c[j / 2][2 * r + j % 2];
+    }
+};
+
+template <class T, class E>
+using Products = std::conditional_t<kTensorCores<E>, TensorProducts, PlainProducts<T, E>>;
+
+// ------------------------------------------------------------------------------------------------
+// Activations of a step.
+
+template <class T> __device__ inline void activate(T z[2][4], int activation) {
+    if (activation == kMish) {
+#pragma unroll
+        for (int i = 0; i < 8; ++i) {
+            T &x = z[i / 4][i % 4];
+            x = mish_parts(x, exponential(x > 20 ? T(20) : x)).value;
+        }
+    } else if (activation == kRelu) {
+#pragma unroll
+        for (int i = 0; i < 8; ++i) {
+            T &x = z[i / 4][i % 4];
+            x = x < 0 ? T(0) : x; // a NaN stays one
+        }
+    }
+}
+
+template <class T> __device__ inline void activate(T z[2][4], T derivative[2][4], int activation) {
+    if (activation == kMish) {
+#pragma unroll
+        for (int i = 0; i < 8; ++i) {
+            T &x = z[i / 4][i % 4];
+            const MishParts<T> parts = mish_parts(x, exponential(x > 20 ? T(20) : x));
+            x = parts.value;
+            derivative[i / 4][i % 4] = parts.derivative;
+        }
+    } else {
+#pragma unroll
+        for (int i = 0; i < 8; ++i) {
+            T &x = z[i / 4][i % 4];
+            derivative[i / 4][i % 4] = activation == kRelu && !(x > 0) ? T(0) : T(1);
+            if (activation == kRelu)
+                x = x < 0 ? T(0) : x;
+        }
+    }
+}
+
+} // namespace sitenet::cuda

@@ -1,0 +1,90 @@
+// Starting kernels, and reductions within a warp. Without nvcc the same sources run on the CPU
+// through the emulator of tests/kernels.
+//
+// LAUNCH(op, kernel, grid, block, shared, stream, arguments...) starts a kernel on the given stream
+// and throws std::runtime_error if that fails; a grid without blocks starts nothing. A kernel with
+// several template arguments goes in parentheses.
+#pragma once
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+
+#ifdef __CUDACC__
+#include <cuda_runtime.h>
+#define SITENET_START(kernel, grid, block, shared, stream, ...)                                    \
+    kernel<<<grid, block, shared, stream>>>(__VA_ARGS__)
+#define DYNAMIC_SHARED(T, name)                                                                    \
+    extern __shared__ __align__(16) unsigned char sitenet_shared[];                                \
+    T *name = reinterpret_cast<T *>(sitenet_shared)
+#else
+#include "cuda_emu.h"
+#define SITENET_START(kernel, grid, block, shared, stream, ...)                                    \
+    emu::launch(kernel, grid, block, shared, stream, __VA_ARGS__)
+#define DYNAMIC_SHARED(T, name) T *name = reinterpret_cast<T *>(emu::shared())
+#endif
+
+#define LAUNCH(op, kernel, grid, block, shared, stream, ...)                                       \
+    do {                                                                                           \
+        const dim3 blocks_of_grid = grid;                                                          \
+        if (blocks_of_grid.x && blocks_of_grid.y && blocks_of_grid.z) {                            \
+            SITENET_START(kernel, blocks_of_grid, block, shared, stream, __VA_ARGS__);             \
+            sitenet::throw_if_failed(op);                                                          \
+        }                                                                                          \
+    } while (0)
+
+namespace sitenet {
+
+inline void throw_if_failed(const char *op) {
+    const cudaError_t error = cudaGetLastError();
+    if (error != cudaSuccess)
+        throw std::runtime_error(std::string(op) + ": " + cudaGetErrorString(error));
+}
+
+constexpr int kWarp = 32;
+constexpr unsigned kAllLanes = 0xffffffffu;
+constexpr int kSharedBytes = 48 << 10; // what a block gets without asking for more
+
+__host__ __device__ constexpr int64_t divide_up(int64_t n, int64_t by) { return (n + by - 1) / by; }
+__host__ __device__ constexpr int64_t round_up(int64_t n, int64_t to) {
+    return divide_up(n, to) * to;
+}
+inline dim3 grid_of(int64_t blocks, int y = 1, int z = 1) { return dim3(unsigned(blocks), y, z); }
+
+// Hands out parts of one piece of memory, each at a multiple of 256 bytes; measures if it has none.
+class Scratch {
+  public:
+    explicit Scratch(void *base) : base_(reinterpret_cast<uintptr_t>(base)) {}
+    template <class T> T *take(int64_t count) {
+        T *part = reinterpret_cast<T *>(base_ + used_);
+        used_ += round_up(count * int64_t(sizeof(T)), 256);
+        return part;
+    }
+    int64_t bytes() const { return int64_t(used_); }
+
+  private:
+    uintptr_t base_, used_ = 0;
+};
+
+template <class T> __device__ inline T warp_sum(T x) {
+    for (int m = kWarp / 2; m; m >>= 1)
+        x += __shfl_xor_sync(kAllLanes, x, m);
+    return x;
+}
+
+// Passes over a NaN.
+template <class T> __device__ inline T warp_max(T x) {
+    for (int m = kWarp / 2; m; m >>= 1) {
+        const T other = __shfl_xor_sync(kAllLanes, x, m);
+        x = other > x ? other : x;
+    }
+    return x;
+}
+
+// Sum over four neighbouring lanes.
+template <class T> __device__ inline T quad_sum(T x) {
+    x += __shfl_xor_sync(kAllLanes, x, 1);
+    return x + __shfl_xor_sync(kAllLanes, x, 2);
+}
+
+} // namespace sitenet

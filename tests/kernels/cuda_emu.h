@@ -1,0 +1,247 @@
+// A GPU for one CPU thread: runs a kernel's blocks one after another, each CUDA thread as a fiber.
+//
+// Good for: indexing, masks, tails, shared memory, shuffles, the fragment layouts of tensor-core
+// instructions (as the PTX manual gives them), gcc's sanitizers and gdb inside a kernel. Not for:
+// speed, races between warps, limits of a launch. Those need a GPU.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <csetjmp>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <stdexcept>
+#include <ucontext.h>
+#include <vector>
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __restrict__ __restrict
+#define __launch_bounds__(...)
+
+struct dim3 {
+    unsigned x, y, z;
+    dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+};
+inline dim3 threadIdx, blockIdx, blockDim, gridDim;
+using cudaStream_t = void *;
+enum cudaError_t { cudaSuccess };
+inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+inline const char *cudaGetErrorString(cudaError_t) { return "no error"; }
+
+struct uint2 {
+    unsigned x, y;
+};
+struct alignas(16) uint4 {
+    unsigned x, y, z, w;
+};
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/common_interface_defs.h>
+#define EMU_SANITIZED 1
+#endif
+
+namespace emu {
+
+constexpr unsigned kWarpLanes = 32;
+constexpr size_t kStackBytes = 128 << 10, kMailboxBytes = 32;
+
+struct Fiber {
+    ucontext_t context;
+    jmp_buf point;
+    std::unique_ptr<char[]> stack;
+    bool started, done;
+    int waits[2];   // barriers reached: of the warp, of the block
+    unsigned posts; // exchanges begun
+    dim3 index;
+    alignas(16) unsigned char mailbox[2][kMailboxBytes];
+};
+
+inline std::vector<Fiber> fibers;
+inline ucontext_t scheduler;
+inline jmp_buf scheduler_point;
+inline unsigned current, live;
+inline std::function<void()> body;
+inline std::unique_ptr<unsigned char[]> shared_bytes;
+inline unsigned char *shared() { return shared_bytes.get(); }
+
+// swapcontext asks the kernel for signal masks, so after a fiber's first entry jumps are cheaper;
+// under the sanitizer, which cannot follow them, contexts are swapped and announced.
+#ifdef EMU_SANITIZED
+inline const void *main_stack;
+inline size_t main_bytes;
+inline void enter_fiber(Fiber &f) {
+    void *fake;
+    __sanitizer_start_switch_fiber(&fake, f.stack.get(), kStackBytes);
+    swapcontext(&scheduler, &f.context);
+    __sanitizer_finish_switch_fiber(fake, nullptr, nullptr);
+}
+inline void yield() {
+    Fiber &f = fibers[current];
+    void *fake;
+    __sanitizer_start_switch_fiber(&fake, main_stack, main_bytes);
+    swapcontext(&f.context, &scheduler);
+    __sanitizer_finish_switch_fiber(fake, nullptr, nullptr);
+}
+inline void begin_fiber() { __sanitizer_finish_switch_fiber(nullptr, &main_stack, &main_bytes); }
+inline void end_fiber() { __sanitizer_start_switch_fiber(nullptr, main_stack, main_bytes); }
+#else
+inline void enter_fiber(Fiber &f) {
+    if (_setjmp(scheduler_point))
+        return;
+    if (f.started)
+        _longjmp(f.point, 1);
+    f.started = true;
+    setcontext(&f.context);
+}
+inline void yield() {
+    if (!_setjmp(fibers[current].point))
+        _longjmp(scheduler_point, 1);
+}
+inline void begin_fiber() {}
+inline void end_fiber() { _longjmp(scheduler_point, 1); }
+#endif
+
+inline void run_fiber() {
+    begin_fiber();
+    body();
+    fibers[current].done = true;
+    --live;
+    end_fiber();
+}
+
+// A fiber at its k-th barrier of a kind waits until every unfinished fiber in [first, last) is
+// there.
+enum Kind { kOfWarp, kOfBlock };
+inline void barrier(Kind kind, unsigned first, unsigned last) {
+    const int k = ++fibers[current].waits[kind];
+    for (;;) {
+        bool all = true;
+        for (unsigned i = first; all && i < last; ++i)
+            all = fibers[i].done || fibers[i].waits[kind] >= k;
+        if (all)
+            return;
+        yield();
+    }
+}
+
+inline unsigned warp_begin() { return current / kWarpLanes * kWarpLanes; }
+inline void warp_barrier() {
+    const unsigned first = warp_begin();
+    barrier(kOfWarp, first, std::min<unsigned>(first + kWarpLanes, unsigned(fibers.size())));
+}
+
+// Posts a value to the lanes of the warp, two mailboxes by turns, so that one barrier is enough.
+template <class T> unsigned post(const T &value) {
+    static_assert(sizeof(T) <= kMailboxBytes, "a mailbox is small");
+    Fiber &f = fibers[current];
+    const unsigned turn = f.posts++ % 2;
+    std::memcpy(f.mailbox[turn], &value, sizeof(T));
+    warp_barrier();
+    return turn;
+}
+template <class T> T posted(unsigned lane, unsigned turn) {
+    const unsigned source = warp_begin() + lane;
+    T value{};
+    if (source < fibers.size())
+        std::memcpy(&value, fibers[source].mailbox[turn], sizeof(T));
+    return value;
+}
+template <class T> T exchange(T value, unsigned lane) { return posted<T>(lane, post(value)); }
+
+inline void run_block(dim3 block) {
+    const unsigned n = block.x * block.y * block.z;
+    if (fibers.size() != n)
+        fibers = std::vector<Fiber>(n);
+    for (unsigned i = 0; i < n; ++i) {
+        Fiber &f = fibers[i];
+        f.started = f.done = false;
+        f.waits[kOfWarp] = f.waits[kOfBlock] = 0;
+        f.posts = 0;
+        f.index = dim3(i % block.x, i / block.x % block.y, i / (block.x * block.y));
+        if (!f.stack)
+            f.stack.reset(new char[kStackBytes]);
+        getcontext(&f.context);
+        f.context.uc_stack.ss_sp = f.stack.get();
+        f.context.uc_stack.ss_size = kStackBytes;
+        f.context.uc_link = &scheduler;
+        makecontext(&f.context, run_fiber, 0);
+    }
+    live = n;
+    for (unsigned rounds = 0; live; ++rounds) {
+        if (rounds > 10'000'000)
+            throw std::runtime_error("deadlock: threads wait at different barriers");
+        for (unsigned i = 0; i < n; ++i)
+            if (!fibers[i].done) {
+                current = i;
+                threadIdx = fibers[i].index;
+                enter_fiber(fibers[i]);
+            }
+    }
+}
+
+template <class... P, class... A>
+void launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t bytes, cudaStream_t, A... args) {
+    gridDim = grid;
+    blockDim = block;
+    body = [=] { kernel(args...); };
+    for (unsigned z = 0; z < grid.z; ++z)
+        for (unsigned y = 0; y < grid.y; ++y)
+            for (unsigned x = 0; x < grid.x; ++x) {
+                blockIdx = dim3(x, y, z);
+                shared_bytes.reset(new unsigned char[bytes]);
+                std::memset(shared_bytes.get(), 0xff, bytes); // NaN: shows reads before writes
+                run_block(block);
+            }
+}
+
+inline float from_bf16(uint32_t half) {
+    const uint32_t word = half << 16;
+    float x;
+    std::memcpy(&x, &word, sizeof x);
+    return x;
+}
+
+// mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32: element (r, k) of A is in lane
+// 4 (r % 8) + k % 8 / 2, register r / 8 + 2 (k / 8), half k % 2; (k, n) of B in lane
+// 4 n + k % 8 / 2, register k / 8, half k % 2; (r, n) of C in lane 4 (r % 8) + n / 2, register
+// 2 (r / 8) + n % 2.
+inline void mma_bf16(float c[4], const uint32_t a[4], const uint32_t b[2]) {
+    struct Factors {
+        uint32_t a[4], b[2];
+    } mine = {{a[0], a[1], a[2], a[3]}, {b[0], b[1]}};
+    const unsigned lane = current % kWarpLanes, turn = post(mine);
+    for (unsigned i = 0; i < 4; ++i) {
+        const unsigned r = lane / 4 + 8 * (i / 2), n = 2 * (lane % 4) + i % 2;
+        for (unsigned k = 0; k < 16; ++k) {
+            const auto left = posted<Factors>(4 * (r % 8) + k % 8 / 2, turn);
+            const auto right = posted<Factors>(4 * n + k % 8 / 2, turn);
+            const uint32_t x = left.a[r / 8 + 2 * (k / 8)] >> 16 * (k % 2);
+            const uint32_t y = right.b[k / 8] >> 16 * (k % 2);
+            c[i] += from_bf16(x & 0xffff) * from_bf16(y & 0xffff);
+        }
+    }
+}
+
+// movmatrix.sync.aligned.m8n8.trans.b16: (r, c) is in lane 4 r + c / 2, half c % 2.
+inline uint32_t transpose_8x8(uint32_t x) {
+    const unsigned lane = current % kWarpLanes, r = lane / 4, c = 2 * (lane % 4), turn = post(x);
+    const uint32_t low = posted<uint32_t>(4 * c + r / 2, turn) >> 16 * (r % 2);
+    const uint32_t high = posted<uint32_t>(4 * (c + 1) + r / 2, turn) >> 16 * (r % 2);
+    return (low & 0xffff) | high << 16;
+}
+
+} // namespace emu
+
+inline void __syncthreads() { emu::barrier(emu::kOfBlock, 0, unsigned(emu::fibers.size())); }
+inline void __syncwarp(unsigned = ~0u) { emu::warp_barrier(); }
+template <class T> T __shfl_xor_sync(unsigned, T v, int mask) {
+    return emu::exchange(v, emu::current % emu::kWarpLanes ^ unsigned(mask));
+}
+template <class T> T __shfl_sync(unsigned, T v, int lane) {
+    return emu::exchange(v, unsigned(lane));
+}
