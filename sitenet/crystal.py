@@ -18,6 +18,7 @@ import spglib
 from sitenet import cif
 from sitenet.cif import CifError, Limits
 from sitenet.config import SITE_FEATURES
+from sitenet.disorder import find_places
 from sitenet.elements import SYMBOLS, site_features
 from sitenet.supercell import repeat_sites, supercell_matrix, wrapped
 
@@ -131,22 +132,17 @@ class Crystal:
         if method != "spglib":
             raise ValueError(f"method must be 'spglib' or 'pymatgen', got {method!r}")
         tolerance = 0.01 if tolerance is None else tolerance
-        kinds, rows = self._kinds()
-        if not _has_translation(self.cell, self.frac, kinds, tolerance):
+        places = find_places(self)
+        frac = self.frac[places.first]
+        if not _has_translation(self.cell, frac, places.kinds, tolerance):
             return self
-        found = _spglib_primitive(self.cell, self.frac, kinds, tolerance)
+        found = _spglib_primitive(self.cell, frac, places.kinds, tolerance)
         if found is None:
             return self
         cell, frac, kinds = found
-        return self._with(cell, frac, rows[kinds])
-
-    def _kinds(self) -> tuple[np.ndarray, np.ndarray]:
-        """The kind of each site, and a site of each kind."""
-        columns = [x for x in (self.numbers, self.oxidation, self.occupancy) if x is not None]
-        labels = columns[0] if len(columns) == 1 else np.stack(columns, 1)
-        axis = None if len(columns) == 1 else 0
-        _, rows, kinds = np.unique(labels, return_index=True, return_inverse=True, axis=axis)
-        return kinds.reshape(-1), rows
+        _, place_of_kind = np.unique(places.kinds, return_index=True)
+        rows, place = places.rows_on(place_of_kind[kinds])
+        return self._with(cell, frac[place], rows)
 
     def _with(self, cell: np.ndarray, frac: np.ndarray, rows: np.ndarray) -> Crystal:
         """The crystal in another cell, whose sites are of the kinds of these rows."""
@@ -164,7 +160,7 @@ class Crystal:
 
         Args:
             max_sites: most sites of the supercell; a larger cell is not repeated, but sheared.
-                None returns the crystal as it is.
+                Species that share a place are one site. None returns the crystal as it is.
 
         Returns:
             A crystal in which the images of a site are adjacent: row j is an image of site
@@ -174,7 +170,8 @@ class Crystal:
         """
         if max_sites is None:
             return self
-        matrix = supercell_matrix(self.cell, len(self), max_sites)
+        places = len(self) if self.occupancy is None else len(find_places(self))
+        matrix = supercell_matrix(self.cell, places, max_sites)
         frac = repeat_sites(self.frac, matrix)
         images = len(frac) // len(self)
         return self._with(matrix @ self.cell, frac, np.repeat(np.arange(len(self)), images))

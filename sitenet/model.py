@@ -357,13 +357,21 @@ class SiteNet(nn.Module):
         """Predict from pairs on the model's device: (crystals, targets), in the targets' units."""
         if self.config.max_norm and self.training and torch.is_grad_enabled():
             self.embedding.scale_rows(pairs.numbers)
+            if pairs.mixed_numbers is not None:
+                self.embedding.scale_rows(pairs.mixed_numbers)
         return self.decode(self.encode(self.site_inputs(pairs), self.pair_inputs(pairs), pairs))
 
     def site_inputs(self, pairs: Pairs) -> Tensor:
-        """Embedding, elemental features and oxidation state of each row: (rows, site inputs)."""
-        elemental = self.element_table[pairs.numbers]
-        oxidation = pairs.oxidation.to(elemental.dtype)[:, None]
-        return torch.cat([self.embedding(pairs.numbers), elemental, oxidation], 1)
+        """Embedding, elemental features and oxidation state of each row: (rows, site inputs).
+        Those of a disordered site are means over its species."""
+        elements = self.element_inputs(pairs.numbers)
+        if pairs.mixed_numbers is not None:
+            elements = pairs.mix(elements, self.element_inputs(pairs.mixed_numbers))
+        return torch.cat([elements, pairs.oxidation.to(elements.dtype)[:, None]], 1)
+
+    def element_inputs(self, numbers: Tensor) -> Tensor:
+        """Embedding and elemental features of elements: (n, site inputs - 1)."""
+        return torch.cat([self.embedding(numbers), self.element_table[numbers]], 1)
 
     def pair_inputs(self, pairs: Pairs) -> Tensor:
         """The pair features that the config names, and the distance basis: (pairs, F)."""

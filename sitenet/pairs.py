@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from sitenet.config import InteractionFeature
+from sitenet.disorder import Places, find_places
 from sitenet.ops import _C
 
 if TYPE_CHECKING:
@@ -26,7 +27,10 @@ _INDICES = {
     "crystals": "num_rows",
     "sites": "num_rows",
     "orbit": "num_rows",
+    "mixed_rows": "num_rows",
 }
+# What only crystals with disorder have; a batch has it if one of them does.
+_MIXED = ("mixed_rows", "mixed_numbers", "mixed_shares")
 
 
 @dataclass(eq=False)
@@ -36,6 +40,7 @@ class Pairs:
     A row is an orbit: sites of one crystal that no Site-Net can tell apart (unmerged: one site).
     A pair (row i, orbit j, distance d) stands for its multiplicity of supercell sites of orbit j
     at distance d from a site of orbit i. The self pair has distance 0, and no other pair has.
+    With disorder, species that share a place are one site.
 
     Attributes:
         offsets: (rows + 1,) int64, where each row's pairs begin; shorter where only the rows from
@@ -44,8 +49,8 @@ class Pairs:
             Unmerged: supercell order.
         distance: (pairs,) float64, periodic minimum-image distance in angstrom.
         multiplicity: (pairs,) int32.
-        numbers: (rows,) int64, atomic numbers.
-        oxidation: (rows,) float64, oxidation states, 0 where unknown.
+        numbers: (rows,) int64, atomic numbers; of a disordered site, that of its main species.
+        oxidation: (rows,) float64, oxidation states, 0 where unknown; their mean over species.
         count: (rows,) int32, sites of the cell in the orbit.
         orbit: (sites,) int32, the row that stands for each site of the cell.
         crystals: (crystals + 1,) int64, where each crystal's rows begin.
@@ -53,6 +58,11 @@ class Pairs:
         images: (crystals,) int64, supercell sites per site.
         sine_distance: (pairs,) float64, the length of sin^2(pi f) A over the supercell A with
             fractional displacement f, in angstrom; None unless asked for (unmerged pairs only).
+        mixed_rows: (species,) int64, rows of disordered sites, one entry a species; None where all
+            are ordered.
+        mixed_numbers: (species,) int64, the species' atomic numbers.
+        mixed_shares: (species,) float64, what a species adds to a row that holds ``numbers`` alone:
+            its occupancy, less 1 for the main species.
         first_row: the row that ``offsets`` begins with.
     """
 
@@ -68,6 +78,9 @@ class Pairs:
     num_sites: torch.Tensor
     images: torch.Tensor
     sine_distance: torch.Tensor | None = None
+    mixed_rows: torch.Tensor | None = None
+    mixed_numbers: torch.Tensor | None = None
+    mixed_shares: torch.Tensor | None = None
     first_row: int = 0
 
     @property
@@ -119,9 +132,25 @@ class Pairs:
                 parts[name].append(value)
             for size in shifts:
                 shifts[size] += getattr(p, size)
-        if any(len(values) not in (0, len(pairs)) for values in parts.values()):
+        if len(parts["sine_distance"]) not in (0, len(pairs)):
             raise ValueError("pairs must all have their sine_distance, or none of them")
         return Pairs(**{name: torch.cat(values) for name, values in parts.items() if values})
+
+    def mix(self, x: torch.Tensor, of_species: torch.Tensor | None) -> torch.Tensor:
+        """Averages over the species of disordered sites; a vacancy counts as zero.
+
+        Args:
+            x: (rows, ...) of the elements ``numbers``.
+            of_species: (species, ...), the same of the elements ``mixed_numbers``; None without
+                disorder.
+
+        Returns:
+            (rows, ...); x itself without disorder.
+        """
+        if self.mixed_rows is None or of_species is None:
+            return x
+        shares = self.mixed_shares.to(x.dtype).view(-1, *[1] * (x.dim() - 1))
+        return x.index_add(0, self.mixed_rows, shares * of_species)
 
     def to(
         self,
@@ -168,20 +197,25 @@ class _Input:
     ) -> None:
         if not tolerance >= 0:
             raise ValueError(f"tolerance must be >= 0, got {tolerance!r}")
+        self.crystal = crystal
+        # The kernels take a place for a site, and its kind for an element.
+        self.places = None if crystal.occupancy is None else find_places(crystal)
+        numbers, frac, oxidation = crystal.numbers, crystal.frac, crystal.oxidation
+        if self.places is not None:
+            numbers, frac, oxidation = self.places.kinds, frac[self.places.first], None
         self.cell = np.ascontiguousarray(crystal.cell, dtype=np.float64)
-        self.frac = np.ascontiguousarray(crystal.frac, dtype=np.float64)
-        self.numbers = np.ascontiguousarray(crystal.numbers, dtype=np.int64)
-        self.oxidation, self.occupancy = (
-            None if x is None else np.ascontiguousarray(x, dtype=np.float64)
-            for x in (crystal.oxidation, crystal.occupancy)
-        )
+        self.frac = np.ascontiguousarray(frac, dtype=np.float64)
+        self.numbers = np.ascontiguousarray(numbers, dtype=np.int64)
+        if oxidation is not None:
+            oxidation = np.ascontiguousarray(oxidation, dtype=np.float64)
+        self.oxidation = oxidation
         self.sites = len(self.numbers)
         if self.sites == 0:
             raise ValueError("the crystal has no sites")
         if not (np.isfinite(self.cell).all() and np.isfinite(self.frac).all()):
             raise ValueError("cell and frac must be finite")
         self.supercell = _supercell(self.cell, self.sites, max_sites, supercell)
-        arrays = (self.cell, self.frac, self.numbers, self.oxidation, self.occupancy)
+        arrays = (self.cell, self.frac, self.numbers, self.oxidation, None)
         addresses = [0 if x is None else x.ctypes.data for x in (*arrays, self.supercell)]
         self.kernel = _C.PairInput(*addresses, self.sites, float(tolerance))
 
@@ -193,17 +227,37 @@ class _Input:
 
     def rows(self, orbit: torch.Tensor, leader: torch.Tensor, images: int) -> dict[str, Any]:
         """What Pairs holds of its rows, each an orbit with its first site."""
-        num_rows = leader.numel()
-        oxidation = np.zeros(num_rows) if self.oxidation is None else self.oxidation[leader.numpy()]
+        num_rows, first = leader.numel(), leader.numpy()
+        if self.places is None:
+            oxidation = np.zeros(num_rows) if self.oxidation is None else self.oxidation[first]
+            species = {"numbers": self.numbers[first], "oxidation": oxidation}
+        else:
+            species = self._mixed(self.places, first)
         return {
-            "numbers": torch.from_numpy(self.numbers[leader.numpy()]),
-            "oxidation": torch.from_numpy(oxidation),
+            **{name: torch.from_numpy(x) for name, x in species.items()},
             "count": torch.bincount(orbit, minlength=num_rows).int(),
-            "orbit": orbit,
+            "orbit": orbit if self.places is None else orbit[self.places.place],
             "crystals": torch.tensor([0, num_rows]),
             "num_sites": torch.tensor([self.sites]),
             "images": torch.tensor([images]),
         }
+
+    def _mixed(self, places: Places, first: np.ndarray) -> dict[str, np.ndarray]:
+        """What Pairs holds of the species on some places, each a row."""
+        on, row = places.rows_on(first)
+        numbers, shares = self.crystal.numbers[on], self.crystal.occupancy[on].astype(np.float64)
+        oxidation = (
+            np.zeros(len(on)) if self.crystal.oxidation is None else (self.crystal.oxidation[on])
+        )
+        mean = np.bincount(row, shares * oxidation, minlength=len(first))
+        main = np.lexsort((-shares, row))[np.searchsorted(row, np.arange(len(first)))]
+        shares[main] -= 1
+        mixed = {"numbers": numbers[main], "oxidation": mean}
+        left = shares != 0
+        if left.any():
+            values = row[left], numbers[left], shares[left]
+            mixed |= dict(zip(_MIXED, values, strict=True))
+        return mixed
 
 
 class PairFinder:
@@ -245,12 +299,13 @@ class PairFinder:
         else:
             self.num_rows = self._input.sites
             orbit = leader = torch.arange(self.num_rows, dtype=torch.int32)
+        self._orbit = orbit
         self._rows = self._input.rows(orbit, leader[: self.num_rows], self.images)
 
     @property
     def row_size(self) -> int:
         """Most pairs a row can have: the supercell's sites."""
-        return self._rows["orbit"].numel() * self.images
+        return self._input.sites * self.images
 
     def rows(self, first: int = 0, last: int | None = None) -> Pairs:
         """The pairs of some rows.
@@ -275,7 +330,7 @@ class PairFinder:
         sites = torch.empty(room, dtype=torch.int32)
         distance = torch.empty(room, dtype=torch.float64)
         multiplicity = torch.empty(room, dtype=torch.int32)
-        orbit = self._rows["orbit"].data_ptr() if self._merge else 0
+        orbit = self._orbit.data_ptr() if self._merge else 0
         outputs = (x.data_ptr() for x in (offsets, sites, distance, multiplicity))
         pairs = _checked(_C.fill_pairs_cpu(self._input.kernel, orbit, first, last, *outputs))
         if pairs < room:
@@ -451,7 +506,8 @@ def _feature(pairs: Pairs, feature: InteractionFeature) -> torch.Tensor:
 
 
 def _coulomb(pairs: Pairs, distance: torch.Tensor) -> torch.Tensor:
-    numbers = pairs.numbers.to(distance.dtype)
+    mixed = None if pairs.mixed_numbers is None else pairs.mixed_numbers.to(distance.dtype)
+    numbers = pairs.mix(pairs.numbers.to(distance.dtype), mixed)  # mean nuclear charges
     i = numbers[pairs.rows]
     j = numbers[pairs.sites]
     return torch.where(pairs.distance == 0, 0.5 * i**2.4, i * j / (distance * BOHR_PER_ANGSTROM))

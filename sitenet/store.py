@@ -24,13 +24,14 @@ from torch import Tensor
 from sitenet.config import SiteNetConfig
 from sitenet.pairs import Pairs
 
-FORMAT = 1
+FORMAT = 2
 # Column -> what it has one entry for, and its dtype on disk and in memory. Distances are kept in
 # float32: 5e-7 A at 8 A, far below the tolerance of merging.
 COLUMNS = {
     "num_sites": ("crystal", np.int32),
     "images": ("crystal", np.int32),
     "num_rows": ("crystal", np.int32),
+    "num_mixed": ("crystal", np.int32),
     "numbers": ("row", np.uint8),
     "oxidation": ("row", np.float32),
     "count": ("row", np.int32),
@@ -38,6 +39,9 @@ COLUMNS = {
     "sites": ("pair", np.int32),
     "distance": ("pair", np.float32),
     "multiplicity": ("pair", np.int32),
+    "mixed_rows": ("species", np.int32),
+    "mixed_numbers": ("species", np.uint8),
+    "mixed_shares": ("species", np.float32),
 }
 
 
@@ -64,11 +68,14 @@ def pair_options(
 
 
 def columns_of(pairs: Pairs) -> dict[str, np.ndarray]:
-    """One crystal's pairs, or a batch's, as the columns of a store."""
+    """One crystal's pairs as the columns of a store."""
+    none = torch.empty(0)
+    mixed = none if pairs.mixed_rows is None else pairs.mixed_rows
     columns = {
         "num_sites": pairs.num_sites,
         "images": pairs.images,
         "num_rows": pairs.crystals.diff(),
+        "num_mixed": torch.tensor([len(mixed)]),
         "numbers": pairs.numbers,
         "oxidation": pairs.oxidation,
         "count": pairs.count,
@@ -76,6 +83,9 @@ def columns_of(pairs: Pairs) -> dict[str, np.ndarray]:
         "sites": pairs.sites,
         "distance": pairs.distance,
         "multiplicity": pairs.multiplicity,
+        "mixed_rows": mixed,
+        "mixed_numbers": none if pairs.mixed_numbers is None else pairs.mixed_numbers,
+        "mixed_shares": none if pairs.mixed_shares is None else pairs.mixed_shares,
     }
     if pairs.sine_distance is not None:
         columns["sine_distance"] = pairs.sine_distance
@@ -117,6 +127,9 @@ class PairStore:
         self._row_of_crystal = torch.cat([rows.new_zeros(1), rows])  # (crystals + 1,)
         pairs = self.columns["num_pairs"].long().cumsum(0)
         self._pair_of_row = torch.cat([pairs.new_zeros(1), pairs])  # (rows + 1,)
+        mixed = self.columns["num_mixed"].long().cumsum(0)
+        self._mixed_of_crystal = torch.cat([mixed.new_zeros(1), mixed])  # (crystals + 1,)
+        self._has_mixed = len(self.columns["mixed_rows"]) > 0
 
     def __len__(self) -> int:
         return len(self.columns["num_sites"])
@@ -165,7 +178,20 @@ class PairStore:
             num_sites=c["num_sites"][index].long(),
             images=c["images"][index].long(),
             sine_distance=c["sine_distance"][pairs] if "sine_distance" in c else None,
+            **(self._mixed(index, begin) if self._has_mixed else {}),
         )
+
+    def _mixed(self, index: Tensor, begin: Tensor) -> dict[str, Tensor]:
+        """The species of disordered sites of some crystals whose rows begin in a batch there."""
+        c, first = self.columns, self._mixed_of_crystal[index]
+        lengths = self._mixed_of_crystal[index + 1] - first
+        species = _ranges(first, lengths)
+        shift = torch.repeat_interleave(begin[:-1], lengths, output_size=len(species))
+        return {
+            "mixed_rows": c["mixed_rows"][species].long() + shift,
+            "mixed_numbers": c["mixed_numbers"][species].long(),
+            "mixed_shares": c["mixed_shares"][species],
+        }
 
     def to(self, device: torch.device | str) -> PairStore:
         """A copy on another device, or this one if it is there."""
