@@ -1,15 +1,16 @@
-"""Crystal structures in CIF text: what a data block says, checked, with its symmetry expanded."""
+"""Crystal structures in CIF data blocks: checked, with their symmetry expanded."""
 
 from __future__ import annotations
 
 import functools
 import re
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import gemmi
 import numpy as np
 
+from sitenet import cif_blocks as blocks
+from sitenet.cif_blocks import UNKNOWN, Block, Limits, Unreadable
 from sitenet.elements import NUMBERS
 from sitenet.symmetry import (
     NEAR,
@@ -44,23 +45,6 @@ class CifError(ValueError):
         return f"{where}: {self.reason}"
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What a file may ask for before it is refused.
-
-    Attributes:
-        file_bytes: size of a file, and of what it holds where it is compressed.
-        sites: sites of the cell, symmetry expanded.
-        edge: length of a cell vector, angstrom.
-        site_volume: least volume of the cell for each atom, cubic angstrom.
-    """
-
-    file_bytes: int = 100_000_000
-    sites: int = 50_000
-    edge: float = 2000.0
-    site_volume: float = 1.0
-
-
 class Structure(NamedTuple):
     """The arrays of a ``Crystal``."""
 
@@ -69,172 +53,6 @@ class Structure(NamedTuple):
     numbers: np.ndarray
     oxidation: np.ndarray | None
     occupancy: np.ndarray | None
-
-
-class Unreadable(Exception):
-    """Why a block cannot be read; becomes a CifError, which names the file and the block."""
-
-
-# Tags in lower case, with an underscore for the dot of later dictionaries.
-_LENGTHS = tuple(f"_cell_length_{x}" for x in "abc")
-_ANGLES = tuple(f"_cell_angle_{x}" for x in ("alpha", "beta", "gamma"))
-_FRACT = tuple(f"_atom_site_fract_{x}" for x in "xyz")
-_CARTN = "_atom_site_cartn_x"
-_LABEL, _SYMBOL = "_atom_site_label", "_atom_site_type_symbol"
-_OCCUPANCY, _FLAG = "_atom_site_occupancy", "_atom_site_calc_flag"
-_CHARGED, _CHARGES = "_atom_type_symbol", "_atom_type_oxidation_number"
-_FORMULA = "_chemical_formula_sum"
-_OPERATIONS = (
-    "_space_group_symop_operation_xyz",
-    "_symmetry_equiv_pos_as_xyz",
-    "_space_group_symop_magn_operation_xyz",
-)
-_CENTERINGS = "_space_group_symop_magn_centering_xyz"
-_HALL = ("_space_group_name_hall", "_symmetry_space_group_name_hall")
-_NAMES = (
-    "_space_group_name_h-m_alt",
-    "_symmetry_space_group_name_h-m",
-    "_space_group_name_h-m_full",
-    "_space_group_name_h-m",
-)
-_NUMBERS = ("_space_group_it_number", "_symmetry_int_tables_number")
-_WANTED = {
-    *(*_LENGTHS, *_ANGLES, *_FRACT, _CARTN, _LABEL, _SYMBOL, _OCCUPANCY, _FLAG, _CHARGED),
-    *(_CHARGES, _FORMULA, *_OPERATIONS, _CENTERINGS, *_HALL, *_NAMES, *_NUMBERS),
-}
-
-
-@dataclass
-class Block:
-    """A data block: the wanted tags and their values, without quotes; and what is wrong with it."""
-
-    name: str
-    columns: dict[str, list[str]] = field(default_factory=dict)
-    problem: str | None = None
-
-    def add(self, tag: str, column: list[str]) -> None:
-        """The first of several columns of one tag counts, unless they contradict each other."""
-        if self.columns.setdefault(tag, column) != column and tag in (*_LENGTHS, *_ANGLES, *_FRACT):
-            self.problem = f"{tag} is given twice"
-
-    def value(self, *tags: str) -> str | None:
-        """The value of the first of the tags that has one."""
-        for tag in tags:
-            column = self.columns.get(tag)
-            if column and column[0] not in _UNKNOWN:
-                return column[0].strip()
-        return None
-
-
-_UNKNOWN = frozenset(("?", ".", ""))
-
-
-def read_blocks(text: str, limits: Limits) -> list[Block]:
-    """The data blocks of a CIF. What is no proper CIF is read leniently, as far as it is clear.
-
-    Raises:
-        Unreadable: too much is asked for, or something contradicts itself.
-    """
-    try:
-        document = gemmi.cif.read_string(text, 0)
-    except (ValueError, RuntimeError):
-        return _read_leniently(text)
-    blocks = []
-    for item_block in document:
-        block = Block(item_block.name.strip())
-        for item in item_block:
-            if item.pair is not None:
-                tag = _normal(item.pair[0])
-                if tag in _WANTED:
-                    block.add(tag, [_plain(item.pair[1])])
-            elif item.loop is not None:
-                loop = item.loop
-                tags = [_normal(tag) for tag in loop.tags]
-                if _WANTED.isdisjoint(tags):
-                    continue
-                if loop.length() > limits.sites:
-                    lines = f"{loop.length()} lines, more than {limits.sites} (limit)"
-                    block.problem = f"the loop of {tags[0]} has {lines}"
-                    continue
-                values = loop.values
-                for k, tag in enumerate(tags):
-                    if tag in _WANTED:
-                        column = values[k :: len(tags)]
-                        block.add(tag, column if tag in _FRACT else list(map(_plain, column)))
-        blocks.append(block)
-    return blocks
-
-
-_QUOTES = frozenset("'\";")
-
-
-def _normal(tag: str) -> str:
-    return tag.lower().replace(".", "_")
-
-
-def _plain(value: str) -> str:
-    return gemmi.cif.as_string(value) if value[:1] in _QUOTES else value
-
-
-_TOKEN = re.compile(
-    r"""^;(?P<field>[^\n]*(?:\n(?!;)[^\n]*)*)(?:\n;|\Z)
-    | \#[^\n]*
-    | '(?P<single>(?:[^'\n]|'(?=\S))*)'(?=\s|\Z)
-    | "(?P<double>(?:[^"\n]|"(?=\S))*)"(?=\s|\Z)
-    | (?P<open>['"][^\n]*)
-    | (?P<word>\S+)""",
-    re.MULTILINE | re.VERBOSE,
-)
-_LENIENT_BYTES = 10_000_000  # a few seconds of work
-
-
-def _read_leniently(text: str) -> list[Block]:
-    """Blocks of a text that breaks the rules: quotes that do not close end with their line, values
-    that belong to no tag are passed over, and only loops that matter must have whole lines."""
-    if len(text) > _LENIENT_BYTES:
-        raise Unreadable("not a CIF, and too large to be read leniently")
-    blocks = [Block("")]
-    tags: list[str] = []
-    values: list[str] = []
-    is_loop = False
-
-    def finish() -> None:
-        if values and not _WANTED.isdisjoint(tags):
-            if len(values) % len(tags):
-                blocks[-1].problem = f"the loop of {tags[0]} has no whole number of lines"
-            else:
-                for k, tag in enumerate(tags):
-                    if tag in _WANTED:
-                        blocks[-1].add(tag, values[k :: len(tags)])
-        tags.clear()
-        values.clear()
-
-    for token in _TOKEN.finditer(text):
-        kind, value = token.lastgroup, token[token.lastgroup] if token.lastgroup else ""
-        lower = value.lower() if kind == "word" else ""
-        if kind is None:
-            continue
-        if lower.startswith(("data_", "save_")) or lower in ("global_", "stop_", "loop_"):
-            finish()
-            is_loop = lower == "loop_"
-            if lower.startswith("data_"):
-                blocks.append(Block(value[5:]))
-        elif lower.startswith("_"):
-            if values or not is_loop:
-                finish()
-                is_loop = False
-            tags.append(_normal(value))
-        elif tags and (is_loop or not values):
-            values.append(value)
-    finish()
-    return blocks if blocks[0].columns or blocks[0].problem else blocks[1:]
-
-
-def has_sites(block: Block) -> bool:
-    """Whether a block lists atoms with fractional coordinates, or tries to."""
-    if block.problem is not None:
-        return True
-    return any(x not in _UNKNOWN for x in block.columns.get(_FRACT[0], ()))
 
 
 class _Sites(NamedTuple):
@@ -287,14 +105,14 @@ def read_structure(block: Block, limits: Limits, disorder: str) -> Structure:
 
 
 def _read_cell(block: Block, limits: Limits) -> tuple[np.ndarray, Operations]:
-    given = [block.value(tag) for tag in (*_LENGTHS, *_ANGLES)]
-    for tag, text in zip(_LENGTHS, given, strict=False):
+    given = [block.value(tag) for tag in (*blocks.LENGTHS, *blocks.ANGLES)]
+    for tag, text in zip(blocks.LENGTHS, given, strict=False):
         if text is None:
             raise Unreadable(f"no cell ({tag} is missing)")
     values = [90.0 if text is None else gemmi.cif.as_number(text) for text in given]
     cell = _cell_of(values, limits)
     operations = _read_operations(block, values)
-    for k, tag in enumerate(_ANGLES, 3):
+    for k, tag in enumerate(blocks.ANGLES, 3):
         if given[k] is None:  # then it is 90 degrees, where symmetry leaves no choice
             other = _cell_of([*values[:k], 80.0, *values[k + 1 :]], limits)
             if fits(operations, other):
@@ -326,14 +144,14 @@ def _cell_of(values: list[float], limits: Limits) -> np.ndarray:
 
 
 def _read_operations(block: Block, cell: list[float]) -> Operations:
-    names = tuple(name for tag in _NAMES if (name := block.value(tag)) is not None)
-    hall, number = block.value(*_HALL), block.value(*_NUMBERS)
+    names = tuple(name for tag in blocks.NAMES if (name := block.value(tag)) is not None)
+    hall, number = block.value(*blocks.HALL), block.value(*blocks.GROUP_NUMBERS)
     is_named = bool(names) or hall is not None or number is not None
     try:
-        for tag in _OPERATIONS:
+        for tag in blocks.OPERATIONS:
             triplets = block.columns.get(tag)
-            if triplets and triplets[0] not in _UNKNOWN:
-                centerings = block.columns.get(_CENTERINGS) or ["x,y,z"]
+            if triplets and triplets[0] not in UNKNOWN:
+                centerings = block.columns.get(blocks.CENTERINGS) or ["x,y,z"]
                 try:
                     return operations_from_triplets(tuple(triplets), tuple(centerings))
                 except ValueError:
@@ -352,17 +170,17 @@ def _read_operations(block: Block, cell: list[float]) -> Operations:
 
 def _read_sites(block: Block) -> _Sites:
     columns = block.columns
-    fract = [columns.get(tag, []) for tag in _FRACT]
+    fract = [columns.get(tag, []) for tag in blocks.FRACT]
     count = len(fract[0])
     if not count:
-        what = "Cartesian coordinates only" if _CARTN in columns else "no _atom_site_fract_x"
+        what = "Cartesian coordinates only" if blocks.CARTN in columns else "no _atom_site_fract_x"
         raise Unreadable(f"no sites ({what})")
-    labels = columns.get(_LABEL) or columns.get(_SYMBOL)
+    labels = columns.get(blocks.LABEL) or columns.get(blocks.SYMBOL)
     if labels is None:
         raise Unreadable("sites have neither _atom_site_type_symbol nor _atom_site_label")
-    symbols = columns.get(_SYMBOL, labels)
-    shares = columns.get(_OCCUPANCY, ["1"] * count)
-    flags = columns.get(_FLAG, ["d"] * count)
+    symbols = columns.get(blocks.SYMBOL, labels)
+    shares = columns.get(blocks.OCCUPANCY, ["1"] * count)
+    flags = columns.get(blocks.FLAG, ["d"] * count)
     if {len(column) for column in (*fract, labels, symbols, shares, flags)} != {count}:
         raise Unreadable("columns of _atom_site_ differ in length")
     occupancy = _read_occupancy(shares, labels, flags)
@@ -410,12 +228,12 @@ def _read_species(
     """The species on the sites: which site, its element, its charge, its share of the site."""
     symbols_known = symbols is not labels
     texts = symbols
-    if symbols_known and not _UNKNOWN.isdisjoint(symbols):
-        texts = [b if a in _UNKNOWN else a for a, b in zip(symbols, labels, strict=True)]
+    if symbols_known and not UNKNOWN.isdisjoint(symbols):
+        texts = [b if a in UNKNOWN else a for a, b in zip(symbols, labels, strict=True)]
         symbols_known = False
     formula = frozenset()
     if not symbols_known:
-        words = re.findall("[A-Z][a-z]?", block.value(_FORMULA) or "")
+        words = re.findall("[A-Z][a-z]?", block.value(blocks.FORMULA) or "")
         formula = frozenset(words).intersection(NUMBERS)
     charges = _listed_charges(block)
     species = {text: _species(text, formula, charges) for text in set(texts)}
@@ -431,14 +249,14 @@ def _read_species(
 
 
 def _listed_charges(block: Block) -> dict[str, float]:
-    listed = block.columns.get(_CHARGED, ()), block.columns.get(_CHARGES, ())
+    listed = block.columns.get(blocks.CHARGED, ()), block.columns.get(blocks.CHARGES, ())
     charges = {symbol: gemmi.cif.as_number(text) for symbol, text in zip(*listed, strict=False)}
     return {symbol: charge for symbol, charge in charges.items() if np.isfinite(charge)}
 
 
 _SHARE = re.compile(r"\s*(\d*\.\d+)\s*([A-Z][a-z]?[\d+-]*)\s*")
 _LETTERS = re.compile(r"\d*([A-Za-z]{1,2})(?![a-z]{2})")
-_CHARGE = re.compile(r"(\d+\.?\d*)([+-])|([+-])(\d+\.?\d*)?")
+_CHARGED = re.compile(r"[A-Za-z]{1,2}(?:(\d+\.?\d*)?([+-])|([+-])(\d+\.?\d*))")
 
 
 def _species(
@@ -458,7 +276,7 @@ def _species(
         number = _element(symbol, formula)
         charge = charges.get(symbol)
         if charge is None:
-            sign = _CHARGE.search(symbol)
+            sign = _CHARGED.fullmatch(symbol)
             charge = float((sign[2] or sign[3]) + (sign[1] or sign[4] or "1")) if sign else 0.0
         if not number or abs(charge) > 9:
             return []

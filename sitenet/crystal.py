@@ -6,7 +6,6 @@ import dataclasses
 import math
 import os
 import warnings
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,8 @@ import numpy as np
 import spglib
 
 from sitenet import cif
-from sitenet.cif import CifError, Limits
+from sitenet.cif import CifError
+from sitenet.cif_blocks import Limits, Unreadable, has_sites, read_blocks, read_text
 from sitenet.config import SITE_FEATURES
 from sitenet.disorder import find_places
 from sitenet.elements import SYMBOLS, site_features
@@ -128,7 +128,8 @@ class Crystal:
         """
         if method == "pymatgen":
             structure = self.to_pymatgen().get_primitive_structure(tolerance or 0.5)
-            return dataclasses.replace(Crystal.from_pymatgen(structure), name=self.name)
+            found = Crystal.from_pymatgen(structure, disorder="average")
+            return dataclasses.replace(found, name=self.name)
         if method != "spglib":
             raise ValueError(f"method must be 'spglib' or 'pymatgen', got {method!r}")
         tolerance = 0.01 if tolerance is None else tolerance
@@ -177,11 +178,15 @@ class Crystal:
         return self._with(matrix @ self.cell, frac, np.repeat(np.arange(len(self)), images))
 
     @classmethod
-    def from_pymatgen(cls, structure: pymatgen.core.Structure) -> Crystal:
-        """From a pymatgen ``Structure``; a disordered site becomes one row a species.
+    def from_pymatgen(cls, structure: pymatgen.core.Structure, disorder: str = "error") -> Crystal:
+        """From a pymatgen ``Structure``.
+
+        Args:
+            structure: a disordered site becomes one row a species.
+            disorder: what to do about partial occupancy, as in ``read_cif``.
 
         Raises:
-            ValueError: a species is not an element.
+            ValueError: a species is not an element, or a site is partly occupied.
         """
         frac, numbers, oxidation, occupancy = [], [], [], []
         for site in structure:
@@ -195,6 +200,11 @@ class Crystal:
                 occupancy.append(amount)
         known = any(charge is not None for charge in oxidation)
         partial = min(occupancy, default=1) < cif.FULL
+        if partial and disorder != "average":
+            raise ValueError(
+                f"partial occupancy in {structure.formula}; "
+                f'from_pymatgen(structure, disorder="average") averages over it'
+            )
         return cls(
             structure.lattice.matrix,
             np.array(frac).reshape(-1, 3),
@@ -225,7 +235,9 @@ class Crystal:
         """
         for kind in (atoms.info.get("occupancy") or {}).values():
             if min(kind.values()) < cif.FULL:
-                raise ValueError("atoms with partial occupancy; read their CIF with disorder=...")
+                raise ValueError(
+                    'partial occupancy; sitenet.read_cif(..., disorder="average") averages over it'
+                )
         return cls(atoms.cell.array, atoms.get_scaled_positions(wrap=False), atoms.numbers)
 
     def to_ase(self) -> ase.Atoms:
@@ -345,18 +357,18 @@ def _read(
     limits = limits or Limits()
     file, block = "CIF text", None
     try:
-        if isinstance(source, str) and ("\n" in source or source.startswith("data_")):
+        if isinstance(source, str) and "\n" in source:
             text = source
+        elif isinstance(source, bytes):
+            text = read_text(source, limits)
         else:
-            if not isinstance(source, bytes):
-                file = str(source)
-                source = _file_bytes(Path(source), limits)
-            text = _decoded(source, limits)
-        blocks = cif.read_blocks(text, limits)
-        with_sites = [b for b in blocks if cif.has_sites(b)]
+            file = str(source)
+            text = read_text(Path(source), limits)
+        blocks = read_blocks(text, limits)
+        with_sites = [b for b in blocks if has_sites(b)]
         if not with_sites:
             if not blocks:
-                raise cif.Unreadable("no data block")
+                raise Unreadable("no data block")
             block = blocks[0].name
             for each in blocks:  # says what is missing
                 block = each.name
@@ -365,37 +377,5 @@ def _read(
             block = each.name
             structure = cif.read_structure(each, limits, disorder)
             yield Crystal(*structure, name=each.name or None)
-    except (cif.Unreadable, ValueError) as error:
+    except (Unreadable, ValueError) as error:
         raise CifError(file, block, str(error)) from None
-
-
-def _file_bytes(path: Path, limits: Limits) -> bytes:
-    with open(path, "rb") as file:
-        data = file.read(limits.file_bytes + 1)
-    if len(data) > limits.file_bytes:
-        raise cif.Unreadable(f"larger than {limits.file_bytes} bytes (limit)")
-    return data
-
-
-def _decoded(data: bytes, limits: Limits) -> str:
-    if data.startswith(b"\x1f\x8b"):
-        data = _unpacked(data, limits)
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return data.decode("utf-16", errors="replace")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return data.decode("latin-1")
-
-
-def _unpacked(data: bytes, limits: Limits) -> bytes:
-    unpacker = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)  # with the header of gzip
-    try:
-        data = unpacker.decompress(data, limits.file_bytes + 1)
-    except zlib.error as error:
-        raise cif.Unreadable(f"not a sound gzip file: {error}") from None
-    if len(data) > limits.file_bytes:
-        raise cif.Unreadable(f"unpacks to more than {limits.file_bytes} bytes (limit)")
-    if not unpacker.eof or unpacker.unused_data:
-        raise cif.Unreadable("not a sound gzip file: it does not end where it should")
-    return data

@@ -200,13 +200,15 @@ def test_listed_oxidation_states():
         ("MgIII", None, 12),
         ("Ca1", "?", 20),
         ("2H", None, 1),
+        ("C1-2", None, 6),
         ("Cs1", "'Cs'", 55),
     ],
 )
 def test_elements(label, symbol, number):
     tags = ("label", *FRACT) if symbol is None else ("label", "type_symbol", *FRACT)
     site = f"{label} 0 0 0" if symbol is None else f"{label} {symbol} 0 0 0"
-    assert set(read_cif(cif(site, tags=tags)).numbers) == {number}
+    crystal = read_cif(cif(site, tags=tags))
+    assert set(crystal.numbers) == {number} and crystal.oxidation is None
 
 
 @pytest.mark.parametrize(
@@ -511,7 +513,9 @@ def test_disorder_to_pymatgen_and_back():
     crystal = read_cif(cif(MIXED, tags=WITH_OCCUPANCY), disorder="average")
     structure = crystal.to_pymatgen()
     assert len(structure) == 8 and not structure.is_ordered
-    back = Crystal.from_pymatgen(structure)
+    with pytest.raises(ValueError, match='disorder="average"'):
+        Crystal.from_pymatgen(structure)
+    back = Crystal.from_pymatgen(structure, disorder="average")
     assert back.formula == crystal.formula
     assert sorted(back.occupancy) == sorted(crystal.occupancy)
 

@@ -1,0 +1,232 @@
+"""CIF text: decoded, and split into data blocks with the values of the tags that matter."""
+
+from __future__ import annotations
+
+import re
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import gemmi
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a file may ask for before it is refused.
+
+    Attributes:
+        file_bytes: size of a file, and of what it holds where it is compressed.
+        sites: sites of the cell, symmetry expanded.
+        edge: length of a cell vector, angstrom.
+        site_volume: least volume of the cell for each atom, cubic angstrom.
+    """
+
+    file_bytes: int = 100_000_000
+    sites: int = 50_000
+    edge: float = 2000.0
+    site_volume: float = 1.0
+
+
+class Unreadable(Exception):
+    """Why a block cannot be read; becomes a CifError, which names the file and the block."""
+
+
+def read_text(source: bytes | Path, limits: Limits) -> str:
+    """The text of a file or of its bytes, which may be gzipped, in UTF-8, UTF-16 or Latin-1.
+
+    Raises:
+        Unreadable: it is larger than the limits allow, or broken.
+        OSError: there is no such file.
+    """
+    if isinstance(source, Path):
+        with open(source, "rb") as file:
+            data = file.read(limits.file_bytes + 1)
+        if len(data) > limits.file_bytes:
+            raise Unreadable(f"larger than {limits.file_bytes} bytes (limit)")
+    else:
+        data = source
+    if data.startswith(b"\x1f\x8b"):
+        data = _unpacked(data, limits)
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return data.decode("utf-16", errors="replace")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return data.decode("latin-1")
+
+
+def _unpacked(data: bytes, limits: Limits) -> bytes:
+    unpacker = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)  # with the header of gzip
+    try:
+        data = unpacker.decompress(data, limits.file_bytes + 1)
+    except zlib.error as error:
+        raise Unreadable(f"not a sound gzip file: {error}") from None
+    if len(data) > limits.file_bytes:
+        raise Unreadable(f"unpacks to more than {limits.file_bytes} bytes (limit)")
+    if not unpacker.eof or unpacker.unused_data:
+        raise Unreadable("not a sound gzip file: it does not end where it should")
+    return data
+
+
+# Tags in lower case, with an underscore for the dot of later dictionaries.
+LENGTHS = tuple(f"_cell_length_{x}" for x in "abc")
+ANGLES = tuple(f"_cell_angle_{x}" for x in ("alpha", "beta", "gamma"))
+FRACT = tuple(f"_atom_site_fract_{x}" for x in "xyz")
+CARTN = "_atom_site_cartn_x"
+LABEL, SYMBOL = "_atom_site_label", "_atom_site_type_symbol"
+OCCUPANCY, FLAG = "_atom_site_occupancy", "_atom_site_calc_flag"
+CHARGED, CHARGES = "_atom_type_symbol", "_atom_type_oxidation_number"
+FORMULA = "_chemical_formula_sum"
+OPERATIONS = (
+    "_space_group_symop_operation_xyz",
+    "_symmetry_equiv_pos_as_xyz",
+    "_space_group_symop_magn_operation_xyz",
+)
+CENTERINGS = "_space_group_symop_magn_centering_xyz"
+HALL = ("_space_group_name_hall", "_symmetry_space_group_name_hall")
+NAMES = (
+    "_space_group_name_h-m_alt",
+    "_symmetry_space_group_name_h-m",
+    "_space_group_name_h-m_full",
+    "_space_group_name_h-m",
+)
+GROUP_NUMBERS = ("_space_group_it_number", "_symmetry_int_tables_number")
+_WANTED = {
+    *(*LENGTHS, *ANGLES, *FRACT, CARTN, LABEL, SYMBOL, OCCUPANCY, FLAG, CHARGED),
+    *(CHARGES, FORMULA, *OPERATIONS, CENTERINGS, *HALL, *NAMES, *GROUP_NUMBERS),
+}
+
+
+@dataclass
+class Block:
+    """A data block: the wanted tags and their values, without quotes; and what is wrong with it."""
+
+    name: str
+    columns: dict[str, list[str]] = field(default_factory=dict)
+    problem: str | None = None
+
+    def add(self, tag: str, column: list[str]) -> None:
+        """The first of several columns of one tag counts, unless they contradict each other."""
+        if self.columns.setdefault(tag, column) != column and tag in (*LENGTHS, *ANGLES, *FRACT):
+            self.problem = f"{tag} is given twice"
+
+    def value(self, *tags: str) -> str | None:
+        """The value of the first of the tags that has one."""
+        for tag in tags:
+            column = self.columns.get(tag)
+            if column and column[0] not in UNKNOWN:
+                return column[0].strip()
+        return None
+
+
+UNKNOWN = frozenset(("?", ".", ""))
+
+
+def read_blocks(text: str, limits: Limits) -> list[Block]:
+    """The data blocks of a CIF. What is no proper CIF is read leniently, as far as it is clear.
+
+    Raises:
+        Unreadable: too much is asked for, or something contradicts itself.
+    """
+    if len(text) > limits.file_bytes:
+        raise Unreadable(f"longer than {limits.file_bytes} characters (limit)")
+    try:
+        document = gemmi.cif.read_string(text, 0)
+    except (ValueError, RuntimeError):
+        return _read_leniently(text)
+    blocks = []
+    for item_block in document:
+        block = Block(item_block.name.strip())
+        for item in item_block:
+            if item.pair is not None:
+                tag = _normal(item.pair[0])
+                if tag in _WANTED:
+                    block.add(tag, [_plain(item.pair[1])])
+            elif item.loop is not None:
+                loop = item.loop
+                tags = [_normal(tag) for tag in loop.tags]
+                if _WANTED.isdisjoint(tags):
+                    continue
+                if loop.length() > limits.sites:
+                    lines = f"{loop.length()} lines, more than {limits.sites} (limit)"
+                    block.problem = f"the loop of {tags[0]} has {lines}"
+                    continue
+                values = loop.values
+                for k, tag in enumerate(tags):
+                    if tag in _WANTED:
+                        column = values[k :: len(tags)]
+                        block.add(tag, column if tag in FRACT else list(map(_plain, column)))
+        blocks.append(block)
+    return blocks
+
+
+_QUOTES = frozenset("'\";")
+
+
+def _normal(tag: str) -> str:
+    return tag.lower().replace(".", "_")
+
+
+def _plain(value: str) -> str:
+    return gemmi.cif.as_string(value) if value[:1] in _QUOTES else value
+
+
+_TOKEN = re.compile(
+    r"""^;(?P<field>[^\n]*(?:\n(?!;)[^\n]*)*)(?:\n;|\Z)
+    | \#[^\n]*
+    | '(?P<single>(?:[^'\n]|'(?=\S))*)'(?=\s|\Z)
+    | "(?P<double>(?:[^"\n]|"(?=\S))*)"(?=\s|\Z)
+    | (?P<open>['"][^\n]*)
+    | (?P<word>\S+)""",
+    re.MULTILINE | re.VERBOSE,
+)
+_LENIENT_BYTES = 10_000_000  # a few seconds of work
+
+
+def _read_leniently(text: str) -> list[Block]:
+    """Blocks of a text that breaks the rules: quotes that do not close end with their line, values
+    that belong to no tag are passed over, and only loops that matter must have whole lines."""
+    if len(text) > _LENIENT_BYTES:
+        raise Unreadable("not a CIF, and too large to be read leniently")
+    blocks = [Block("")]
+    tags: list[str] = []
+    values: list[str] = []
+    is_loop = False
+
+    def finish() -> None:
+        if values and not _WANTED.isdisjoint(tags):
+            if len(values) % len(tags):
+                blocks[-1].problem = f"the loop of {tags[0]} has no whole number of lines"
+            else:
+                for k, tag in enumerate(tags):
+                    if tag in _WANTED:
+                        blocks[-1].add(tag, values[k :: len(tags)])
+        tags.clear()
+        values.clear()
+
+    for token in _TOKEN.finditer(text):
+        kind, value = token.lastgroup, token[token.lastgroup] if token.lastgroup else ""
+        lower = value.lower() if kind == "word" else ""
+        if kind is None:
+            continue
+        if lower.startswith(("data_", "save_")) or lower in ("global_", "stop_", "loop_"):
+            finish()
+            is_loop = lower == "loop_"
+            if lower.startswith("data_"):
+                blocks.append(Block(value[5:]))
+        elif lower.startswith("_"):
+            if values or not is_loop:
+                finish()
+                is_loop = False
+            tags.append(_normal(value))
+        elif tags and (is_loop or not values):
+            values.append(value)
+    finish()
+    return blocks if blocks[0].columns or blocks[0].problem else blocks[1:]
+
+
+def has_sites(block: Block) -> bool:
+    """Whether a block lists atoms with fractional coordinates, or tries to."""
+    if block.problem is not None:
+        return True
+    return any(x not in UNKNOWN for x in block.columns.get(FRACT[0], ()))
