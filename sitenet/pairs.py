@@ -52,7 +52,8 @@ class Pairs:
         numbers: (rows,) int64, atomic numbers; of a disordered site, that of its main species.
         oxidation: (rows,) float64, oxidation states, 0 where unknown; their mean over species.
         count: (rows,) int32, sites of the cell in the orbit.
-        orbit: (sites,) int32, the row that stands for each site of the cell.
+        orbit: (sites,) int32, the row that stands for each site of the cell; with disorder, for
+            each row of the crystal.
         crystals: (crystals + 1,) int64, where each crystal's rows begin.
         num_sites: (crystals,) int64, sites of the cell.
         images: (crystals,) int64, supercell sites per site.
