@@ -141,7 +141,7 @@ class Predictions:
                     title=f"{shown} crystals",
                 )
                 written.append(path)
-        if len(history) > 1 and "valid_mae" in history[0]:
+        if len(history) > 1 and "train_mae" in history[0]:
             path = folder / "learning_curve.png"
             plots.learning_curve(history, path, unit=self.targets[0].unit)
             written.append(path)

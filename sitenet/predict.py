@@ -25,8 +25,12 @@ MOST_PAIRS = 4_000_000  # of one crystal at once; one that may have more goes ro
 CHUNK = 512  # structures whose pairs are held at a time
 
 
-def as_crystal(structure: Any) -> Crystal:
+def as_crystal(structure: Any, disorder: str = "error") -> Crystal:
     """A crystal from a Crystal, a path, CIF text, or a structure of pymatgen or ASE.
+
+    Args:
+        structure: any of these.
+        disorder: of CIFs, as in ``read_cif``.
 
     Raises:
         CifError: a CIF holds no sound structure.
@@ -36,7 +40,7 @@ def as_crystal(structure: Any) -> Crystal:
     if isinstance(structure, Crystal):
         return structure
     if isinstance(structure, (str, os.PathLike)):
-        return read_cif(structure)
+        return read_cif(structure, disorder)
     module = type(structure).__module__.partition(".")[0]
     if module == "pymatgen":
         return Crystal.from_pymatgen(structure)

@@ -11,7 +11,8 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,7 @@ class Run:
         folder: where checkpoints go; None keeps the best model in memory alone.
         settings: what fixes the run; a state of other settings is not resumed.
         reporter: is told how far it is.
+        after_epoch: is given the history's entry after each epoch; what it raises ends the run.
     """
 
     def __init__(
@@ -103,6 +105,7 @@ class Run:
         folder: Path | None = None,
         settings: str = "",
         reporter: Reporter | None = None,
+        after_epoch: Callable[[dict[str, Any]], None] = lambda entry: None,
     ) -> None:
         self.model, self.parts, self.folder, self.settings = model, parts, folder, settings
         self.device = model.element_table.device
@@ -111,11 +114,13 @@ class Run:
         self.known = torch.as_tensor(targets, dtype=torch.float32, device=self.device)
         self.config = model.config.training
         self.reporter = reporter or Reporter()
+        self.after_epoch = after_epoch
         self.optimizer = Optimizer(model, self.config)
         self.average = None
         if self.config.ema:
             self.average = Average(model, copy.deepcopy(model), self.config.ema)
-        self.best = copy.deepcopy(self.judged)
+        # Without validation crystals, the last model is the best one.
+        self.best = copy.deepcopy(self.judged) if len(parts.valid) else self.judged
         self.best_error, self.best_epoch = math.inf, 0
         self.epoch, self.step = 0, 0
         self.history: list[dict[str, Any]] = []
@@ -236,7 +241,7 @@ class Run:
 
     def validate(self) -> dict[str, float]:
         """Errors on the validation crystals: of each target, and as one number to choose by."""
-        index = self.parts.valid if len(self.parts.valid) else self.parts.train
+        index = self.parts.valid
         y, _ = self.outputs(index)
         found: dict[str, float] = {}
         chosen = 0.0
@@ -259,12 +264,15 @@ class Run:
             begin = time.perf_counter()
             loss = self.train_epoch()
             seconds = time.perf_counter() - begin
-            valid = self.validate()
-            if valid["valid_error"] < self.best_error:
+            valid = self.validate() if len(self.parts.valid) else {}
+            if not valid:
+                self.best_epoch = self.epoch
+            elif valid["valid_error"] < self.best_error:
                 self.best_error, self.best_epoch = valid["valid_error"], self.epoch
                 self.best.load_state_dict(self.judged.state_dict())
             self._record(loss, valid, seconds)
             self.save()
+            self.after_epoch(self.history[-1])
 
     def _is_stale(self) -> bool:
         patience = self.config.patience
@@ -276,7 +284,8 @@ class Run:
         entry: dict[str, Any] = {"epoch": self.epoch, "train_loss": loss}
         if len(self.model.targets) == 1 and self.model.targets[0].kind == "value":
             entry["train_mae"] = loss * self.model.targets[0].std
-            entry["valid_mae"] = valid[f"valid_{self.model.targets[0].name}_mae"]
+            if valid:
+                entry["valid_mae"] = valid[f"valid_{self.model.targets[0].name}_mae"]
         entry |= {**valid, "learning_rate": last, "seconds": seconds, "crystals_per_second": rate}
         self.history.append({k: _plain(v) for k, v in entry.items()})
         errors = ", ".join(
@@ -284,9 +293,9 @@ class Run:
             for k, v in valid.items()
             if k != "valid_error"
         )
-        star = " *" if self.best_epoch == self.epoch else ""
+        errors = errors and f"  validation: {errors}{' *' * (self.best_epoch == self.epoch)}"
         self.reporter.say(
-            f"epoch {self.epoch}/{self.config.epochs}  loss {loss:.4f}  validation: {errors}{star}"
+            f"epoch {self.epoch}/{self.config.epochs}  loss {loss:.4f}{errors}"
             f"  {seconds:.1f} s, {rate:.0f} crystals/s"
         )
 
@@ -384,6 +393,7 @@ def train(
     device: str | torch.device = "cpu",
     workers: int | None = None,
     reporter: Reporter | None = None,
+    after_epoch: Callable[[dict[str, Any]], None] = lambda entry: None,
     **changes: Any,
 ) -> Result:
     """Train a model.
@@ -406,6 +416,7 @@ def train(
         device: "cpu" or "cuda".
         workers: processes that read structures and find pairs; None chooses.
         reporter: is told how far it is.
+        after_epoch: is given the history's entry after each epoch; what it raises ends the run.
         changes: fields of the config to change.
 
     Returns:
@@ -434,8 +445,9 @@ def train(
             dataset, config.training.valid, config.training.test, config.training.seed, fold
         )
         model = _start(config, start, _targets(dataset, parts, classes, config), freeze).to(device)
+        _warn_of_negative(model, dataset.targets[parts.train])
         settings = _settings(model.config, dataset, parts, start, freeze)
-        run = Run(model, store, dataset.targets, parts, folder, settings, reporter)
+        run = Run(model, store, dataset.targets, parts, folder, settings, reporter, after_epoch)
         if run.resume():
             reporter.say(f"goes on after epoch {run.epoch} of {folder}")
         elif folder is not None and not rank():
@@ -550,6 +562,18 @@ def _start(
         model.post_pool.requires_grad_(True)
         model.decoder.requires_grad_(True)
     return model
+
+
+def _warn_of_negative(model: SiteNet, values: np.ndarray) -> None:
+    """Say so where targets are negative and predictions cannot be."""
+    name = model.config.last_activation
+    for target, column in zip(model.targets, values.T, strict=True):
+        if name != "identity" and target.kind == "value" and (column < 0).any():
+            warnings.warn(
+                f"{target.name} has negative values, of which last_activation: {name} predicts "
+                "none; last_activation: identity does",
+                stacklevel=3,
+            )
 
 
 def _settings(config: SiteNetConfig, data: Dataset, parts: Split, start: Any, freeze: bool) -> str:
