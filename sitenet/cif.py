@@ -231,7 +231,7 @@ def _read_species(
     if symbols_known and not UNKNOWN.isdisjoint(symbols):
         texts = [b if a in UNKNOWN else a for a, b in zip(symbols, labels, strict=True)]
         symbols_known = False
-    formula = frozenset()
+    formula: frozenset[str] = frozenset()
     if not symbols_known:
         words = re.findall("[A-Z][a-z]?", block.value(blocks.FORMULA) or "")
         formula = frozenset(words).intersection(NUMBERS)
@@ -264,9 +264,10 @@ def _species(
 ) -> list[tuple[int, float, float]]:
     """Atomic number, charge and share of a type symbol, or of several: 0.75Si + 0.25Al. A charge
     is part of the symbol (Na+, O2-, Fe+3) or listed. None where a symbol names no element."""
-    parts = [_SHARE.fullmatch(part) for part in text.split(" + ")]
-    if all(parts):
-        shared = [(part[2], float(part[1])) for part in parts]
+    parts = text.split(" + ")
+    matches = [match for part in parts if (match := _SHARE.fullmatch(part))]
+    if len(matches) == len(parts):
+        shared = [(match[2], float(match[1])) for match in matches]
         if sum(share for _, share in shared) > 1.001:
             return []
     else:

@@ -6,6 +6,7 @@ import re
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import gemmi
 
@@ -135,9 +136,10 @@ def read_blocks(text: str, limits: Limits) -> list[Block]:
     except (ValueError, RuntimeError):
         return _read_leniently(text)
     blocks = []
-    for item_block in document:
-        block = Block(item_block.name.strip())
-        for item in item_block:
+    for parsed in document:
+        block = Block(parsed.name.strip())
+        item: Any  # gemmi's type hints know no item without a pair
+        for item in parsed:
             if item.pair is not None:
                 tag = _normal(item.pair[0])
                 if tag in _WANTED:

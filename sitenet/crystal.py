@@ -21,6 +21,7 @@ from sitenet.config import SITE_FEATURES
 from sitenet.disorder import find_places
 from sitenet.elements import SYMBOLS, site_features
 from sitenet.supercell import repeat_sites, supercell_matrix, wrapped
+from sitenet.symmetry import near_pairs
 
 if TYPE_CHECKING:
     import ase
@@ -128,8 +129,8 @@ class Crystal:
         """
         if method == "pymatgen":
             structure = self.to_pymatgen().get_primitive_structure(tolerance or 0.5)
-            found = Crystal.from_pymatgen(structure, disorder="average")
-            return dataclasses.replace(found, name=self.name)
+            crystal = Crystal.from_pymatgen(structure, disorder="average")
+            return dataclasses.replace(crystal, name=self.name)
         if method != "spglib":
             raise ValueError(f"method must be 'spglib' or 'pymatgen', got {method!r}")
         tolerance = 0.01 if tolerance is None else tolerance
@@ -137,10 +138,10 @@ class Crystal:
         frac = self.frac[places.first]
         if not _has_translation(self.cell, frac, places.kinds, tolerance):
             return self
-        found = _spglib_primitive(self.cell, frac, places.kinds, tolerance)
-        if found is None:
+        reduced = _spglib_primitive(self.cell, frac, places.kinds, tolerance)
+        if reduced is None:
             return self
-        cell, frac, kinds = found
+        cell, frac, kinds = reduced
         _, place_of_kind = np.unique(places.kinds, return_index=True)
         rows, place = places.rows_on(place_of_kind[kinds])
         return self._with(cell, frac[place], rows)
@@ -269,36 +270,61 @@ def _floats(values: Any, name: str, shape: tuple[int, ...]) -> np.ndarray:
 def _formula(amounts: dict[int, float]) -> str:
     column = SITE_FEATURES.index("Electronegativity")
     electronegativity = site_features(list(amounts), missing="mean")[:, column]
-    order = np.lexsort((list(amounts), electronegativity))
-    parts = [(SYMBOLS[n], amounts[n]) for n in (list(amounts)[k] for k in order)]
+    order = sorted(zip(electronegativity, amounts, strict=True))
+    parts = [(SYMBOLS[number], amounts[number]) for _, number in order]
     return "".join(symbol + ("" if amount == 1 else f"{amount:g}") for symbol, amount in parts)
 
 
 def _has_translation(
     cell: np.ndarray, frac: np.ndarray, kinds: np.ndarray, tolerance: float
 ) -> bool:
-    """Whether a shift by a part of the cell maps every site onto one of its kind."""
+    """Whether a shift by a part of the cell maps every site onto one of its kind.
+
+    Shifts form a group whose order divides the number of sites of each kind; so if there are any,
+    one has a prime order p: p times the shift is a lattice vector.
+    """
     counts = np.bincount(kinds)
     common = math.gcd(*counts.tolist())
     if common == 1:
         return False
-    groups = [frac[kinds == kind] for kind in np.argsort(counts)]
-    shifts = groups[0][1:] - groups[0][0]
-    # The shift repeats to a lattice vector after as many times as divide all counts.
-    rest = common * shifts
-    rest -= np.round(rest)
-    shifts = shifts[np.linalg.norm(rest @ cell, axis=1) < 2 * common * tolerance]
-    return any(_maps(cell, groups, shift, tolerance) for shift in shifts)
+    rarest = frac[kinds == np.argmin(np.where(counts > 0, counts, len(kinds) + 1))]
+    shifts = rarest[1:] - rarest[0]
+    for p in _prime_factors(common):
+        rest = p * shifts
+        rest -= np.round(rest)
+        near = np.linalg.norm(rest @ cell, axis=1) < 2 * p * tolerance
+        if any(_maps(cell, frac, kinds, shift, tolerance) for shift in shifts[near]):
+            return True
+    return False
 
 
-def _maps(cell: np.ndarray, groups: list[np.ndarray], shift: np.ndarray, tolerance: float) -> bool:
-    for sites in groups:
-        between = sites[:, None] + shift - sites
-        between -= np.round(between)
-        squared = np.square(between @ cell).sum(-1)
-        if (squared.min(1) > tolerance**2).any():
-            return False
-    return True
+def _prime_factors(number: int) -> list[int]:
+    found, p = [], 2
+    while p * p <= number:
+        if number % p == 0:
+            found.append(p)
+            while number % p == 0:
+                number //= p
+        p += 1
+    return found + [number] * (number > 1)
+
+
+def _maps(
+    cell: np.ndarray, frac: np.ndarray, kinds: np.ndarray, shift: np.ndarray, tolerance: float
+) -> bool:
+    """Whether all sites, shifted, are where a site of their kind is."""
+    few = slice(0, 8)
+    between = frac[few, None] + shift - frac
+    between -= np.round(between)
+    same = np.linalg.norm(between @ cell, axis=2) < tolerance
+    if not (same & (kinds[few, None] == kinds)).any(1).all():
+        return False
+    both = np.concatenate([wrapped(frac), wrapped(frac + shift)])
+    pairs, distance = near_pairs(cell, both)
+    site, shifted = pairs[distance < tolerance].T
+    same_kind = (site < len(frac)) & (shifted >= len(frac))
+    site, shifted = site[same_kind], shifted[same_kind] - len(frac)
+    return len(np.unique(shifted[kinds[site] == kinds[shifted]])) == len(frac)
 
 
 def _spglib_primitive(
@@ -308,17 +334,21 @@ def _spglib_primitive(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # spglib announces how it will report errors
         try:
-            found = spglib.standardize_cell(
-                (cell, frac, kinds), to_primitive=True, no_idealize=True, symprec=tolerance
+            found: Any = spglib.standardize_cell(
+                (cell, frac, kinds),  # type: ignore[arg-type]
+                to_primitive=True,
+                no_idealize=True,
+                symprec=tolerance,
             )
             reduced = None if found is None else spglib.niggli_reduce(found[0])
-        except spglib.error.SpglibError:
+        except spglib.SpglibError:
             return None
     if found is None or len(found[2]) >= len(kinds):
         return None
-    old, frac, kinds = found
-    cell = old if reduced is None else reduced
-    return cell, wrapped(frac @ old @ np.linalg.inv(cell)), kinds
+    cell, frac, kinds = found
+    if reduced is None:
+        return cell, wrapped(frac), kinds
+    return reduced, wrapped(frac @ cell @ np.linalg.inv(reduced)), kinds
 
 
 def read_cif(

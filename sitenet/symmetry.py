@@ -168,8 +168,8 @@ def _one_place(shift: np.ndarray, cell: np.ndarray, is_full: bool) -> tuple[np.n
     """Whether images this far from each other are one site; and the shift to the nearest one."""
     shift = shift - np.round(shift)
     if is_full:
-        return np.linalg.norm(shift @ cell, axis=-1) < SPECIAL, shift
-    return (abs(shift) <= _ROUNDING).all(-1), shift
+        return np.asarray(np.linalg.norm(shift @ cell, axis=-1) < SPECIAL), shift
+    return np.asarray((abs(shift) <= _ROUNDING).all(-1)), shift
 
 
 def near_pairs(cell: np.ndarray, frac: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
