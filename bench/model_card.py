@@ -1,0 +1,211 @@
+"""Write the card of trained weights: what they learned from, and where they are wrong.
+
+    python bench/model_card.py RUN DATASET FACTS.yaml --out docs/models/NAME.md
+
+RUN is the folder of ``sitenet train`` (its predictions of the test, or of validation where there
+is no test), DATASET the file of ``sitenet prepare`` that it was trained on, FACTS what neither of
+them says (``bench/model_cards``). The text around the figures is ``docs/model_card.md``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import itertools
+import string
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from sitenet.checkpoint import load, read_metadata
+from sitenet.elements import SYMBOLS
+from sitenet.files import write_text
+from sitenet.metrics import regression_scores
+from sitenet.prepare import load_dataset
+
+TEMPLATE = Path(__file__).resolve().parents[1] / "docs" / "model_card.md"
+SHOWN = 10  # elements, and largest errors, in a table
+SIZES = (10, 20, 50, 100)  # sites of a cell
+
+
+@dataclass
+class Predictions:
+    """One target of a run's predictions, of the crystals it was tested on; (crystals,) each."""
+
+    split: str
+    ids: np.ndarray
+    truth: np.ndarray
+    predicted: np.ndarray
+    covered: np.ndarray
+    like_training: np.ndarray
+
+    @classmethod
+    def read(cls, path: Path, target: str) -> Predictions:
+        """From predictions.csv: the test, or what there is."""
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        split = "test" if any(row["split"] == "test" for row in rows) else rows[0]["split"]
+        rows = [row for row in rows if row["split"] == split and row[target]]
+
+        def numbers(name: str) -> np.ndarray:
+            return np.array([float(row[name] or "nan") for row in rows])
+
+        truth = numbers(target)
+        low, high = numbers(f"{target}_low"), numbers(f"{target}_high")
+        return cls(
+            split,
+            np.array([row["id"] for row in rows]),
+            truth,
+            numbers(f"{target}_predicted"),
+            (low <= truth) & (truth <= high),
+            np.array([row["like_training"] == "yes" for row in rows]),
+        )
+
+    def cells(self, chosen: np.ndarray) -> tuple[str, ...]:
+        """How many, their error and coverage, for a line of a table."""
+        if not chosen.any():
+            return ("0", "", "", "")
+        error = self.predicted[chosen] - self.truth[chosen]
+        mean = f"{np.abs(error).mean():.3f}", f"{error.mean():+.3f}"
+        return (str(int(chosen.sum())), *mean, f"{self.covered[chosen].mean():.0%}")
+
+
+COUNTED = ("crystals", "MAE", "mean error", "coverage")
+
+
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table, numbers to the right."""
+    lines = [header, ("---", *("---:" for _ in header[1:])), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def by_range(p: Predictions, unit: str, edges: Sequence[float] | None) -> str:
+    """Errors by true value: between edges, or between quintiles; exact zeros by themselves where
+    they are many."""
+    if edges is None:
+        edges = sorted(set(np.quantile(p.truth, np.linspace(0, 1, 6)).round(1)))[1:-1]
+    zeros = p.truth == 0
+    rows = []
+    if zeros.mean() > 0.05:
+        rows.append((f"exactly 0 {unit}", *p.cells(zeros)))
+    else:
+        zeros[:] = False
+    ends = [-np.inf, *(e for e in edges if not (zeros.any() and e == 0)), np.inf]
+    if zeros.any() and p.truth.min() == 0:
+        ends[0] = 0
+    for low, high in itertools.pairwise(ends):
+        inside = ~zeros & (p.truth >= low) & (p.truth < high)
+        if inside.any():
+            name = f"{low:g} to {high:g} {unit}"
+            if high == np.inf:
+                name = f"{low:g} {unit} and above"
+            if low == -np.inf:
+                name = f"below {high:g} {unit}"
+            rows.append((name, *p.cells(inside)))
+    return markdown(("true value", *COUNTED), rows)
+
+
+def by_element(p: Predictions, holds: dict[str, np.ndarray], least: int) -> str:
+    """Errors of the crystals that hold each element: the best and the worst."""
+    counted = {z: p.cells(chosen) for z, chosen in holds.items() if chosen.sum() >= least}
+    order = sorted(counted, key=lambda z: float(counted[z][1]))
+    shown = order if len(order) <= 2 * SHOWN else [*order[:SHOWN], None, *order[-SHOWN:]]
+    rows = [("…",) * 5 if z is None else (z, *counted[z]) for z in shown]
+    return markdown(("element", *COUNTED), rows)
+
+
+def by_size(p: Predictions, sites: np.ndarray) -> str:
+    """Errors by sites of the primitive cell, and by likeness to the training set."""
+    rows = []
+    for low, high in zip((0, *SIZES), (*SIZES, np.inf), strict=True):
+        inside = (sites > low) & (sites <= high)
+        if inside.any():
+            name = f"more than {low}" if high == np.inf else f"{low + 1} to {high}"
+            rows.append((f"{name} sites", *p.cells(inside)))
+    for name, chosen in (("yes", p.like_training), ("no", ~p.like_training)):
+        rows.append((f"`like_training`: {name}", *p.cells(chosen)))
+    return markdown(("crystals of", *COUNTED), rows)
+
+
+def largest(p: Predictions, formulas: Sequence[str], unit: str) -> str:
+    """The crystals whose predictions are farthest off."""
+    order = np.argsort(-np.abs(p.predicted - p.truth), kind="stable")[:SHOWN]
+    header = ("id", "formula", f"true ({unit})", f"predicted ({unit})")
+    return markdown(
+        header,
+        ((p.ids[i], formulas[i], f"{p.truth[i]:.3f}", f"{p.predicted[i]:.3f}") for i in order),
+    )
+
+
+def card(run: Path, dataset: Path, facts: dict) -> str:
+    """The page, as Markdown.
+
+    Args:
+        run: folder of ``sitenet train``.
+        dataset: what it was trained on.
+        facts: what they do not say: name, property, licence, data, protocol, limits, commands;
+            optionally edges, and the config's name.
+
+    Raises:
+        ValueError: a prediction is of a crystal that the dataset lacks.
+    """
+    header = read_metadata(run / "model.safetensors")
+    (target,) = header["targets"]  # a card is on one property
+    unit = target["unit"]
+    about = header["metadata"]
+    p = Predictions.read(run / "predictions.csv", target["name"])
+    data = load_dataset(dataset)
+    place = {name: k for k, name in enumerate(data.ids)}
+    if strange := [i for i in p.ids if i not in place]:
+        raise ValueError(f"{dataset} lacks {strange[0]}, which {run} predicts")
+    crystals = [data.crystals[place[i]] for i in p.ids]
+    holds = {
+        SYMBOLS[z]: np.array(
+            [z in numbers for numbers in (set(c.numbers.tolist()) for c in crystals)]
+        )
+        for z in sorted({int(z) for c in crystals for z in c.numbers})
+    }
+    least = max(5, len(crystals) // 200)
+    scores = about["scores"][p.split][target["name"]] | regression_scores(p.truth, p.predicted)
+    counts = about["crystals"]
+    values = {k: v.strip() if isinstance(v, str) else v for k, v in facts.items()}
+    values |= {
+        "config": facts.get("config", "sphere"),
+        "unit": unit,
+        "what": target["name"].removesuffix("_" + unit.replace("/", "_per_")).replace("_", " "),
+        "version": header["sitenet"],
+        "parameters": f"{sum(x.numel() for x in load(run / 'model.safetensors').parameters()):,}",
+        "train": f"{counts['train']:,}",
+        "valid": f"{counts['valid']:,}",
+        "test": f"{len(p.ids):,}" if p.split == "test" else "0",
+        "epoch": about["epoch"],
+        "epochs": header["config"]["training"]["epochs"],
+        "least": least,
+        "coverage": f"{p.covered.mean():.1%}",
+        "by_range": by_range(p, unit, facts.get("edges")),
+        "by_element": by_element(p, holds, least),
+        "by_size": by_size(p, np.array([len(c) for c in crystals])),
+        "largest": largest(p, [c.reduced_formula for c in crystals], unit),
+    }
+    for name in ("mae", "rmse", "r2", "mae_of_mean", "mae_of_median", "interval"):
+        values[name] = f"{scores[name]:.3f}"
+    return string.Template(TEMPLATE.read_text(encoding="utf-8")).substitute(values)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("run", type=Path, help="folder of sitenet train")
+    parser.add_argument("dataset", type=Path, help="file of sitenet prepare")
+    parser.add_argument("facts", type=Path, help="YAML of what they do not say")
+    parser.add_argument("--out", type=Path, required=True, help="the Markdown page to write")
+    options = parser.parse_args()
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    facts = yaml.safe_load(options.facts.read_text(encoding="utf-8"))
+    write_text(options.out, card(options.run, options.dataset, facts))
+
+
+if __name__ == "__main__":
+    main()
