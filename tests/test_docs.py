@@ -5,9 +5,11 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -68,3 +70,20 @@ def test_the_site_builds_without_warnings(tmp_path):
         name for name in public if f">{name}<" not in reference and f'.{name}"' not in reference
     }
     assert not missing
+
+
+def test_the_changelog_tells_of_this_version():
+    assert f"\n## {version('sitenet')}\n" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_citation_names_the_paper():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert {"cff-version", "message", "title", "authors"} <= citation.keys()  # what CFF asks for
+    paper = citation["preferred-citation"]
+    assert paper["doi"] == "10.1039/D3DD00005B"
+    assert [a["family-names"] for a in paper["authors"]] == [
+        "Moran",
+        "Gaultois",
+        "Gusev",
+        "Rosseinsky",
+    ]
