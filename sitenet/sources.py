@@ -1,8 +1,4 @@
-"""Where crystals and their properties come from: folders, tables, and lists of others.
-
-A source is read record by record; a record knows where it stands and how to make its crystal, so
-that a structure that cannot be used is named and the rest goes on.
-"""
+"""Where crystals and their properties come from: folders, tables, and lists of others."""
 
 from __future__ import annotations
 
@@ -10,114 +6,22 @@ import csv
 import gzip
 import json
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import sys
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as parquet
 
-from sitenet.crystal import CifError, Crystal, read_cif
-from sitenet.elements import NUMBERS
+from sitenet.records import Record, Source
 
-CIF_SUFFIXES = (".cif", ".mcif", ".cif.gz", ".mcif.gz")
+CIF_SUFFIXES = (".cif.gz", ".mcif.gz", ".cif", ".mcif")
 ID_COLUMNS = ("id", "file", "material_id", "mpid", "jid", "name", "index")
 SPLIT_COLUMNS = ("split", "matbench_fold")
-# What a column's name ends with -> its unit.
-UNITS = {
-    "eV_per_atom": "eV/atom",
-    "eV/atom": "eV/atom",
-    "eV": "eV",
-    "GPa": "GPa",
-    "K": "K",
-    "A3": "Å³",
-    "A": "Å",
-    "bandgap": "eV",
-    "gap pbe": "eV",
-    "e_form": "eV/atom",
-}
-
-
-@dataclass(frozen=True)
-class Record:
-    """One row of a source.
-
-    Attributes:
-        id: what it is called in results.
-        where: file and row, for messages.
-        kind: what ``content`` is: "file", "cif", "pymatgen", "jarvis" or "crystal".
-        content: a path, CIF text, a dict, or a Crystal.
-        targets: one number a target, NaN where missing.
-        split: the value of the source's split column, or "".
-    """
-
-    id: str
-    where: str
-    kind: str
-    content: Any
-    targets: tuple[float, ...] = ()
-    split: str = ""
-
-    def crystal(self, disorder: str = "error") -> Crystal:
-        """The structure, as it stands in the source.
-
-        Raises:
-            ValueError: it cannot be used (CifError where it is a CIF), with the reason.
-        """
-        match self.kind:
-            case "file":
-                crystal = read_cif(Path(self.content), disorder)
-            case "cif":
-                try:
-                    crystal = read_cif(_text(self.content), disorder)
-                except CifError as error:
-                    raise CifError(self.where, error.block, error.reason) from None
-            case "pymatgen" | "jarvis":
-                make = _from_pymatgen_dict if self.kind == "pymatgen" else _from_jarvis_dict
-                try:
-                    crystal = make(self.content, disorder)
-                except (KeyError, TypeError, IndexError, AttributeError) as error:
-                    raise ValueError(f"no {self.kind} structure: {error!r}") from None
-            case _:
-                crystal = self.content
-        return crystal
-
-
-def _text(content: Any) -> str:
-    if not isinstance(content, str) or not content.strip():
-        raise CifError("", None, f"expected CIF text, got {content!r}")
-    return content if "\n" in content else content + "\n"
-
-
-class Source:
-    """A table of crystals: iterate over it to get its records.
-
-    Attributes:
-        path: what it was opened from.
-        targets: names of the properties its records carry.
-        units: their units, "" where the name does not say.
-    """
-
-    def __init__(self, path: Path, records: Sequence[Record] | Any, targets: Sequence[str]) -> None:
-        self.path = path
-        self.targets = tuple(targets)
-        self.units = tuple(map(unit_of, targets))
-        self._records = records
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def __iter__(self) -> Iterator[Record]:
-        return iter(self._records)
-
-
-def unit_of(name: str) -> str:
-    """The unit that the name of a column ends with, or ""."""
-    for ending, unit in UNITS.items():
-        if name == ending or name.endswith(("_" + ending, " " + ending)):
-            return unit
-    return ""
+MISSING = ("", "na", "n/a", "nan", "none", "null")  # cells without a value, in any case
+LEFT_OUT = ".left_out.csv"  # what the names of our lists of unusable structures end with
 
 
 def open_source(
@@ -130,7 +34,8 @@ def open_source(
             header-less ``id_prop.csv`` too) or without one; a CSV with a ``file`` or ``cif``
             column; a Parquet file with a ``cif`` column; a Matbench ``*.json.gz``; a JARVIS JSON
             list; or one CIF.
-        targets: columns to predict; None takes the only numeric one, () none at all.
+        targets: columns to predict; None takes the only numeric one, () none at all, and of a
+            folder all CIFs, whatever its CSV says.
         split_column: column that says which split or fold a row is in; None takes ``split`` or
             ``matbench_fold`` where there is one.
 
@@ -145,24 +50,17 @@ def open_source(
     if path.is_dir():
         return _open_folder(path, targets, split_column)
     if name.endswith(CIF_SUFFIXES):
-        return Source(path, [Record(_stem(path), str(path), "file", str(path))], ())
+        return _open_files(path, [path], targets)
     if name.endswith(".csv"):
         return _open_csv(path, path.parent, targets, split_column)
     if name.endswith((".parquet", ".pq")):
         return _open_parquet(path, targets, split_column)
     if name.endswith((".json", ".json.gz")):
-        return _open_json(path, targets)
+        return _open_json(path, targets, split_column)
     raise ValueError(
         f"{path} is no table of crystals: expected a folder, a CIF, *.csv, *.parquet, *.json.gz "
         "or *.json"
     )
-
-
-def _stem(path: Path) -> str:
-    for suffix in sorted(CIF_SUFFIXES, key=len, reverse=True):
-        if path.name.lower().endswith(suffix):
-            return path.name[: -len(suffix)]
-    return path.stem
 
 
 def _choose(
@@ -179,7 +77,76 @@ def _choose(
         raise ValueError(
             f"{where}: no target {', '.join(missing)}; there is {', '.join(available) or 'none'}"
         )
-    return tuple(wanted)
+    return tuple(dict.fromkeys(wanted))
+
+
+class _Columns:
+    """What the columns of a table mean, and so what record a row makes.
+
+    Args:
+        path: of the table.
+        names: of all columns.
+        kind: of the records.
+        targets: the columns to predict.
+        split: the column that says which split or fold a row is in; None takes a usual one.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        names: Sequence[str],
+        kind: str,
+        targets: Sequence[str],
+        split: str | None,
+    ) -> None:
+        if split is not None and split not in names:
+            raise ValueError(f"{path}: no column {split!r}; there is {', '.join(names)}")
+        self.path, self.kind, self.targets = path, kind, targets
+        self.identity = next((c for c in ID_COLUMNS if c in names), None)
+        self.split = split or next((c for c in SPLIT_COLUMNS if c in names), None)
+
+    def record(self, row: int, cells: Mapping[str, Any], content: Any) -> Record:
+        """The record of a row with this structure."""
+        where = f"{self.path} row {row}"
+        name, split = cells.get(self.identity), cells.get(self.split)
+        return Record(
+            str(row) if name is None else str(name).strip(),
+            where,
+            self.kind,
+            content,
+            tuple(_value(cells.get(c), c, where) for c in self.targets),
+            "" if split is None else str(split).strip(),
+        )
+
+
+def _number(cell: Any) -> float | None:
+    """The number in a cell, NaN if it is empty; None if it holds something else."""
+    if isinstance(cell, str):
+        cell = cell.strip().lower()
+        cell = {"true": 1, "false": 0}.get(cell, math.nan if cell in MISSING else cell)
+    try:
+        return math.nan if cell is None else float(cell)
+    except (TypeError, ValueError):
+        return None
+
+
+def _value(cell: Any, column: str, where: str) -> float:
+    """A target's value, NaN where it is missing."""
+    value = _number(cell)
+    if value is None or math.isinf(value):
+        raise ValueError(f"{where}: expected a number for {column}, got {cell!r}")
+    return value
+
+
+def _is_numeric(cells: Sequence[Any]) -> bool:
+    """Whether a column holds numbers; a few wrong cells are an error to be named later."""
+    values = [_number(cell) for cell in cells]
+    numbers = sum(x is not None and not math.isnan(x) for x in values)
+    return numbers > values.count(None)
+
+
+def _may_be_target(name: str) -> bool:
+    return name not in ID_COLUMNS and name not in SPLIT_COLUMNS
 
 
 # ---------------------------------------------------------------------------------------------
@@ -187,65 +154,97 @@ def _choose(
 
 
 def _open_folder(path: Path, targets: Sequence[str] | None, split_column: str | None) -> Source:
-    tables = sorted(path.glob("*.csv"))
+    tables = [p for p in sorted(path.glob("*.csv")) if not p.name.endswith(LEFT_OUT)]
+    files = [p for p in sorted(path.rglob("*")) if _is_cif(p)]
+    if not tables or (targets is not None and not targets and files):
+        if not files:
+            raise ValueError(f"{path} holds no CIF files")
+        return _open_files(path, files, targets)
     named = [t for t in tables if t.name in ("targets.csv", "id_prop.csv")]
     if len(tables) > 1 and len(named) != 1:
         raise ValueError(
             f"{path} holds several CSV files, none or more than one of them called targets.csv or "
             f"id_prop.csv: {', '.join(t.name for t in tables)}; name the one you mean"
         )
-    if tables:
-        return _open_csv((named or tables)[0], path, targets, split_column)
-    if targets:
-        raise ValueError(f"{path} holds no CSV file with {', '.join(targets)}")
-    files = [p for p in sorted(path.rglob("*")) if p.name.lower().endswith(CIF_SUFFIXES)]
-    if not files:
-        raise ValueError(f"{path} holds no CIF files")
-    names = [str(p.relative_to(path).parent / _stem(p)) for p in files]
-    records = [Record(n, str(p), "file", str(p)) for n, p in zip(names, files, strict=True)]
+    return _open_csv((named or tables)[0], path, targets, split_column)
+
+
+def _is_cif(path: Path) -> bool:
+    return path.name.lower().endswith(CIF_SUFFIXES) and not path.name.startswith(".")
+
+
+def _open_files(path: Path, files: Sequence[Path], targets: Sequence[str] | None) -> Source:
+    """CIFs without a table."""
+    if targets or targets is None:
+        wanted = f" with {', '.join(targets)}" if targets else ""
+        raise ValueError(f"{path}: to learn from CIFs needs a CSV file{wanted} beside them")
+    folder = path if path.is_dir() else path.parent
+    records = [
+        Record(_without_suffix(str(f.relative_to(folder))), str(f), "file", str(f)) for f in files
+    ]
     return Source(path, records, ())
+
+
+def _without_suffix(name: str) -> str:
+    suffix = next((s for s in CIF_SUFFIXES if name.lower().endswith(s)), "")
+    return name[: len(name) - len(suffix)]
 
 
 def _open_csv(
     path: Path, folder: Path, targets: Sequence[str] | None, split_column: str | None
 ) -> Source:
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        rows = [row for row in csv.reader(file) if any(cell.strip() for cell in row)]
+    header, rows = _read_csv(path)
+    content = next((c for c in ("cif", "file", *ID_COLUMNS) if c in header), None)
+    if content is None:
+        raise ValueError(f"{path}: expected a column id, file or cif, got {', '.join(header)}")
+    columns = dict(zip(header, zip(*(row for _, row in rows), strict=True), strict=False))
+    available = [
+        c
+        for c in header
+        if _may_be_target(c)
+        and c not in ("cif", split_column)
+        and (c in (targets or ()) or _is_numeric(columns.get(c, ())))
+    ]
+    names = _choose(available, targets, path)
+    kind = "cif" if content == "cif" else "file"
+    meaning = _Columns(path, header, kind, names, split_column)
+    records = []
+    for number, row in rows:
+        cells = dict(zip(header, row, strict=True))
+        structure = cells[content]
+        if kind == "file":
+            structure = str(_cif_of(folder, structure.strip()))
+        if meaning.identity == "file":
+            cells["file"] = _without_suffix(cells["file"].strip())
+        records.append(meaning.record(number, cells, structure))
+    return Source(path, records, names)
+
+
+def _read_csv(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """The names of the columns, and the rows with their numbers, counted from 1."""
+    limit = csv.field_size_limit(sys.maxsize)  # of a CIF in a cell
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            rows = [
+                (k, row) for k, row in enumerate(csv.reader(file), 1) if any(map(str.strip, row))
+            ]
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is damaged or no CSV file: {error}") from None
+    finally:
+        csv.field_size_limit(limit)
     if not rows:
         raise ValueError(f"{path} is empty")
-    header = [cell.strip() for cell in rows[0]]
-    first = 2
-    if len(header) >= 2 and _number(header[1]) is not None:  # CGCNN: id, value
+    header = [cell.strip() for cell in rows[0][1]]
+    if len(header) >= 2 and _number(header[1]) is not None:  # CGCNN's: name, value
         header = ["id", *(f"target{k or ''}" for k in range(len(header) - 1))]
-        first = 1
     else:
         rows = rows[1:]
-    identity = next((c for c in ID_COLUMNS if c in header), None)
-    if identity is None and "cif" not in header:
-        raise ValueError(f"{path}: expected a column id, file or cif, got {', '.join(header)}")
-    for k, row in enumerate(rows):
+    if len(set(header)) < len(header):
+        raise ValueError(f"{path}: two columns have one name: {', '.join(header)}")
+    for number, row in rows:
         if len(row) != len(header):
-            raise ValueError(f"{path} row {k + first}: expected {len(header)} cells: {row}")
-    split = _split_column(header, split_column, path)
-    other = {identity, "cif", split} | set(ID_COLUMNS)
-    columns = dict(zip(header, zip(*rows, strict=True), strict=True)) if rows else {}
-    numeric = [c for c in header if c not in other and _is_numeric(columns.get(c, ()))]
-    wanted = targets or ()
-    numeric += [c for c in wanted if c in header and c not in numeric]
-    names = _choose(numeric, targets, path)
-    records = []
-    for k, row in enumerate(rows):
-        cells = dict(zip(header, row, strict=True))
-        where = f"{path} row {k + first}"
-        name = cells[identity].strip() if identity else str(k + first)
-        values = tuple(_value(cells[c], c, where) for c in names)
-        if "cif" in cells:
-            kind, content = "cif", cells["cif"]
-        else:
-            kind, content = "file", str(_cif_of(folder, name))
-            name = _stem(Path(name)) if identity == "file" else name
-        records.append(Record(name, where, kind, content, values, cells.get(split, "").strip()))
-    return Source(path, records, names)
+            raise ValueError(f"{path} row {number}: expected {len(header)} cells, got {len(row)}")
+    return header, rows
 
 
 def _cif_of(folder: Path, name: str) -> Path:
@@ -254,40 +253,7 @@ def _cif_of(folder: Path, name: str) -> Path:
     if path.name.lower().endswith(CIF_SUFFIXES):
         return path
     ends = [path.with_name(path.name + suffix) for suffix in CIF_SUFFIXES]
-    return next((p for p in ends if p.exists()), ends[0])
-
-
-def _split_column(header: Sequence[str], wanted: str | None, path: Path) -> str:
-    if wanted is None:
-        return next((c for c in SPLIT_COLUMNS if c in header), "")
-    if wanted not in header:
-        raise ValueError(f"{path}: no column {wanted!r}; there is {', '.join(header)}")
-    return wanted
-
-
-def _number(cell: str) -> float | None:
-    try:
-        return float(cell)
-    except ValueError:
-        return None
-
-
-def _is_numeric(cells: Sequence[str]) -> bool:
-    values = [cell for cell in cells if cell.strip()]
-    return bool(values) and all(_number(cell) is not None for cell in values)
-
-
-def _value(cell: Any, column: str, where: str) -> float:
-    """A target's value; an empty cell is a missing one."""
-    if cell is None or (isinstance(cell, str) and not cell.strip()):
-        return math.nan
-    if isinstance(cell, bool):
-        return float(cell)
-    try:
-        value = float(cell)
-    except (TypeError, ValueError):
-        raise ValueError(f"{where}: expected a number for {column}, got {cell!r}") from None
-    return value if math.isfinite(value) else math.nan
+    return next((p for p in ends if p.exists()), path.with_name(path.name + ".cif"))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -297,30 +263,24 @@ def _value(cell: Any, column: str, where: str) -> float:
 class _ParquetRecords:
     """Rows of a Parquet file, a part of them in memory at a time."""
 
-    def __init__(self, path: Path, identity: str | None, targets: Sequence[str], split: str):
-        self.path, self.identity, self.targets, self.split = path, identity, targets, split
+    def __init__(self, path: Path, meaning: _Columns) -> None:
+        self.path, self.meaning = path, meaning
 
     def __len__(self) -> int:
         return parquet.read_metadata(self.path).num_rows
 
     def __iter__(self) -> Iterator[Record]:
-        columns = list(dict.fromkeys(["cif", *self.targets]))
-        columns += [c for c in (self.identity, self.split) if c]
+        meaning = self.meaning
+        columns = dict.fromkeys(("cif", meaning.identity, meaning.split, *meaning.targets))
         row = 0
-        with parquet.ParquetFile(self.path) as file:
-            for batch in file.iter_batches(1000, columns=columns):
-                for values in batch.to_pylist():
-                    row += 1
-                    where = f"{self.path} row {row}"
-                    split = values[self.split] if self.split else None
-                    yield Record(
-                        str(values[self.identity]) if self.identity else str(row),
-                        where,
-                        "cif",
-                        values["cif"],
-                        tuple(_value(values[c], c, where) for c in self.targets),
-                        "" if split is None else str(split),
-                    )
+        try:
+            with parquet.ParquetFile(self.path) as file:
+                for batch in file.iter_batches(1000, columns=[c for c in columns if c]):
+                    for cells in batch.to_pylist():
+                        row += 1
+                        yield meaning.record(row, cells, cells["cif"])
+        except (OSError, pa.ArrowException) as error:
+            raise ValueError(f"{self.path} is damaged after row {row}: {error}") from None
 
 
 def _open_parquet(path: Path, targets: Sequence[str] | None, split_column: str | None) -> Source:
@@ -330,104 +290,61 @@ def _open_parquet(path: Path, targets: Sequence[str] | None, split_column: str |
         raise ValueError(f"{path} is damaged or no Parquet file: {error}") from None
     if "cif" not in schema.names:
         raise ValueError(f"{path}: expected a column cif, got {', '.join(schema.names)}")
-    identity = next((c for c in ID_COLUMNS if c in schema.names), None)
-    split = _split_column(schema.names, split_column, path)
-    kinds = {f.name: str(f.type) for f in schema}
-    numeric = [
-        c
-        for c, kind in kinds.items()
-        if kind.startswith(("float", "double", "int", "uint", "bool", "decimal"))
-        and c not in (identity, split, "__index_level_0__")
+    kinds = ("float", "double", "halffloat", "int", "uint", "bool", "decimal")
+    available = [
+        field.name
+        for field in schema
+        if str(field.type).startswith(kinds)
+        and _may_be_target(field.name)
+        and field.name not in (split_column, "__index_level_0__")
     ]
-    names = _choose(numeric, targets, path)
-    return Source(path, _ParquetRecords(path, identity, names, split), names)
+    names = _choose(available, targets, path)
+    meaning = _Columns(path, schema.names, "cif", names, split_column)
+    return Source(path, _ParquetRecords(path, meaning), names)
 
 
 # ---------------------------------------------------------------------------------------------
 # JSON of Matbench and of JARVIS
 
 
-def _open_json(path: Path, targets: Sequence[str] | None) -> Source:
+def _open_json(path: Path, targets: Sequence[str] | None, split_column: str | None) -> Source:
     try:
         opened = gzip.open if path.name.lower().endswith(".gz") else open
         with opened(path, "rt", encoding="utf-8") as file:
             content = json.load(file)
-    except (OSError, EOFError, ValueError) as error:
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise ValueError(f"{path} is damaged or no JSON file: {error}") from None
     if isinstance(content, dict) and {"columns", "data"} <= set(content):
-        return _open_matbench(path, content, targets)
-    if isinstance(content, list) and content and isinstance(content[0], dict):
-        return _open_jarvis(path, content, targets)
+        rows = [dict(zip(content["columns"], row, strict=True)) for row in content["data"]]
+        for name, row in zip(content.get("index", ()), rows, strict=False):
+            row.setdefault("id", name)
+        return _of_dicts(path, rows, "structure", "pymatgen", targets, split_column)
+    if isinstance(content, list) and content and all(isinstance(row, dict) for row in content):
+        return _of_dicts(path, content, "atoms", "jarvis", targets, split_column)
     raise ValueError(
         f"{path}: expected a Matbench table (columns, index, data) or a JARVIS list of dicts"
     )
 
 
-def _open_matbench(path: Path, content: dict, targets: Sequence[str] | None) -> Source:
-    columns = content["columns"]
-    if "structure" not in columns:
-        raise ValueError(f"{path}: expected a column structure, got {', '.join(columns)}")
-    numeric = [c for c in columns if c != "structure"]
-    names = _choose(numeric, targets, path)
-    structure = columns.index("structure")
-    places = [columns.index(c) for c in names]
-    index = content.get("index") or list(range(len(content["data"])))
-    records = []
-    for k, (name, row) in enumerate(zip(index, content["data"], strict=True)):
-        where = f"{path} row {k}"
-        values = tuple(_value(row[p], c, where) for p, c in zip(places, names, strict=True))
-        records.append(Record(str(name), where, "pymatgen", row[structure], values))
+def _of_dicts(
+    path: Path,
+    rows: Sequence[dict[str, Any]],
+    structure: str,
+    kind: str,
+    targets: Sequence[str] | None,
+    split_column: str | None,
+) -> Source:
+    columns = dict.fromkeys(key for row in rows for key in row)
+    if structure not in columns:
+        raise ValueError(f"{path}: expected a column {structure}, got {', '.join(columns)}")
+    available = [
+        c
+        for c in columns
+        if c not in (structure, split_column)
+        and _may_be_target(c)
+        and (c in (targets or ()) or _is_numeric([row.get(c) for row in rows[:1000]]))
+    ]
+    names = _choose(available, targets, path)
+    meaning = _Columns(path, list(columns), kind, names, split_column)
+    records = [meaning.record(k, row, row.get(structure)) for k, row in enumerate(rows, 1)]
     return Source(path, records, names)
-
-
-def _open_jarvis(path: Path, content: list, targets: Sequence[str] | None) -> Source:
-    first = content[0]
-    if "atoms" not in first:
-        raise ValueError(f"{path}: expected dicts with atoms, got {', '.join(first)}")
-    numeric = [k for k, v in first.items() if isinstance(v, (int, float)) or v == "na" or v is None]
-    names = _choose(numeric, targets, path)
-    records = []
-    for k, row in enumerate(content):
-        where = f"{path} row {k}"
-        missing = ("na", "")
-        values = tuple(
-            _value(None if row.get(c) in missing else row.get(c), c, where) for c in names
-        )
-        records.append(Record(str(row.get("jid", k)), where, "jarvis", row["atoms"], values))
-    return Source(path, records, names)
-
-
-def _from_pymatgen_dict(content: dict, disorder: str) -> Crystal:
-    """A crystal from the dict of a pymatgen Structure, without pymatgen."""
-    numbers, frac, oxidation, occupancy = [], [], [], []
-    for k, site in enumerate(content["sites"]):
-        for species in site["species"]:
-            element = str(species["element"])
-            if element not in NUMBERS:
-                raise ValueError(f"site {k}: unknown element {element!r}")
-            numbers.append(NUMBERS[element])
-            frac.append(site["abc"])
-            oxidation.append(species.get("oxidation_state") or 0.0)
-            occupancy.append(species.get("occu", 1.0))
-    partial = any(o < 1 for o in occupancy)
-    if partial and disorder == "error":
-        raise ValueError('partial occupancy; disorder="average" averages over it')
-    return Crystal(
-        content["lattice"]["matrix"],
-        frac,
-        np.array(numbers),
-        np.array(oxidation) if any(oxidation) else None,
-        np.array(occupancy) if partial else None,
-    )
-
-
-def _from_jarvis_dict(content: dict, disorder: str) -> Crystal:
-    """A crystal from the dict of a JARVIS Atoms, which are ordered, without jarvis-tools."""
-    cell = np.array(content["lattice_mat"], dtype=np.float64)
-    coords = np.array(content["coords"], dtype=np.float64)
-    if content.get("cartesian"):
-        coords = coords @ np.linalg.inv(cell)
-    unknown = [e for e in content["elements"] if e.strip() not in NUMBERS]
-    if unknown:
-        raise ValueError(f"unknown element {unknown[0]!r}")
-    return Crystal(cell, coords, np.array([NUMBERS[e.strip()] for e in content["elements"]]))
