@@ -20,26 +20,19 @@ from typing import Any
 
 import numpy as np
 
+from sitenet.cache import pairs_of_dataset
 from sitenet.crystal import Crystal
-from sitenet.data import (
-    Dataset,
-    LeftOut,
-    Preparation,
-    default_workers,
-    in_order,
-    is_prepared,
-    load_dataset,
-    pairs_of_dataset,
-    read,
-    read_records,
-)
+from sitenet.data import Dataset, LeftOut, Preparation, read, read_records
 from sitenet.evaluation import COVERAGE, Predictions, interval, number
 from sitenet.files import write_csv
 from sitenet.model import SiteNet
 from sitenet.pairs import find_pairs
 from sitenet.predict import from_store, most_pairs, outputs
+from sitenet.prepare import is_prepared, load_dataset
+from sitenet.processes import default_workers, in_order
 from sitenet.progress import Reporter
-from sitenet.sources import Record, open_source
+from sitenet.records import Record
+from sitenet.sources import open_source
 from sitenet.store import PairStore, columns_of, pair_options
 
 CHUNK = 32  # crystals that a process takes at a time

@@ -324,7 +324,7 @@ class SiteNet(nn.Module):
         # parameters exist for the published names alone.
         if config.interaction == "renew":
             self.blocks[-1].interaction.requires_grad_(False)
-        self.register_buffer("element_table", _element_table(config), persistent=False)
+        self.register_buffer("element_table", element_table(config), persistent=False)
         self.register_buffer("target_mean", torch.zeros(len(targets)), persistent=False)
         self.register_buffer("target_std", torch.ones(len(targets)), persistent=False)
         is_class = torch.zeros(len(targets), dtype=torch.bool)
@@ -355,7 +355,8 @@ class SiteNet(nn.Module):
 
     def forward(self, pairs: Pairs) -> Tensor:
         """Predict from pairs on the model's device: (crystals, targets), in the targets' units."""
-        if self.config.max_norm and self.training and torch.is_grad_enabled():
+        learns = torch.is_grad_enabled() and self.embedding.weight.requires_grad
+        if self.config.max_norm and self.training and learns:
             self.embedding.scale_rows(pairs.numbers)
             if pairs.mixed_numbers is not None:
                 self.embedding.scale_rows(pairs.mixed_numbers)
@@ -577,7 +578,7 @@ class SiteNet(nn.Module):
         return predict(self, structures, **options)
 
 
-def _element_table(config: SiteNetConfig) -> Tensor:
+def element_table(config: SiteNetConfig) -> Tensor:
     """Elemental features by atomic number, (NUM_ELEMENTS, features). NaN where one is not known,
     unless ``missing`` is "mean", and where there is no such element."""
     columns = [SITE_FEATURES.index(name) for name in config.site_features]

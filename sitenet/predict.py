@@ -150,7 +150,7 @@ def _numpy(model: SiteNet, encoding: torch.Tensor) -> list[tuple[np.ndarray, np.
 
 def pair_batches(store: PairStore, index: np.ndarray) -> Iterator[np.ndarray]:
     """Parts of ``index`` that hold no more than BATCH_PAIRS pairs, or one crystal."""
-    pairs = store.num_pairs.cpu().numpy()[index]
+    pairs = store.num_pairs[index]
     first, total = 0, 0
     for k, count in enumerate(pairs):
         if k > first and total + count > BATCH_PAIRS:

@@ -1,15 +1,28 @@
-"""The processes that torchrun started: this one's number among them, and how they wait."""
+"""Work over several processes: those that torchrun started, and workers of this one."""
 
 from __future__ import annotations
 
 import contextlib
+import datetime
+import itertools
+import multiprocessing
 import os
-from collections.abc import Iterator
+import signal
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from sitenet.ops import need_cuda
+
+CHUNK = 64  # items that a worker takes at a time
+PARALLEL = 256  # items: fewer are not worth starting workers for
+PATIENCE = datetime.timedelta(days=1)  # while the first process reads all structures
 
 
 def rank() -> int:
@@ -30,11 +43,14 @@ def barrier() -> None:
 
 @contextlib.contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
-    """Join the processes that torchrun started; nothing where it did not."""
+    """Join the processes that torchrun started; nothing where it did not, or they are joined."""
     if int(os.environ.get("WORLD_SIZE", 1)) == 1 or dist.is_initialized():
         yield
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    if device.type == "cuda":
+        dist.init_process_group("nccl", timeout=PATIENCE, device_id=device)
+    else:
+        dist.init_process_group("gloo", timeout=PATIENCE)
     try:
         yield
     finally:
@@ -59,3 +75,53 @@ def choose_device(device: str | torch.device) -> torch.device:
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         torch.cuda.set_device(device)
     return device
+
+
+# ---------------------------------------------------------------------------------------------
+# Workers
+
+
+def default_workers(items: int) -> int:
+    """Workers for this many items: one a core, or only this process for few."""
+    if items < PARALLEL:
+        return 1
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def in_order(
+    function: Callable[[list], Any], items: Iterable, workers: int, chunk: int = CHUNK
+) -> Iterator[Any]:
+    """function(chunk) for chunks of the items, in order, a bounded number of them under way.
+
+    Raises:
+        RuntimeError: a worker was killed.
+    """
+    remaining = iter(items)
+    chunks = iter(lambda: list(itertools.islice(remaining, chunk)), [])
+    if workers <= 1:
+        yield from map(function, chunks)
+        return
+    # Forked where that is possible: a spawned process would import a user's script once more.
+    method = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
+    context = multiprocessing.get_context(method)
+    pool = ProcessPoolExecutor(workers, context, _start_worker)
+    try:
+        with warnings.catch_warnings():  # threads are left alone by the workers
+            warnings.filterwarnings("ignore", "This process .* is multi-threaded")
+            waiting = deque(pool.submit(function, c) for c in itertools.islice(chunks, 3 * workers))
+        while waiting:
+            yield waiting.popleft().result()
+            waiting.extend(pool.submit(function, c) for c in itertools.islice(chunks, 1))
+    except BrokenProcessPool:
+        raise RuntimeError(
+            "a worker process was killed, perhaps for want of memory: try fewer workers"
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _start_worker() -> None:
+    torch.set_num_threads(1)  # a second thread would hang in a forked process
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that waits

@@ -19,10 +19,16 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sitenet.config import SiteNetConfig
-from sitenet.pairs import Pairs
+from sitenet.crystal import Crystal
+from sitenet.elements import SYMBOLS, site_features
+from sitenet.model import element_table
+from sitenet.pairs import Pairs, find_pairs
+
+Columns = dict[str, np.ndarray]
 
 FORMAT = 2
 # Column -> what it has one entry for, and its dtype on disk and in memory. Distances are kept in
@@ -67,7 +73,40 @@ def pair_options(
     return options | {"merge": False} if sine else options
 
 
-def columns_of(pairs: Pairs) -> dict[str, np.ndarray]:
+class PairMaker:
+    """Crystal -> the columns of its pairs, as a model's config asks for them.
+
+    Args:
+        config: of the model.
+        max_sites: as in ``pair_options``.
+        merge: as in ``pair_options``.
+    """
+
+    def __init__(
+        self, config: SiteNetConfig, max_sites: int | None = None, merge: bool | None = None
+    ) -> None:
+        self.options = pair_options(config, max_sites, merge)
+        self.missing = config.missing
+        self.known = ~element_table(config).isnan().any(1).numpy()  # by atomic number
+
+    def unusable(self, numbers: np.ndarray) -> list[int]:
+        """Elements of which the model has no features."""
+        numbers = np.unique(numbers)
+        return numbers[~self.known[numbers]].tolist()
+
+    def check(self, crystal: Crystal) -> None:
+        """Raise ValueError where the model lacks an element's features, by name."""
+        unusable = self.unusable(crystal.numbers)
+        if unusable:
+            site_features(unusable, self.missing)  # says which property is not known
+            raise ValueError(f"the model has no features of {SYMBOLS[unusable[0]]}")
+
+    def __call__(self, crystal: Crystal) -> Columns:
+        self.check(crystal)
+        return columns_of(find_pairs(crystal, **self.options))
+
+
+def columns_of(pairs: Pairs) -> Columns:
     """One crystal's pairs as the columns of a store."""
     none = torch.empty(0)
     mixed = none if pairs.mixed_rows is None else pairs.mixed_rows
@@ -96,12 +135,16 @@ def _dtype(name: str) -> type:
     return np.float32 if name == "sine_distance" else COLUMNS[name][1]
 
 
-def _ranges(starts: Tensor, lengths: Tensor) -> Tensor:
-    """starts[0], starts[0] + 1, ... (lengths[0] of them), starts[1], ..."""
+def _ranges(starts: Tensor, lengths: Tensor, total: int) -> Tensor:
+    """starts[0], starts[0] + 1, ... (lengths[0] of them), starts[1], ...; total in all."""
     ends = lengths.cumsum(0)
-    total = int(ends[-1]) if len(ends) else 0
     shift = torch.repeat_interleave(starts - (ends - lengths), lengths, output_size=total)
     return torch.arange(total, device=starts.device) + shift
+
+
+def _begins(lengths: Tensor) -> Tensor:
+    """Where parts of these lengths begin, and where the last one ends: (n + 1,) int64."""
+    return F.pad(lengths.long().cumsum(0), (1, 0))
 
 
 class PairStore:
@@ -116,35 +159,35 @@ class PairStore:
 
     def __init__(
         self,
-        columns: dict[str, np.ndarray],
+        columns: Columns,
         device: torch.device | str = "cpu",
         facts: dict[str, Any] | None = None,
     ) -> None:
         self.facts = facts or {}
         with _quiet_about_read_only():
             self.columns = {k: torch.from_numpy(v).to(device) for k, v in columns.items()}
-        rows = self.columns["num_rows"].long().cumsum(0)
-        self._row_of_crystal = torch.cat([rows.new_zeros(1), rows])  # (crystals + 1,)
-        pairs = self.columns["num_pairs"].long().cumsum(0)
-        self._pair_of_row = torch.cat([pairs.new_zeros(1), pairs])  # (rows + 1,)
-        mixed = self.columns["num_mixed"].long().cumsum(0)
-        self._mixed_of_crystal = torch.cat([mixed.new_zeros(1), mixed])  # (crystals + 1,)
-        self._has_mixed = len(self.columns["mixed_rows"]) > 0
+        self._row_of_crystal = _begins(self.columns["num_rows"])  # (crystals + 1,)
+        self._pair_of_row = _begins(self.columns["num_pairs"])  # (rows + 1,)
+        self._mixed_of_crystal = _begins(self.columns["num_mixed"])  # (crystals + 1,)
+        pairs = self._pair_of_row[self._row_of_crystal].diff()
+        # Rows, pairs and species of each crystal where no GPU must be waited for: (3, crystals).
+        sizes = (self.columns["num_rows"], pairs, self.columns["num_mixed"])
+        self._sizes = np.stack([x.cpu().numpy().astype(np.int64) for x in sizes])
 
     def __len__(self) -> int:
         return len(self.columns["num_sites"])
 
     @property
-    def num_pairs(self) -> Tensor:
+    def num_pairs(self) -> np.ndarray:
         """Pairs of each crystal, (crystals,) int64."""
-        return self._pair_of_row[self._row_of_crystal].diff()
+        return self._sizes[1]
 
     @property
-    def num_sites(self) -> Tensor:
-        """Sites of each crystal's cell, (crystals,) int64."""
-        return self.columns["num_sites"].long()
+    def num_sites(self) -> np.ndarray:
+        """Sites of each crystal's cell, (crystals,) int32."""
+        return self.columns["num_sites"].cpu().numpy()
 
-    def batch(self, crystals: Sequence[int] | Tensor) -> Pairs:
+    def batch(self, crystals: Sequence[int] | np.ndarray) -> Pairs:
         """The pairs of some crystals, on the store's device.
 
         Args:
@@ -156,17 +199,19 @@ class PairStore:
         """
         c = self.columns
         device = c["sites"].device
-        index = torch.as_tensor(crystals, dtype=torch.int64).to(device)
+        numbers = np.asarray(crystals, dtype=np.int64)
+        all_rows, all_pairs, all_mixed = self._sizes[:, numbers].sum(1).tolist()
+        index = torch.from_numpy(numbers).to(device)
         first_row = self._row_of_crystal[index]
         num_rows = self._row_of_crystal[index + 1] - first_row
         first_pair = self._pair_of_row[first_row]
         num_pairs = self._pair_of_row[first_row + num_rows] - first_pair
-        rows, pairs = _ranges(first_row, num_rows), _ranges(first_pair, num_pairs)
-        zero = num_rows.new_zeros(1)
-        begin = torch.cat([zero, num_rows.cumsum(0)])  # (crystals + 1,)
-        shift = torch.repeat_interleave(begin[:-1], num_pairs, output_size=len(pairs))
-        return Pairs(
-            offsets=torch.cat([zero, c["num_pairs"][rows].long().cumsum(0)]),
+        rows = _ranges(first_row, num_rows, all_rows)
+        pairs = _ranges(first_pair, num_pairs, all_pairs)
+        begin = _begins(num_rows)  # (crystals + 1,)
+        shift = torch.repeat_interleave(begin[:-1], num_pairs, output_size=all_pairs)
+        found = Pairs(
+            offsets=_begins(c["num_pairs"][rows]),
             sites=c["sites"][pairs] + shift.int(),
             distance=c["distance"][pairs],
             multiplicity=c["multiplicity"][pairs],
@@ -178,29 +223,25 @@ class PairStore:
             num_sites=c["num_sites"][index].long(),
             images=c["images"][index].long(),
             sine_distance=c["sine_distance"][pairs] if "sine_distance" in c else None,
-            **(self._mixed(index, begin) if self._has_mixed else {}),
         )
-
-    def _mixed(self, index: Tensor, begin: Tensor) -> dict[str, Tensor]:
-        """The species of disordered sites of some crystals whose rows begin in a batch there."""
-        c, first = self.columns, self._mixed_of_crystal[index]
-        lengths = self._mixed_of_crystal[index + 1] - first
-        species = _ranges(first, lengths)
-        shift = torch.repeat_interleave(begin[:-1], lengths, output_size=len(species))
-        return {
-            "mixed_rows": c["mixed_rows"][species].long() + shift,
-            "mixed_numbers": c["mixed_numbers"][species].long(),
-            "mixed_shares": c["mixed_shares"][species],
-        }
+        if all_mixed:
+            first = self._mixed_of_crystal[index]
+            lengths = self._mixed_of_crystal[index + 1] - first
+            species = _ranges(first, lengths, all_mixed)
+            shift = torch.repeat_interleave(begin[:-1], lengths, output_size=all_mixed)
+            found.mixed_rows = c["mixed_rows"][species].long() + shift
+            found.mixed_numbers = c["mixed_numbers"][species].long()
+            found.mixed_shares = c["mixed_shares"][species]
+        return found
 
     def to(self, device: torch.device | str) -> PairStore:
         """A copy on another device, or this one if it is there."""
         if self.columns["sites"].device == torch.device(device):
             return self
-        return PairStore({k: v.numpy() for k, v in self.columns.items()}, device, self.facts)
+        return PairStore({k: v.cpu().numpy() for k, v in self.columns.items()}, device, self.facts)
 
     @classmethod
-    def of(cls, parts: Sequence[dict[str, np.ndarray]]) -> PairStore:
+    def of(cls, parts: Sequence[Columns]) -> PairStore:
         """A store of the columns (``columns_of``) of one crystal after another."""
         names = parts[0] if parts else COLUMNS
         return cls(
@@ -220,23 +261,28 @@ class PairStore:
         """
         folder = Path(folder)
         try:
-            facts = json.loads((folder / "store.json").read_text())
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{folder / 'store.json'} cannot be read: {error}") from None
-        if (facts.get("format"), facts.get("key")) != (FORMAT, key):
+            content = json.loads((folder / "store.json").read_text())
+            facts, files = content["facts"], content["columns"]
+            made_of = content["format"], content["key"]
+            expected = {name: (files[name]["bytes"], files[name]["crc32"]) for name in files}
+            dtypes = {name: np.dtype(_dtype(name)) for name in files}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{folder / 'store.json'} cannot be read: {error!r}") from None
+        if made_of != (FORMAT, key):
             raise ValueError(f"{folder} holds pairs of other data or settings")
         columns = {}
-        for name, fact in facts["columns"].items():
+        for name, (size, checksum) in expected.items():
             path = folder / f"{name}.bin"
-            size = path.stat().st_size if path.is_file() else -1
-            if size != fact["bytes"]:
-                found = "is missing" if size < 0 else f"has {size} bytes"
-                raise ValueError(f"{path} {found}, expected {fact['bytes']}: it is truncated")
-            dtype = np.dtype(_dtype(name))
-            columns[name] = np.memmap(path, dtype, "r") if size else np.empty(0, dtype)
-            if zlib.crc32(columns[name].view(np.uint8)) != fact["crc32"]:
+            if not path.is_file():
+                raise ValueError(f"{path} is missing")
+            if path.stat().st_size != size:
+                raise ValueError(f"{path} has {path.stat().st_size} bytes, expected {size}")
+            columns[name] = (
+                np.memmap(path, dtypes[name], "r") if size else np.empty(0, dtypes[name])
+            )
+            if zlib.crc32(columns[name].view(np.uint8)) != checksum:
                 raise ValueError(f"{path} was altered: its checksum is not that of store.json")
-        return cls(columns, facts=facts["facts"])
+        return cls(columns, facts=facts)
 
 
 @contextlib.contextmanager
@@ -250,30 +296,37 @@ def _quiet_about_read_only():
 class StoreWriter:
     """Writes a store column by column as crystals come; in bounded memory, complete or not at all.
 
-    Use as a context manager; the folder appears under its name when it ends without an error.
+    Use as a context manager, one at a time for a folder, which appears under its name when it ends
+    without an error.
     """
 
     def __init__(self, folder: str | Path, key: str) -> None:
         self.folder = Path(folder)
         self.key = key
         self.facts: dict[str, Any] = {}  # anything JSON holds, kept beside the columns
-        self._temporary = self.folder.with_name(f".{self.folder.name}.{os.getpid()}.tmp")
-
-    def __enter__(self) -> StoreWriter:
-        shutil.rmtree(self._temporary, ignore_errors=True)
-        self._temporary.mkdir(parents=True)
+        self._temporary = self.folder.with_name(f".{self.folder.name}.tmp")
         self._files: dict[str, Any] = {}
         self._crc: dict[str, int] = {}
+
+    def __enter__(self) -> StoreWriter:
+        shutil.rmtree(self._temporary, ignore_errors=True)  # of one that was killed
+        self._temporary.mkdir(parents=True)
+        for name in COLUMNS:
+            self._open(name)
         return self
 
-    def add(self, columns: dict[str, np.ndarray]) -> None:
+    def _open(self, name: str) -> None:
+        self._files[name] = open(self._temporary / f"{name}.bin", "wb")
+        self._crc[name] = 0
+
+    def add(self, columns: Columns) -> None:
         """Append the columns of one crystal or of a batch (``columns_of``)."""
         for name, values in columns.items():
             if name not in self._files:
-                self._files[name] = open(self._temporary / f"{name}.bin", "wb")
+                self._open(name)
             data = np.ascontiguousarray(values).view(np.uint8)
             self._files[name].write(data)
-            self._crc[name] = zlib.crc32(data, self._crc.get(name, 0))
+            self._crc[name] = zlib.crc32(data, self._crc[name])
 
     def __exit__(self, kind: type | None, *_: object) -> None:
         sizes = {name: file.tell() for name, file in self._files.items()}

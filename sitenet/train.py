@@ -26,25 +26,16 @@ import yaml
 from torch import Tensor
 
 from sitenet import evaluation
+from sitenet.cache import pairs_of_dataset
 from sitenet.checkpoint import load
 from sitenet.config import SiteNetConfig, load_config
-from sitenet.data import (
-    Dataset,
-    Preparation,
-    Split,
-    is_prepared,
-    load_dataset,
-    pairs_of_dataset,
-    prepare,
-    read,
-    split,
-    write_left_out,
-)
+from sitenet.data import Dataset, Preparation, Split, read, split, write_left_out
 from sitenet.files import new_file, write_text
 from sitenet.metrics import class_scores, regression_scores
 from sitenet.model import SiteNet, Target
 from sitenet.optimizer import Average, Optimizer, batches, learning_rate
 from sitenet.predict import from_store
+from sitenet.prepare import is_prepared, load_dataset, prepare
 from sitenet.processes import barrier, choose_device, process_group, rank, world
 from sitenet.progress import Reporter
 from sitenet.sources import open_source
@@ -124,7 +115,7 @@ class Run:
         self.best_error, self.best_epoch = math.inf, 0
         self.epoch, self.step = 0, 0
         self.history: list[dict[str, Any]] = []
-        sites = self.store.num_sites.cpu().numpy()[parts.train].tolist()
+        sites = self.store.num_sites[parts.train].tolist()
         self.sites = sites
         self.steps = self.config.epochs * math.ceil(self._count() / self.config.accumulate)
 
