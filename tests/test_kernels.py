@@ -203,7 +203,8 @@ def test_distances_of_batches(emulated):
         test(0, [], dtype)
 
 
-@pytest.mark.parametrize(
+# Tests of test_geometry.py and their arguments, with the functions called there replaced.
+GEOMETRY = pytest.mark.parametrize(
     ("test", "arguments"),
     [
         *((test_geometry.test_sizes_around_the_edges, (n,)) for n in (0, 1, 127, 128, 129)),
@@ -219,6 +220,9 @@ def test_distances_of_batches(emulated):
     ],
     ids=lambda x: x.__name__ if callable(x) else str(x),
 )
+
+
+@GEOMETRY
 def test_promises_of_geometry(emulated, test, arguments):
     test(*arguments)
 
