@@ -214,22 +214,38 @@ def test_block(name, both, row, peak):
         row(title, HEADER, name, way, *cells, f"{baseline / t.median:.1f}", f"{share:.1%}")
 
 
-@pytest.mark.parametrize("low", [False, True], ids=["f32", "bf16"])
+@pytest.fixture(params=["fp32", "tf32", "bf16"])
+def way(request):
+    """What factors the products take."""
+    torch.set_float32_matmul_precision("high" if request.param == "tf32" else "highest")
+    yield request.param
+    torch.set_float32_matmul_precision("highest")
+
+
 @pytest.mark.parametrize("name", [*CASES, *RAGGED])
-def test_op(name, low, row, peak):
+def test_op(name, way, row, peak):
     """The op alone, on even and on ragged rows."""
     batch = Batch(*{**CASES, **RAGGED}[name])
     generator = torch.Generator(DEVICE).manual_seed(0)
     shapes = ((batch.num_rows, 303), (batch.num_rows, 303), (303, 48), (3, 225))
     made = [torch.randn(*s, device=DEVICE, generator=generator) / 7 for s in shapes]
-    e = batch.e.bfloat16() if low else batch.e
+    e = batch.e.bfloat16() if way == "bf16" else batch.e
     leaves = [x.requires_grad_() for x in (*made[:2], e.clone(), *made[2:])]
     rest = (e.new_zeros(batch.num_pairs, dtype=torch.float32), batch.offsets, batch.sites)
 
     def call():
         return attention(*leaves, *rest, attention_dim=30)[:2]
 
-    header = ("case", "e", "forward, ms", "G pairs/s", "both, ms", "+-", "G pairs/s", "GB/s of e")
+    header = (
+        "case",
+        "products",
+        "forward, ms",
+        "G pairs/s",
+        "both, ms",
+        "+-",
+        "G pairs/s",
+        "GB/s of e",
+    )
     with torch.no_grad():
         forward = measure_gpu(call)
     both = measure_gpu(step_of(call, leaves, True))
@@ -238,7 +254,7 @@ def test_op(name, low, row, peak):
     row(
         "The attention op",
         header,
-        *(name, "bf16" if low else "fp32"),
+        *(name, way),
         *(f"{forward.median * 1e3:.3f}", f"{rates[0] / 1e9:.3f}"),
         *(f"{both.median * 1e3:.3f}", f"{both.spread * 1e3:.3f}", f"{rates[1] / 1e9:.3f}"),
         f"{moved / 1e9:.0f} ({moved / peak['copy']:.0%} of a copy)",

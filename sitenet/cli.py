@@ -139,17 +139,18 @@ def prepare(
     as_json: Json = False,
 ) -> None:
     """Turn CIFs and a table into one dataset file; goes on where it was stopped."""
-    from sitenet import data as datasets
+    from sitenet.data import Preparation, write_left_out
+    from sitenet.prepare import prepare as run
     from sitenet.sources import open_source
 
     reporter = _reporter()
     source = open_source(data, target)
     out.parent.mkdir(parents=True, exist_ok=True)
-    how = datasets.Preparation(primitive, disorder)
+    how = Preparation(primitive, disorder)
     with reporter.bar("reading structures", len(source)) as advance:
-        count, left_out = datasets.prepare(source, out, None, how, workers, advance)
+        count, left_out = run(source, out, None, how, workers, advance)
     listed = out.with_name(f"{out.stem}.left_out.csv")
-    datasets.write_left_out(left_out, listed)
+    write_left_out(left_out, listed)
     if as_json:
         facts = {"out": str(out), "crystals": count, "left_out": len(left_out)}
         print(json.dumps(facts))

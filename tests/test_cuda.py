@@ -151,7 +151,9 @@ def test_a_graph_computes_the_same(gpu, low):
 @cuda
 def test_a_graph_computes_the_same_distances(gpu):
     cell, frac = 5 * torch.eye(3, device=gpu), torch.rand(40, 3, device=gpu)
-    geometry.minimum_image_distances(cell, frac, frac)  # warm-up: kernels are loaded when first used
+    geometry.minimum_image_distances(
+        cell, frac, frac
+    )  # warm-up: kernels are loaded when first used
     stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, stream=stream):
         got = geometry.minimum_image_distances(cell, frac, frac)

@@ -3,9 +3,8 @@
 // Everything is computed again from e and the states of sites. Pairs go in slabs of 65,536, whose
 // dz (the gradient of z, in bfloat16 or T) is the one array as wide as the columns; 42 MB in
 // bfloat16, it stays in the second-level cache. For each slab, in this order on the stream:
-//   1. gradient_kernel, a warp for 16 pairs (backward_gradient.h): the columns once for the norms,
-//   logits
-//      and softmax weights, then again for dz; grad_logit_weight as one partial sum a block;
+//   1. gradient_kernel, a warp for 16 pairs (backward_gradient.h): the columns once for norms and
+//      logits, then again for dz; grad_logit_weight as one partial sum a block;
 //   2. grad_e_kernel, a warp for 16 pairs (backward_products.h): dz W;
 //   3. grad_weight_kernel, a warp for 32 columns and 512 pairs: partial sums of dz^T e;
 //   4. sum_sites_kernel, a block for a row of grad_site_i or grad_site_j: its pairs' dz, pairs of
@@ -24,7 +23,8 @@
 // 0.67 G pairs/s; with the forward 0.56. In float about a quarter of that, by the products and by
 // twice the bytes. Not measured: no GPU was at hand.
 //
-// No atomics. Results are bitwise reproducible and do not depend on the machine.
+// No atomics. Results are bitwise reproducible and do not depend on how many multiprocessors there
+// are.
 #include "backward_gradient.h"
 #include "backward_products.h"
 #include "backward_sums.h"
@@ -87,9 +87,12 @@ void attention_backward(const AttentionBackward<T, E> &p, const PairsOfSites &by
     const Columns &columns = scratch.packed.columns;
     const int threads = 128;
     scratch.packed.fill(op, p, stream);
-    if constexpr (kTensorCores<E>)
+    if constexpr (kBfloat16<E>)
         LAUNCH(op, pack_back_fragments_kernel, grid_of(columns.steps), threads, 0, stream, p.weight,
                s.width, columns, static_cast<uint32_t *>(scratch.back_weight));
+    else if constexpr (kTf32<E>)
+        LAUNCH(op, pack_tf32_back_fragments_kernel, grid_of(columns.steps), threads, 0, stream,
+               p.weight, s.width, columns, static_cast<uint32_t *>(scratch.back_weight));
     else
         LAUNCH(op, pack_back_weight_kernel<T>, grid_of(columns.padded()), threads, 0, stream,
                p.weight, s.width, scratch.padded_width, columns,
@@ -109,6 +112,7 @@ void attention_backward(const AttentionBackward<T, E> &p, const PairsOfSites &by
 INSTANTIATE(float, float)
 INSTANTIATE(double, double)
 INSTANTIATE(float, uint16_t)
+INSTANTIATE(float, Tf32)
 #undef INSTANTIATE
 
 } // namespace sitenet::cuda

@@ -41,7 +41,7 @@ template <class T, class E> class GradientWarp {
           dz(scratch.dz + (first + at.row) * columns.padded() + 4 * at.quad) {}
 
     __device__ void run() {
-        if constexpr (kTensorCores<E>)
+        if constexpr (kBfloat16<E>)
             walk.products.store_transposed(scratch.e_fragments, first / kGroup);
         const NormBackward<T> interaction = interaction_norm();
         Normaliser<T> hidden[2];

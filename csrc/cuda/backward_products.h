@@ -13,7 +13,7 @@ __device__ void multiply_back(const BackwardScratch<T, E> &scratch, const E *con
                               int tiles, T c[kTiles][4]) {
     const LaneOf at;
     const int steps = scratch.packed.columns.steps, width = scratch.padded_width;
-    if constexpr (kTensorCores<E>) {
+    if constexpr (kBfloat16<E>) {
         const uint2 *w = static_cast<const uint2 *>(scratch.back_weight) + tile * kWarp + at.lane;
         for (int step = 0; step < steps; ++step, w += width / 8 * kWarp) {
             const int column = kStep * step + 4 * at.quad;
@@ -26,6 +26,24 @@ __device__ void multiply_back(const BackwardScratch<T, E> &scratch, const E *con
                     const uint2 b = w[n * kWarp];
                     const uint32_t right[2] = {b.x, b.y};
                     mma_bf16(c[n], a, right);
+                }
+        }
+    } else if constexpr (kTf32<E>) {
+        const uint4 *w = static_cast<const uint4 *>(scratch.back_weight) + tile * kWarp + at.lane;
+        for (int step = 0; step < steps; ++step, w += width / 8 * kWarp) {
+            const int column = kStep * step + 4 * at.quad;
+            const Four<E> x0 = load4(dz[0] + column), x1 = load4(dz[1] + column);
+            uint32_t a[2][4]; // columns 4 quad and + 1, then + 2 and + 3
+#pragma unroll
+            for (int i = 0; i < 8; ++i)
+                a[i / 4][i % 4] = to_tf32((i % 2 ? x1 : x0).v[i / 2].value);
+#pragma unroll
+            for (int n = 0; n < kTiles; ++n)
+                if (n < tiles) {
+                    const uint4 b = w[n * kWarp];
+                    const uint32_t low[2] = {b.x, b.y}, high[2] = {b.z, b.w};
+                    mma_tf32(c[n], a[0], low);
+                    mma_tf32(c[n], a[1], high);
                 }
         }
     } else {
@@ -84,7 +102,7 @@ __device__ void multiply_pairs(const AttentionBackward<T, E> &p,
     const LaneOf at;
     const int width = p.shape.width, padded = scratch.packed.columns.padded();
     const E *dz = scratch.dz + first * padded + column;
-    if constexpr (kTensorCores<E>) {
+    if constexpr (kBfloat16<E>) {
         const int products = products_of(width);
         const uint4 *e =
             scratch.e_fragments + (first / kGroup * products + tile / 2) * kWarp + at.lane;
@@ -111,6 +129,39 @@ __device__ void multiply_pairs(const AttentionBackward<T, E> &p,
                         mma_bf16(c[step][n], a[step], low);
                         mma_bf16(c[step][n + 1], a[step], high);
                     }
+                }
+        }
+    } else if constexpr (kTf32<E>) {
+        // Eight pairs at a time; dz of a slab is zero beyond its last pair.
+        const int64_t end = p.shape.pairs - begin - 1;
+        dz += at.quad * padded;
+        for (; first < last; first += 8, dz += 8 * padded) {
+            const E *e[2];
+#pragma unroll
+            for (int r = 0; r < 2; ++r) {
+                const int64_t pair = first + at.quad + 4 * r;
+                e[r] = p.e + (begin + (pair < end ? pair : end)) * width;
+            }
+            uint32_t a[kWeightSteps][4] = {};
+#pragma unroll
+            for (int step = 0; step < kWeightSteps; ++step)
+                if (step < steps)
+#pragma unroll
+                    for (int i = 0; i < 4; ++i)
+                        a[step][i] = to_tf32(
+                            dz[4 * (i / 2) * padded + kStep * step + column_of(i % 2, at.row)]
+                                .value);
+#pragma unroll
+            for (int n = 0; n < kTiles; ++n)
+                if (n < tiles) {
+                    const int k = 8 * (tile + n) + at.row;
+                    uint32_t b[2];
+#pragma unroll
+                    for (int r = 0; r < 2; ++r)
+                        b[r] = to_tf32(k < width ? e[r][k].value : 0.0f);
+#pragma unroll
+                    for (int step = 0; step < kWeightSteps; ++step)
+                        mma_tf32(c[step][n], a[step], b);
                 }
         }
     } else {

@@ -38,7 +38,7 @@ template <class T, class E> struct BackwardScratch {
         grad_y_sums = scratch.take<T>(int64_t(s.rows) * s.heads);
         dz = scratch.take<E>(slab * columns);
         e_fragments =
-            scratch.take<uint4>(kTensorCores<E> ? slab / kGroup * products_of(s.width) * kWarp : 0);
+            scratch.take<uint4>(kBfloat16<E> ? slab / kGroup * products_of(s.width) * kWarp : 0);
         weight_partials = scratch.take<T>(divide_up(slab, kSplit) * columns * padded_width);
         logit_partials =
             scratch.take<T>(divide_up(slab, kGroup) * s.heads * packed.padded_hidden());

@@ -4,15 +4,16 @@
 // lane holds z[2][4]: the pairs `row` = lane / 4 and `row` + 8, and the columns 4 `quad` to
 // 4 `quad` + 3 with `quad` = lane % 4. That is the layout of two accumulators of mma.m16n8k16 if
 // its column j of half h stands for column column_of(h, j) of the step, so one epilogue serves the
-// tensor cores (bfloat16 factors, sums in float) and plain loops (float and double), 16-byte loads
-// reach the four columns, and a step of dz is again the left factor of a product over columns.
+// tensor cores (bfloat16 or tf32 factors, sums in float) and plain loops (float, double), 16-byte
+// loads reach the four columns, and a step of dz is again the left factor of a product over
+// columns.
 //
 // Columns are padded to whole steps in each group (hidden | attention | interaction); weights of
 // padding are zero.
 #pragma once
 
-#include "../attention.h"
 #include "../launch.h"
+#include "kernels.h"
 
 #include <cmath>
 #include <limits>
@@ -28,7 +29,8 @@ constexpr int kBlockWarps = 4; // warps of a block; they do not wait for each ot
 // Blocks per multiprocessor: at most 168 registers a thread, in double 255.
 template <class T> constexpr int kMinBlocks = sizeof(T) == 8 ? 2 : 3;
 
-template <class E> constexpr bool kTensorCores = std::is_same_v<E, uint16_t>;
+template <class E> constexpr bool kBfloat16 = std::is_same_v<E, uint16_t>;
+template <class E> constexpr bool kTf32 = std::is_same_v<E, Tf32>;
 
 struct LaneOf {
     int lane, row, quad;
@@ -53,6 +55,7 @@ template <class T> __device__ inline void store4(T *p, const Four<T> &x) {
 
 __device__ inline float number(float x) { return x; }
 __device__ inline double number(double x) { return x; }
+__device__ inline float number(Tf32 x) { return x.value; }
 __device__ inline float number(uint16_t half) {
     union {
         uint32_t word;
@@ -81,11 +84,13 @@ __device__ inline uint32_t to_bf16x2(float low, float high) {
 
 __device__ inline void assign(float x, float *to) { *to = x; }
 __device__ inline void assign(double x, double *to) { *to = x; }
+__device__ inline void assign(float x, Tf32 *to) { to->value = x; }
 __device__ inline void assign(float x, uint16_t *to) { *to = uint16_t(to_bf16x2(x, 0)); }
 
 template <class T> __device__ inline void store4(T *p, const T x[4]) {
     store4(p, Four<T>{x[0], x[1], x[2], x[3]});
 }
+__device__ inline void store4(Tf32 *p, const float x[4]) { store4(&p->value, x); }
 __device__ inline void store4(uint16_t *p, const float x[4]) {
     *reinterpret_cast<uint2 *>(p) = {to_bf16x2(x[0], x[1]), to_bf16x2(x[2], x[3])};
 }
@@ -133,6 +138,31 @@ __device__ inline void mma_bf16(float c[4], const uint32_t a[4], const uint32_t 
 #endif
 }
 
+// Rounded to the nearest tf32, as the bits of a float.
+__device__ inline uint32_t to_tf32(float x) {
+#ifdef __CUDACC__
+    uint32_t word;
+    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(word) : "f"(x));
+    return word;
+#else
+    uint32_t word;
+    std::memcpy(&word, &x, sizeof word);
+    return x != x ? word : (word + 0x1000) & ~0x1fffu;
+#endif
+}
+
+// c (16 x 8) += a (16 x 8) b (8 x 8), bits of tf32
+__device__ inline void mma_tf32(float c[4], const uint32_t a[4], const uint32_t b[2]) {
+#ifdef __CUDACC__
+    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, "
+                 "{%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#else
+    emu::mma_tf32(c, a, b);
+#endif
+}
+
 // Transposes 8 x 8 bfloat16: a lane holds columns 2 quad and 2 quad + 1 of its row.
 __device__ inline uint32_t transpose_8x8(uint32_t x) {
 #ifdef __CUDACC__
@@ -163,7 +193,7 @@ __device__ inline Four<T> four_of_row(const T *row, int k, int width, bool whole
     Four<T> x;
 #pragma unroll
     for (int i = 0; i < 4; ++i)
-        x.v[i] = k + i < width ? row[k + i] : T(0);
+        x.v[i] = k + i < width ? row[k + i] : T{};
     return x;
 }
 template <class T> __device__ inline bool whole_fours(const T *rows, int width) {
@@ -293,8 +323,45 @@ struct TensorProducts {
     }
 };
 
+// Products of 8, in which k is 2 quad for the first factors of a lane and 2 quad + 1 for the
+// second. e is read again at every step, from cache: held, it would take twice the registers of
+// bfloat16.
+struct Tf32Products {
+    const uint4 *weight;
+    const float *e[2];
+    int width;
+
+    __device__ Tf32Products(const void *packed, const Tf32 *rows, int64_t first, int64_t second,
+                            int width)
+        : weight(static_cast<const uint4 *>(packed) + LaneOf().lane),
+          e{&rows[first * width].value, &rows[second * width].value}, width(width) {}
+    __device__ void add(int step, float z[2][4]) const {
+        float c[2][4];
+#pragma unroll
+        for (int i = 0; i < 8; ++i)
+            c[i % 4 / 2][2 * (i / 4) + i % 2] = z[i / 4][i % 4];
+        const uint4 *w = weight + step * ((width + 7) / 8 * kWarp);
+#pragma unroll 2
+        for (int k = 2 * LaneOf().quad; k < width + 2 * LaneOf().quad; k += 8, w += kWarp) {
+            uint32_t a[4];
+#pragma unroll
+            for (int i = 0; i < 4; ++i)
+                a[i] = to_tf32(k + i / 2 < width ? e[i % 2][k + i / 2] : 0.0f);
+            const uint4 b = *w;
+            const uint32_t low[2] = {b.x, b.y}, high[2] = {b.z, b.w};
+            mma_tf32(c[0], a, low);
+            mma_tf32(c[1], a, high);
+        }
+#pragma unroll
+        for (int i = 0; i < 8; ++i)
+            z[i / 4][i % 4] = c[i % 4 / 2][2 * (i / 4) + i % 2];
+    }
+};
+
 template <class T, class E>
-using Products = std::conditional_t<kTensorCores<E>, TensorProducts, PlainProducts<T, E>>;
+using Products =
+    std::conditional_t<kBfloat16<E>, TensorProducts,
+                       std::conditional_t<kTf32<E>, Tf32Products, PlainProducts<T, E>>>;
 
 // ------------------------------------------------------------------------------------------------
 // Activations of a step.

@@ -76,6 +76,32 @@ __global__ void pack_fragments_kernel(const float *__restrict__ weight, int widt
     }
 }
 
+// In tf32 likewise: per step and 8 of the width, 16 bytes a lane.
+__device__ inline uint32_t tf32_weight(const float *weight, const Columns &columns, int width,
+                                       int column, int k) {
+    const int dense = columns.dense_of(column);
+    return to_tf32(dense < 0 || k >= width ? 0 : weight[dense * width + k]);
+}
+__global__ void pack_tf32_fragments_kernel(const float *__restrict__ weight, int width,
+                                           Columns columns, uint32_t *__restrict__ packed) {
+    const int words = (width + 7) / 8 * kWarp * 4, step = blockIdx.x;
+    for (int i = threadIdx.x; i < words; i += blockDim.x) {
+        const int word = i % 4, lane = i / 4 % kWarp, t = i / (4 * kWarp);
+        packed[int64_t(step) * words + i] =
+            tf32_weight(weight, columns, width, kStep * step + column_of(word / 2, lane / 4),
+                        8 * t + 2 * (lane % 4) + word % 2);
+    }
+}
+__global__ void pack_tf32_back_fragments_kernel(const float *__restrict__ weight, int width,
+                                                Columns columns, uint32_t *__restrict__ packed) {
+    const int words = (width + 7) / 8 * kWarp * 4, step = blockIdx.x;
+    for (int i = threadIdx.x; i < words; i += blockDim.x) {
+        const int lane = i / 4 % kWarp, n = 8 * (i / (4 * kWarp)) + lane / 4;
+        packed[int64_t(step) * words + i] =
+            tf32_weight(weight, columns, width, kStep * step + 4 * (lane % 4) + i % 4, n);
+    }
+}
+
 // For the product with the columns of dz: per step and 8 of the width, 8 bytes a lane.
 __global__ void pack_back_fragments_kernel(const float *__restrict__ weight, int width,
                                            Columns columns, uint32_t *__restrict__ packed) {
@@ -122,8 +148,8 @@ template <class T, class E> struct Packed {
     int32_t *row_of_pair;
 
     int64_t weight_bytes(int width) const {
-        const int64_t k = round_up(width, kTensorCores<E> ? 16 : 4);
-        return k * columns.padded() * int64_t(kTensorCores<E> ? 2 : sizeof(T));
+        const int64_t k = round_up(width, kBfloat16<E> ? 16 : 8);
+        return k * columns.padded() * int64_t(kBfloat16<E> ? 2 : sizeof(T));
     }
     SITENET_HD int padded_hidden() const { return kStep * columns.first[1]; }
 
@@ -146,9 +172,12 @@ template <class T, class E> struct Packed {
                site_i);
         LAUNCH(op, pack_rows_kernel<T>, grid_of(s.sites), threads, 0, stream, p.site_j, columns,
                site_j);
-        if constexpr (kTensorCores<E>)
+        if constexpr (kBfloat16<E>)
             LAUNCH(op, pack_fragments_kernel, grid_of(columns.steps), threads, 0, stream, p.weight,
                    s.width, columns, static_cast<uint32_t *>(weight));
+        else if constexpr (kTf32<E>)
+            LAUNCH(op, pack_tf32_fragments_kernel, grid_of(columns.steps), threads, 0, stream,
+                   p.weight, s.width, columns, static_cast<uint32_t *>(weight));
         else
             LAUNCH(op, pack_weight_kernel<T>, grid_of(columns.steps), threads, 0, stream, p.weight,
                    s.width, columns, static_cast<T *>(weight));
