@@ -14,15 +14,19 @@
 // of e in, 96 out, 16 of indices, 12 for a span's state. 2.4 KB of site terms and 2 KB of weights
 // come from the first-level cache.
 //
-// Operations per pair: 304 * 2 on the special-function units (16 a clock and multiprocessor: 38
-// clocks), 320 * about 16 others (128 a clock: 40 clocks), 2 * 48 * 320 FLOP on the tensor cores (8
+// Operations per pair: the compiled loop over hidden columns takes some 200 instructions for 16
+// pairs and 16 columns (sm_90), 25 an activation, of which 16 are the formula and the sums; over 20
+// steps that is 62 clocks a multiprocessor at 4 instructions a clock. Of them 2 an activation go to
+// the special-function units (16 a clock: 38 clocks) and 2 * 48 * 320 FLOP to the tensor cores (8
 // clocks). Exponentials and reciprocals as polynomials would move work from a unit that is not the
 // bottleneck to the one that is, so both stay where they are. Predicted floor on an H100 or H200
-// (132 multiprocessors, 1.75 GHz): 5 G pairs/s by arithmetic, 15 by memory. In float the products
-// run on the ordinary units from cached factors, some 340 clocks a pair: 0.7 G pairs/s. Not
-// measured: no GPU was at hand.
+// (132 multiprocessors, 1.75 GHz): 3.7 G pairs/s by instructions, 15 by memory. In float the
+// products run on the ordinary units, 128 clocks a pair by instructions and some 300 by what the
+// first-level cache returns: 0.7 G pairs/s; in tf32 some 110: 2 G pairs/s. Not measured: no GPU was
+// at hand.
 //
-// No atomics. Results are bitwise reproducible and do not depend on the machine.
+// No atomics. Results are bitwise reproducible and do not depend on how many multiprocessors there
+// are.
 #include "kernels.h"
 #include "packing.h"
 
@@ -115,8 +119,7 @@ template <class T, class E> class ForwardWarp {
 
     __device__ void logits(const Walk<T, E> &walk, const PairsOfLane &pairs, int head) {
         const int num_heads = s.heads - head < kHeads ? s.heads - head : kHeads;
-        const int padded = scratch.packed.padded_hidden();
-        const T *weight = scratch.packed.logit_weight + int64_t(head) * padded + 4 * at.quad;
+        const T *weight = scratch.packed.logit_weight + 4 * (head + at.quad * s.heads);
         GroupSums<T, kHeads> sums;
 #pragma unroll 1
         for (int step = 0; step < columns.first[1]; ++step) {
@@ -124,7 +127,7 @@ template <class T, class E> class ForwardWarp {
             walk.z_of(step, m);
             activate(m, s.activation);
             sums.add(m, kStep * step, s.hidden, num_heads,
-                     [&](int, int h) { return load4(weight + h * padded + kStep * step); });
+                     [&](int, int h) { return load4(weight + (kStep * step * s.heads + 4 * h)); });
         }
         sums.finish();
 #pragma unroll
@@ -336,6 +339,7 @@ void attention_forward(const AttentionForward<T, E> &p, void *memory, void *hand
 INSTANTIATE(float, float)
 INSTANTIATE(double, double)
 INSTANTIATE(float, uint16_t)
+INSTANTIATE(float, Tf32)
 #undef INSTANTIATE
 
 } // namespace sitenet::cuda

@@ -98,6 +98,11 @@ template <class T, class E> void bind_attention(py::module_ &m, const std::strin
     m.def(name("attention_forward_scratch").c_str(), attention_forward_scratch<T, E>);
     m.def(name("attention_backward").c_str(), bound_attention_backward<T, E>, nogil());
     m.def(name("attention_backward_scratch").c_str(), attention_backward_scratch<T, E>);
+}
+
+template <class T, class E> void bind_embedding(py::module_ &m, const std::string &suffix) {
+    using nogil = py::call_guard<py::gil_scoped_release>;
+    const auto name = [&](const char *op) { return op + suffix; };
     m.def(name("embedding_forward").c_str(), bound_embedding_forward<T, E>, nogil());
     m.def(name("embedding_backward").c_str(), bound_embedding_backward<T, E>, nogil());
     m.def(name("embedding_backward_scratch").c_str(), embedding_backward_scratch<T, E>);
@@ -115,6 +120,10 @@ inline void bind(py::module_ &m) {
     bind_attention<float, float>(m, "_f32_cuda");
     bind_attention<double, double>(m, "_f64_cuda");
     bind_attention<float, uint16_t>(m, "_bf16_cuda");
+    bind_attention<float, Tf32>(m, "_tf32_cuda");
+    bind_embedding<float, float>(m, "_f32_cuda");
+    bind_embedding<double, double>(m, "_f64_cuda");
+    bind_embedding<float, uint16_t>(m, "_bf16_cuda");
     bind_geometry<float>(m, "_f32_cuda");
     bind_geometry<double>(m, "_f64_cuda");
 }

@@ -4,15 +4,16 @@
 // lane holds z[2][4]: the pairs `row` = lane / 4 and `row` + 8, and the columns 4 `quad` to
 // 4 `quad` + 3 with `quad` = lane % 4. That is the layout of two accumulators of mma.m16n8k16 if
 // its column j of half h stands for column column_of(h, j) of the step, so one epilogue serves the
-// tensor cores (bfloat16 factors, sums in float) and plain loops (float and double), 16-byte loads
-// reach the four columns, and a step of dz is again the left factor of a product over columns.
+// tensor cores (bfloat16 or tf32 factors, sums in float) and plain loops (float, double), 16-byte
+// loads reach the four columns, and a step of dz is again the left factor of a product over
+// columns.
 //
 // Columns are padded to whole steps in each group (hidden | attention | interaction); weights of
 // padding are zero.
 #pragma once
 
-#include "../attention.h"
 #include "../launch.h"
+#include "kernels.h"
 
 #include <cmath>
 #include <limits>
@@ -28,7 +29,8 @@ constexpr int kBlockWarps = 4; // warps of a block; they do not wait for each ot
 // Blocks per multiprocessor: at most 168 registers a thread, in double 255.
 template <class T> constexpr int kMinBlocks = sizeof(T) == 8 ? 2 : 3;
 
-template <class E> constexpr bool kTensorCores = std::is_same_v<E, uint16_t>;
+template <class E> constexpr bool kBfloat16 = std::is_same_v<E, uint16_t>;
+template <class E> constexpr bool kTf32 = std::is_same_v<E, Tf32>;
 
 struct LaneOf {
     int lane, row, quad;
@@ -53,6 +55,7 @@ template <class T> __device__ inline void store4(T *p, const Four<T> &x) {
 
 __device__ inline float number(float x) { return x; }
 __device__ inline double number(double x) { return x; }
+__device__ inline float number(Tf32 x) { return x.value; }
 __device__ inline float number(uint16_t half) {
     union {
         uint32_t word;
@@ -81,11 +84,13 @@ __device__ inline uint32_t to_bf16x2(float low, float high) {
 
 __device__ inline void assign(float x, float *to) { *to = x; }
 __device__ inline void assign(double x, double *to) { *to = x; }
+__device__ inline void assign(float x, Tf32 *to) { to->value = x; }
 __device__ inline void assign(float x, uint16_t *to) { *to = uint16_t(to_bf16x2(x, 0)); }
 
 template <class T> __device__ inline void store4(T *p, const T x[4]) {
     store4(p, Four<T>{x[0], x[1], x[2], x[3]});
 }
+__device__ inline void store4(Tf32 *p, const float x[4]) { store4(&p->value, x); }
 __device__ inline void store4(uint16_t *p, const float x[4]) {
     *reinterpret_cast<uint2 *>(p) = {to_bf16x2(x[0], x[1]), to_bf16x2(x[2], x[3])};
 }
@@ -95,11 +100,17 @@ __device__ inline void store4(uint16_t *p, const float x[4]) {
 __device__ inline double exponential(double x) { return exp(x); }
 __device__ inline float exponential(float x) {
 #ifdef __CUDACC__
-    return __expf(x);
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x * 1.44269504f));
+    return y;
 #else
     return std::exp(x);
 #endif
 }
+// exp for Mish, where a NaN may become exp(20): the product with x restores it.
+__device__ inline double clamped_exponential(double x) { return exp(fmin(x, 20.0)); }
+__device__ inline float clamped_exponential(float x) { return exponential(fminf(x, 20.0f)); }
+
 __device__ inline double reciprocal_root(double x) { return 1 / sqrt(x); }
 __device__ inline float reciprocal_root(float x) {
 #ifdef __CUDACC__
@@ -117,7 +128,8 @@ template <class T> constexpr T kNone = -std::numeric_limits<T>::infinity();
 // c (16 x 8) += a (16 x 16) b (16 x 8)
 __device__ inline void mma_bf16(float c[4], const uint32_t a[4], const uint32_t b[2]) {
 #ifdef __CUDACC__
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
         "{%8, %9}, {%0, %1, %2, %3};"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
@@ -126,11 +138,36 @@ __device__ inline void mma_bf16(float c[4], const uint32_t a[4], const uint32_t 
 #endif
 }
 
+// Rounded to the nearest tf32, as the bits of a float.
+__device__ inline uint32_t to_tf32(float x) {
+#ifdef __CUDACC__
+    uint32_t word;
+    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(word) : "f"(x));
+    return word;
+#else
+    uint32_t word;
+    std::memcpy(&word, &x, sizeof word);
+    return x != x ? word : (word + 0x1000) & ~0x1fffu;
+#endif
+}
+
+// c (16 x 8) += a (16 x 8) b (8 x 8), bits of tf32
+__device__ inline void mma_tf32(float c[4], const uint32_t a[4], const uint32_t b[2]) {
+#ifdef __CUDACC__
+    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, "
+                 "{%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#else
+    emu::mma_tf32(c, a, b);
+#endif
+}
+
 // Transposes 8 x 8 bfloat16: a lane holds columns 2 quad and 2 quad + 1 of its row.
 __device__ inline uint32_t transpose_8x8(uint32_t x) {
 #ifdef __CUDACC__
     uint32_t y;
-    asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x));
+    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x));
     return y;
 #else
     return emu::transpose_8x8(x);
@@ -148,28 +185,56 @@ __device__ inline bool whole_words(const uint16_t *rows, int width) {
     return width % 2 == 0 && reinterpret_cast<uintptr_t>(rows) % 4 == 0;
 }
 
+// Entries k to k + 3 of a row of `width`, 0 beyond it. `whole`: rows are whole fours.
+template <class T>
+__device__ inline Four<T> four_of_row(const T *row, int k, int width, bool whole) {
+    if (whole)
+        return load4(row + k);
+    Four<T> x;
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+        x.v[i] = k + i < width ? row[k + i] : T{};
+    return x;
+}
+template <class T> __device__ inline bool whole_fours(const T *rows, int width) {
+    return width % 4 == 0 && reinterpret_cast<uintptr_t>(rows) % alignof(Four<T>) == 0;
+}
+
 // ------------------------------------------------------------------------------------------------
 // z += W e for the two pairs of a lane. `weight` is packed by pack_weight (packing.h).
 
 template <class T, class E> struct PlainProducts {
     const T *weight;
     const E *e[2];
-    int width, columns;
+    int width;
+    bool whole;
 
     __device__ PlainProducts(const void *packed, const E *rows, int64_t first, int64_t second,
-                             int width, int columns)
-        : weight(static_cast<const T *>(packed)), e{rows + first * width, rows + second * width},
-          width(width), columns(columns) {}
+                             int width)
+        : weight(static_cast<const T *>(packed) + 4 * LaneOf().quad),
+          e{rows + first * width, rows + second * width}, width(width),
+          whole(whole_fours(rows, width)) {}
     __device__ void add(int step, T z[2][4]) const {
-        const T *w = weight + kStep * step + 4 * LaneOf().quad;
-        for (int k = 0; k < width; ++k, w += columns) {
-            const Four<T> wk = load4(w);
-            for (int r = 0; r < 2; ++r)
-                for (int j = 0; j < 4; ++j)
-                    z[r][j] += T(e[r][k]) * wk.v[j];
+        const T *w = weight + int64_t(step) * kStep * ((width + 3) / 4 * 4);
+#pragma unroll 2
+        for (int k = 0; k < width; k += 4, w += 4 * kStep) {
+            const Four<T> x[2] = {four_of_row(e[0], k, width, whole),
+                                  four_of_row(e[1], k, width, whole)};
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                const Four<T> wk = load4(w + i * kStep);
+#pragma unroll
+                for (int r = 0; r < 2; ++r)
+#pragma unroll
+                    for (int j = 0; j < 4; ++j)
+                        z[r][j] += x[r].v[i] * wk.v[j];
+            }
         }
     }
 };
+
+// Products of 16 that cover the width.
+constexpr SITENET_HD int products_of(int width) { return (width + 15) / 16; }
 
 // The first 64 of the width stay in registers; the rest is read again at every step.
 struct TensorProducts {
@@ -181,14 +246,13 @@ struct TensorProducts {
     uint32_t a[kHeld][4];
 
     __device__ TensorProducts(const void *packed, const uint16_t *rows, int64_t first,
-                              int64_t second, int width, int)
+                              int64_t second, int width)
         : weight(static_cast<const uint4 *>(packed) + LaneOf().lane),
-          e{rows + first * width, rows + second * width}, width(width), products((width + 15) / 16),
-          whole(whole_words(rows, width)) {
+          e{rows + first * width, rows + second * width}, width(width),
+          products(products_of(width)), whole(whole_words(rows, width)) {
 #pragma unroll
         for (int t = 0; t < kHeld; ++t)
-            if (t < products)
-                load(t, a[t]);
+            load(t, a[t]); // zeros beyond the width
     }
     __device__ void load(int t, uint32_t to[4]) const {
         const int k = 16 * t + 2 * LaneOf().quad;
@@ -196,35 +260,108 @@ struct TensorProducts {
         for (int i = 0; i < 4; ++i)
             to[i] = two_of_row(e[i % 2], k + 8 * (i / 2), width, whole);
     }
-    __device__ void add(int step, float z[2][4]) const {
-        float c[2][4] = {{z[0][0], z[0][1], z[1][0], z[1][1]},
-                         {z[0][2], z[0][3], z[1][2], z[1][3]}};
-        const uint4 *w = weight + int64_t(step) * products * kWarp;
-        auto multiply = [&](int t, const uint32_t *left) {
-            const uint4 b = w[t * kWarp];
-            const uint32_t low[2] = {b.x, b.y}, high[2] = {b.z, b.w};
-            mma_bf16(c[0], left, low);
-            mma_bf16(c[1], left, high);
+    // The group's e as the right factor of products over its pairs: for each 16 of the width and
+    // lane, 16 bytes for two times 8 columns.
+    __device__ void store_transposed(uint4 *fragments, int64_t group) const {
+        uint4 *to = fragments + group * products * kWarp + LaneOf().lane;
+        auto store = [&](int t, const uint32_t *x) {
+            to[t * kWarp] = {transpose_8x8(x[0]), transpose_8x8(x[1]), transpose_8x8(x[2]),
+                             transpose_8x8(x[3])};
         };
 #pragma unroll
         for (int t = 0; t < kHeld; ++t)
             if (t < products)
-                multiply(t, a[t]);
+                store(t, a[t]);
         for (int t = kHeld; t < products; ++t) {
-            uint32_t left[4];
-            load(t, left);
-            multiply(t, left);
+            uint32_t x[4];
+            load(t, x);
+            store(t, x);
+        }
+    }
+    // One product for each half of a step.
+    __device__ static void multiply(float c[2][4], const uint32_t *left, const uint4 &b) {
+        const uint32_t low[2] = {b.x, b.y}, high[2] = {b.z, b.w};
+        mma_bf16(c[0], left, low);
+        mma_bf16(c[1], left, high);
+    }
+    template <int Count> __device__ void multiply_held(float c[2][4], const uint4 *w) const {
+        uint4 b[Count];
+#pragma unroll
+        for (int t = 0; t < Count; ++t)
+            b[t] = w[t * kWarp];
+#pragma unroll
+        for (int t = 0; t < Count; ++t)
+            multiply(c, a[t], b[t]);
+    }
+    __device__ void add(int step, float z[2][4]) const {
+        float c[2][4];
+#pragma unroll
+        for (int i = 0; i < 8; ++i)
+            c[i % 4 / 2][2 * (i / 4) + i % 2] = z[i / 4][i % 4];
+        const uint4 *w = weight + step * (products * kWarp);
+        switch (products) { // straight code for each, instead of a test for each product
+        case 1:
+            multiply_held<1>(c, w);
+            break;
+        case 2:
+            multiply_held<2>(c, w);
+            break;
+        case 3:
+            multiply_held<3>(c, w);
+            break;
+        default:
+            multiply_held<4>(c, w);
+            for (int t = kHeld; t < products; ++t) {
+                uint32_t left[4];
+                load(t, left);
+                multiply(c, left, w[t * kWarp]);
+            }
         }
 #pragma unroll
-        for (int r = 0; r < 2; ++r)
+        for (int i = 0; i < 8; ++i)
+            z[i / 4][i % 4] = c[i % 4 / 2][2 * (i / 4) + i % 2];
+    }
+};
+
+// Products of 8, in which k is 2 quad for the first factors of a lane and 2 quad + 1 for the
+// second. e is read again at every step, from cache: held, it would take twice the registers of
+// bfloat16.
+struct Tf32Products {
+    const uint4 *weight;
+    const float *e[2];
+    int width;
+
+    __device__ Tf32Products(const void *packed, const Tf32 *rows, int64_t first, int64_t second,
+                            int width)
+        : weight(static_cast<const uint4 *>(packed) + LaneOf().lane),
+          e{&rows[first * width].value, &rows[second * width].value}, width(width) {}
+    __device__ void add(int step, float z[2][4]) const {
+        float c[2][4];
 #pragma unroll
-            for (int j = 0; j < 4; ++j)
-                z[r][j] = c[j / 2][2 * r + j % 2];
+        for (int i = 0; i < 8; ++i)
+            c[i % 4 / 2][2 * (i / 4) + i % 2] = z[i / 4][i % 4];
+        const uint4 *w = weight + step * ((width + 7) / 8 * kWarp);
+#pragma unroll 2
+        for (int k = 2 * LaneOf().quad; k < width + 2 * LaneOf().quad; k += 8, w += kWarp) {
+            uint32_t a[4];
+#pragma unroll
+            for (int i = 0; i < 4; ++i)
+                a[i] = to_tf32(k + i / 2 < width ? e[i % 2][k + i / 2] : 0.0f);
+            const uint4 b = *w;
+            const uint32_t low[2] = {b.x, b.y}, high[2] = {b.z, b.w};
+            mma_tf32(c[0], a, low);
+            mma_tf32(c[1], a, high);
+        }
+#pragma unroll
+        for (int i = 0; i < 8; ++i)
+            z[i / 4][i % 4] = c[i % 4 / 2][2 * (i / 4) + i % 2];
     }
 };
 
 template <class T, class E>
-using Products = std::conditional_t<kTensorCores<E>, TensorProducts, PlainProducts<T, E>>;
+using Products =
+    std::conditional_t<kBfloat16<E>, TensorProducts,
+                       std::conditional_t<kTf32<E>, Tf32Products, PlainProducts<T, E>>>;
 
 // ------------------------------------------------------------------------------------------------
 // Activations of a step.
@@ -234,7 +371,7 @@ template <class T> __device__ inline void activate(T z[2][4], int activation) {
 #pragma unroll
         for (int i = 0; i < 8; ++i) {
             T &x = z[i / 4][i % 4];
-            x = mish_parts(x, exponential(x > 20 ? T(20) : x)).value;
+            x = mish_parts(x, clamped_exponential(x)).value;
         }
     } else if (activation == kRelu) {
 #pragma unroll
@@ -250,7 +387,7 @@ template <class T> __device__ inline void activate(T z[2][4], T derivative[2][4]
 #pragma unroll
         for (int i = 0; i < 8; ++i) {
             T &x = z[i / 4][i % 4];
-            const MishParts<T> parts = mish_parts(x, exponential(x > 20 ? T(20) : x));
+            const MishParts<T> parts = mish_parts(x, clamped_exponential(x));
             x = parts.value;
             derivative[i / 4][i % 4] = parts.derivative;
         }

@@ -14,7 +14,7 @@
 // Backward: the nearest image is found again, in one warp for each site i (its pairs' sums give
 // grad_frac_i and that row's share of the cell's) and one for each site j; a warp a crystal adds
 // the rows' shares in order. Lanes sum in T, the rest in double. No atomics; results are bitwise
-// reproducible and do not depend on the machine.
+// reproducible.
 #include "../launch.h"
 #include "kernels.h"
 

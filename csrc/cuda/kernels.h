@@ -8,6 +8,11 @@
 
 namespace sitenet::cuda {
 
+// Stands for E where e is float and its products take factors rounded to tf32 (11 bits).
+struct Tf32 {
+    float value;
+};
+
 template <class T, class E>
 void attention_forward(const AttentionForward<T, E> &p, void *scratch, void *stream);
 template <class T, class E> int64_t attention_forward_scratch(const AttentionShape &shape);

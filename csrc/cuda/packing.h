@@ -43,17 +43,17 @@ __global__ void pack_rows_kernel(const T *__restrict__ from, Columns columns, T 
     }
 }
 
-// Plain, by k: (width, padded columns). Tensor cores: per step and 16 of the width, 16 bytes a lane
-// for the two halves of the step.
+// Plain: per step (padded width, 16), the width padded to fours. Tensor cores: per step and 16 of
+// the width, 16 bytes a lane for the two halves of the step. A block packs one step.
 template <class T>
 __global__ void pack_weight_kernel(const T *__restrict__ weight, int width, Columns columns,
-                                   T *__restrict__ by_k) {
-    const int c = blockIdx.x * blockDim.x + threadIdx.x;
-    if (c >= columns.padded())
-        return;
-    const int dense = columns.dense_of(c);
-    for (int k = 0; k < width; ++k)
-        by_k[int64_t(k) * columns.padded() + c] = dense < 0 ? T(0) : weight[dense * width + k];
+                                   T *__restrict__ packed) {
+    const int size = (width + 3) / 4 * 4 * kStep, step = blockIdx.x;
+    for (int i = threadIdx.x; i < size; i += blockDim.x) {
+        const int k = i / kStep, dense = columns.dense_of(kStep * step + i % kStep);
+        packed[int64_t(step) * size + i] =
+            dense < 0 || k >= width ? T(0) : weight[dense * width + k];
+    }
 }
 
 // Two rounded entries of weight (columns, width), 0 beyond it.
@@ -64,16 +64,41 @@ __device__ inline uint32_t two_weights(const float *weight, const Columns &colum
                      high < 0 || k_high >= width ? 0 : weight[high * width + k_high]);
 }
 
-// A block packs one step.
 __global__ void pack_fragments_kernel(const float *__restrict__ weight, int width, Columns columns,
                                       uint32_t *__restrict__ packed) {
-    const int words = (width + 15) / 16 * kWarp * 4, step = blockIdx.x;
+    const int words = products_of(width) * kWarp * 4, step = blockIdx.x;
     for (int i = threadIdx.x; i < words; i += blockDim.x) {
         const int word = i % 4, lane = i / 4 % kWarp, t = i / (4 * kWarp);
         const int column = kStep * step + column_of(word / 2, lane / 4);
         const int k = 16 * t + 2 * (lane % 4) + 8 * (word % 2);
         packed[int64_t(step) * words + i] =
             two_weights(weight, columns, width, column, column, k, k + 1);
+    }
+}
+
+// In tf32 likewise: per step and 8 of the width, 16 bytes a lane.
+__device__ inline uint32_t tf32_weight(const float *weight, const Columns &columns, int width,
+                                       int column, int k) {
+    const int dense = columns.dense_of(column);
+    return to_tf32(dense < 0 || k >= width ? 0 : weight[dense * width + k]);
+}
+__global__ void pack_tf32_fragments_kernel(const float *__restrict__ weight, int width,
+                                           Columns columns, uint32_t *__restrict__ packed) {
+    const int words = (width + 7) / 8 * kWarp * 4, step = blockIdx.x;
+    for (int i = threadIdx.x; i < words; i += blockDim.x) {
+        const int word = i % 4, lane = i / 4 % kWarp, t = i / (4 * kWarp);
+        packed[int64_t(step) * words + i] =
+            tf32_weight(weight, columns, width, kStep * step + column_of(word / 2, lane / 4),
+                        8 * t + 2 * (lane % 4) + word % 2);
+    }
+}
+__global__ void pack_tf32_back_fragments_kernel(const float *__restrict__ weight, int width,
+                                                Columns columns, uint32_t *__restrict__ packed) {
+    const int words = (width + 7) / 8 * kWarp * 4, step = blockIdx.x;
+    for (int i = threadIdx.x; i < words; i += blockDim.x) {
+        const int lane = i / 4 % kWarp, n = 8 * (i / (4 * kWarp)) + lane / 4;
+        packed[int64_t(step) * words + i] =
+            tf32_weight(weight, columns, width, kStep * step + 4 * (lane % 4) + i % 4, n);
     }
 }
 
@@ -89,14 +114,14 @@ __global__ void pack_back_fragments_kernel(const float *__restrict__ weight, int
     }
 }
 
-// One warp a head: the padded row, and its sum.
+// One warp a head: its row as (padded hidden / 4, heads, 4), and its sum.
 template <class T>
 __global__ void pack_logit_weight_kernel(const T *__restrict__ weight, int hidden, int padded,
-                                         T *__restrict__ rows, T *__restrict__ sums) {
+                                         T *__restrict__ packed, T *__restrict__ sums) {
     T sum = 0;
     for (int c = threadIdx.x; c < padded; c += kWarp) {
         const T w = c < hidden ? weight[int64_t(blockIdx.x) * hidden + c] : T(0);
-        rows[int64_t(blockIdx.x) * padded + c] = w;
+        packed[(int64_t(c / 4) * gridDim.x + blockIdx.x) * 4 + c % 4] = w;
         sum += w;
     }
     sum = warp_sum(sum);
@@ -119,12 +144,12 @@ template <class T, class E> struct Packed {
     Columns columns;
     T *site_i, *site_j; // (rows or sites, padded columns)
     void *weight;
-    T *logit_weight, *logit_sums; // (heads, padded hidden), (heads)
+    T *logit_weight, *logit_sums; // (padded hidden / 4, heads, 4), (heads)
     int32_t *row_of_pair;
 
     int64_t weight_bytes(int width) const {
-        const int64_t k = kTensorCores<E> ? round_up(width, 16) : width;
-        return k * columns.padded() * int64_t(kTensorCores<E> ? 2 : sizeof(T));
+        const int64_t k = round_up(width, kBfloat16<E> ? 16 : 8);
+        return k * columns.padded() * int64_t(kBfloat16<E> ? 2 : sizeof(T));
     }
     SITENET_HD int padded_hidden() const { return kStep * columns.first[1]; }
 
@@ -140,17 +165,22 @@ template <class T, class E> struct Packed {
     // p: AttentionForward or AttentionBackward.
     template <class P> void fill(const char *op, const P &p, cudaStream_t stream) const {
         const AttentionShape &s = p.shape;
-        const int threads = 128, padded = columns.padded();
+        const int threads = 128;
+        if (int64_t(s.rows > s.sites ? s.rows : s.sites) * columns.padded() > UINT32_MAX)
+            throw std::runtime_error(std::string(op) + ": more sites than a call takes");
         LAUNCH(op, pack_rows_kernel<T>, grid_of(s.rows), threads, 0, stream, p.site_i, columns,
                site_i);
         LAUNCH(op, pack_rows_kernel<T>, grid_of(s.sites), threads, 0, stream, p.site_j, columns,
                site_j);
-        if constexpr (kTensorCores<E>)
+        if constexpr (kBfloat16<E>)
             LAUNCH(op, pack_fragments_kernel, grid_of(columns.steps), threads, 0, stream, p.weight,
                    s.width, columns, static_cast<uint32_t *>(weight));
+        else if constexpr (kTf32<E>)
+            LAUNCH(op, pack_tf32_fragments_kernel, grid_of(columns.steps), threads, 0, stream,
+                   p.weight, s.width, columns, static_cast<uint32_t *>(weight));
         else
-            LAUNCH(op, pack_weight_kernel<T>, grid_of(divide_up(padded, threads)), threads, 0,
-                   stream, p.weight, s.width, columns, static_cast<T *>(weight));
+            LAUNCH(op, pack_weight_kernel<T>, grid_of(columns.steps), threads, 0, stream, p.weight,
+                   s.width, columns, static_cast<T *>(weight));
         LAUNCH(op, pack_logit_weight_kernel<T>, grid_of(s.heads), kWarp, 0, stream, p.logit_weight,
                s.hidden, padded_hidden(), logit_weight, logit_sums);
         LAUNCH(op, row_of_pair_kernel, grid_of(divide_up(s.rows, threads / kWarp)), threads, 0,
@@ -181,23 +211,24 @@ struct PairsOfLane {
 };
 
 template <class T, class E> struct Walk {
-    const T *base_i[2], *base_j[2];
+    const Packed<T, E> &packed;
+    uint32_t base_i[2], base_j[2]; // of the lane's columns of the first step
     Products<T, E> products;
 
     __device__ Walk(const Packed<T, E> &packed, const E *e, int width, const PairsOfLane &pairs)
-        : products(packed.weight, e, pairs.pair[0], pairs.pair[1], width, packed.columns.padded()) {
-        const int padded = packed.columns.padded();
+        : packed(packed), products(packed.weight, e, pairs.pair[0], pairs.pair[1], width) {
+        const uint32_t padded = packed.columns.padded(), first = 4 * LaneOf().quad;
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
-            base_i[r] = packed.site_i + int64_t(pairs.row[r]) * padded;
-            base_j[r] = packed.site_j + int64_t(pairs.site[r]) * padded;
+            base_i[r] = pairs.row[r] * padded + first;
+            base_j[r] = pairs.site[r] * padded + first;
         }
     }
     __device__ void z_of(int step, T z[2][4]) const {
-        const int c = kStep * step + 4 * LaneOf().quad;
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
-            const Four<T> i = load4(base_i[r] + c), j = load4(base_j[r] + c);
+            const Four<T> i = load4(packed.site_i + (base_i[r] + uint32_t(kStep * step)));
+            const Four<T> j = load4(packed.site_j + (base_j[r] + uint32_t(kStep * step)));
 #pragma unroll
             for (int k = 0; k < 4; ++k)
                 z[r][k] = i.v[k] + j.v[k];

@@ -3,7 +3,8 @@
 ``csrc/attention.h`` states the formulas and layouts, ``sitenet/reference.py`` is the same in plain
 torch. Both functions differentiate with respect to all their floating-point tensors but
 ``log_multiplicity``. In bfloat16 (under ``torch.autocast``, or with ``e`` given in it) the products
-with ``weight`` take bfloat16 factors and sum in float32; everything else stays float32.
+with ``weight`` take bfloat16 factors and sum in float32; everything else stays float32. On CUDA
+they take tf32 factors where ``torch.set_float32_matmul_precision`` allows it.
 """
 
 from typing import Any
@@ -129,6 +130,9 @@ def _run_cpu(name: str, x: Tensor, e_dtype: torch.dtype, shape: Any, *tensors: T
 def _run_cuda(name: str, x: Tensor, e_dtype: torch.dtype, shape: Any, *tensors: Tensor | None):
     need_cuda()
     suffix = _suffix(name, x, e_dtype)
+    exact = torch.get_float32_matmul_precision() == "highest"
+    if suffix == "f32" and not exact and name.startswith("attention"):
+        suffix = "tf32"
     room = getattr(_C, f"{name}_scratch_{suffix}_cuda", None)
     if room is not None:
         tensors = (*tensors, scratch(room(shape), x))

@@ -227,6 +227,30 @@ inline void mma_bf16(float c[4], const uint32_t a[4], const uint32_t b[2]) {
     }
 }
 
+// mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32: element (r, k) of A is in lane 4 (r % 8) +
+// k % 4, register r / 8 + 2 (k / 4); (k, n) of B in lane 4 n + k % 4, register k / 4; C as above.
+// The low 13 bits of a factor do not count.
+inline float from_tf32(uint32_t word) {
+    word &= ~0x1fffu;
+    float x;
+    std::memcpy(&x, &word, sizeof x);
+    return x;
+}
+inline void mma_tf32(float c[4], const uint32_t a[4], const uint32_t b[2]) {
+    struct Factors {
+        uint32_t a[4], b[2];
+    } mine = {{a[0], a[1], a[2], a[3]}, {b[0], b[1]}};
+    const unsigned lane = current % kWarpLanes, turn = post(mine);
+    for (unsigned i = 0; i < 4; ++i) {
+        const unsigned r = lane / 4 + 8 * (i / 2), n = 2 * (lane % 4) + i % 2;
+        for (unsigned k = 0; k < 8; ++k) {
+            const auto left = posted<Factors>(4 * (r % 8) + k % 4, turn);
+            const auto right = posted<Factors>(4 * n + k % 4, turn);
+            c[i] += from_tf32(left.a[r / 8 + 2 * (k / 4)]) * from_tf32(right.b[k / 4]);
+        }
+    }
+}
+
 // movmatrix.sync.aligned.m8n8.trans.b16: (r, c) is in lane 4 r + c / 2, half c % 2.
 inline uint32_t transpose_8x8(uint32_t x) {
     const unsigned lane = current % kWarpLanes, r = lane / 4, c = 2 * (lane % 4), turn = post(x);

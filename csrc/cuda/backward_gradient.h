@@ -1,0 +1,339 @@
+// dz, the gradient of z, of 16 pairs in one warp, and what that gives on the way: partial sums of
+// grad_logit_weight (attention_backward.cu).
+#pragma once
+
+#include "backward_scratch.h"
+
+namespace sitenet::cuda {
+namespace {
+
+// The backward of a norm for two pairs: dm = rstd (g - mean - dot n), n = (m - at.mean) at.rstd.
+template <class T> struct NormBackward {
+    Normaliser<T> at[2];
+    T mean[2], dot[2];
+    __device__ T operator()(int r, T m, T g) const {
+        return at[r].rstd * (g - mean[r] - dot[r] * ((m - at[r].mean) * at[r].rstd));
+    }
+};
+
+// Sums v over the eight lanes of one quad position (the 16 pairs) and returns column `kept` of it.
+template <class T> __device__ T sum_of_pairs(const T v[4], int lane, int &kept) {
+    const bool upper = lane & 16, right = lane & 8;
+    T a = upper ? v[2] : v[0], b = upper ? v[3] : v[1];
+    a += __shfl_xor_sync(kAllLanes, upper ? v[0] : v[2], 16);
+    b += __shfl_xor_sync(kAllLanes, upper ? v[1] : v[3], 16);
+    T sum = right ? b : a;
+    sum += __shfl_xor_sync(kAllLanes, right ? a : b, 8);
+    kept = 2 * upper + right;
+    return sum + __shfl_xor_sync(kAllLanes, sum, 4);
+}
+
+template <class T, class E> class GradientWarp {
+  public:
+    // first: in the slab that begins at pair `begin`; slabs are whole groups.
+    __device__ GradientWarp(const AttentionBackward<T, E> &p, const BackwardScratch<T, E> &scratch,
+                            T *shared, T *logit_sums, int64_t begin, int64_t first)
+        : p(p), s(p.shape), scratch(scratch), columns(scratch.packed.columns), first(first),
+          pairs(begin + first, s.pairs, scratch.packed.row_of_pair, p.sites_of_pair),
+          walk(scratch.packed, p.e, s.width, pairs), logit(shared + at.row),
+          weight(shared + s.heads * kGroup + at.row),
+          gradient(shared + 2 * s.heads * kGroup + at.row), logit_sums(logit_sums),
+          dz(scratch.dz + (first + at.row) * columns.padded() + 4 * at.quad) {}
+
+    __device__ void run() {
+        if constexpr (kBfloat16<E>)
+            walk.products.store_transposed(scratch.e_fragments, first / kGroup);
+        const NormBackward<T> interaction = interaction_norm();
+        Normaliser<T> hidden[2];
+        for (int head = 0; head < s.heads; head += kHeads)
+            logits(head, hidden);
+        __syncwarp();
+        const NormBackward<T> attention = attention_norm();
+        __syncwarp();
+        hidden_columns(hidden);
+        attention_columns(attention);
+        if (s.interaction)
+            interaction_columns(interaction);
+    }
+
+  private:
+    const AttentionBackward<T, E> &p;
+    const AttentionShape &s;
+    const BackwardScratch<T, E> &scratch;
+    const Columns &columns;
+    const LaneOf at;
+    const int64_t first;
+    const PairsOfLane pairs;
+    const Walk<T, E> walk;
+    T *logit, *weight, *gradient; // of the lane's first pair: (heads, kGroup)
+    T *logit_sums;                // (heads, padded hidden) of this warp
+    E *dz;
+
+    __device__ void logits(int head, Normaliser<T> n[2]) {
+        const int num_heads = s.heads - head < kHeads ? s.heads - head : kHeads;
+        const T *w = scratch.packed.logit_weight + 4 * (head + at.quad * s.heads);
+        GroupSums<T, kHeads> sums;
+#pragma unroll 1
+        for (int step = 0; step < columns.first[1]; ++step) {
+            T m[2][4];
+            walk.z_of(step, m);
+            activate(m, s.activation);
+            sums.add(m, kStep * step, s.hidden, num_heads,
+                     [&](int, int h) { return load4(w + (kStep * step * s.heads + 4 * h)); });
+        }
+        sums.finish();
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+            n[r] = sums.normaliser(r, s.hidden, s.norm, T(s.eps));
+            const T lm = p.log_multiplicity[pairs.pair[r]];
+            const T *logsum = p.logsum + int64_t(pairs.row[r]) * s.heads + head;
+#pragma unroll
+            for (int h = 0; h < kHeads; ++h) {
+                if (h >= num_heads || at.quad)
+                    continue;
+                const T l = sums.normal_dot(r, h, scratch.packed.logit_sums[head + h], n[r]);
+                const bool kept = lm != kNone<T> && pairs.valid(r);
+                logit[(head + h) * kGroup + 8 * r] = l;
+                weight[(head + h) * kGroup + 8 * r] = kept ? exponential(l + lm - logsum[h]) : T(0);
+            }
+        }
+    }
+
+    // grad_y of a pair's row and head at four attention columns.
+    __device__ Four<T> grad_y_at(int r, int head, int column) const {
+        const int64_t row = int64_t(pairs.row[r]) * s.heads + head;
+        return load4(scratch.grad_y + row * (kStep * columns.steps_of(1)) + column);
+    }
+
+    // Also the gradients of the logits, from how far grad_y lies along the attention columns.
+    __device__ NormBackward<T> attention_norm() {
+        NormBackward<T> back{};
+        for (int head = 0; head < s.heads; head += kHeads) {
+            const int num_heads = s.heads - head < kHeads ? s.heads - head : kHeads;
+            GroupSums<T, kHeads> sums;
+#pragma unroll 1
+            for (int step = 0; step < columns.steps_of(1); ++step) {
+                T m[2][4];
+                walk.z_of(columns.first[1] + step, m);
+                activate(m, s.activation);
+                const int column = kStep * step + 4 * at.quad;
+                sums.add(m, kStep * step, s.attention, num_heads,
+                         [&](int r, int h) { return grad_y_at(r, head + h, column); });
+            }
+            sums.finish();
+#pragma unroll
+            for (int r = 0; r < 2; ++r) {
+                back.at[r] = sums.normaliser(r, s.attention, s.norm, T(s.eps));
+                const int64_t of_row = int64_t(pairs.row[r]) * s.heads + head;
+#pragma unroll
+                for (int h = 0; h < kHeads; ++h) {
+                    if (h >= num_heads)
+                        continue;
+                    const T w = weight[(head + h) * kGroup + 8 * r];
+                    const T sum = scratch.grad_y_sums[of_row + h];
+                    const T along = sums.normal_dot(r, h, sum, back.at[r]);
+                    back.mean[r] += w * sum;
+                    back.dot[r] += w * along;
+                    if (at.quad == 0)
+                        gradient[(head + h) * kGroup + 8 * r] =
+                            w * (along - scratch.y_dot[of_row + h]);
+                }
+            }
+        }
+        return scaled(back, s.attention);
+    }
+
+    __device__ NormBackward<T> scaled(NormBackward<T> back, int size) const {
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+            back.mean[r] = s.norm ? back.mean[r] / size : T(0);
+            back.dot[r] = s.norm ? back.dot[r] / size : T(0);
+        }
+        return back;
+    }
+
+    __device__ Four<T> grad_e_out_at(int r, int column) const {
+        Four<T> four{};
+        if (!pairs.valid(r) || !p.grad_e_out || column >= s.interaction)
+            return four;
+        const bool whole = whole_fours(p.grad_e_out, s.interaction);
+        const Four<E> g =
+            four_of_row(p.grad_e_out + pairs.pair[r] * s.interaction, column, s.interaction, whole);
+#pragma unroll
+        for (int j = 0; j < 4; ++j)
+            four.v[j] = number(g.v[j]);
+        return four;
+    }
+
+    __device__ NormBackward<T> interaction_norm() const {
+        NormBackward<T> back{};
+        if (!s.interaction || !p.grad_e_out)
+            return back;
+        GroupSums<T, 1> sums;
+        T total[2] = {};
+#pragma unroll 1
+        for (int step = 0; step < columns.steps_of(2); ++step) {
+            T m[2][4];
+            walk.z_of(columns.first[2] + step, m);
+            activate(m, s.activation);
+            const int column = kStep * step + 4 * at.quad;
+            sums.add(m, kStep * step, s.interaction, 1, [&](int r, int) {
+                const Four<T> g = grad_e_out_at(r, column);
+                total[r] += g.v[0] + g.v[1] + g.v[2] + g.v[3];
+                return g;
+            });
+        }
+        sums.finish();
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+            back.at[r] = sums.normaliser(r, s.interaction, s.norm, T(s.eps));
+            back.mean[r] = quad_sum(total[r]);
+            back.dot[r] = sums.normal_dot(r, 0, back.mean[r], back.at[r]);
+        }
+        return scaled(back, s.interaction);
+    }
+
+    // dz of one step: its columns' activation and derivative, then gradient(r, m[4], dm[4]).
+    template <class F> __device__ void step_of_dz(int step, F grad) {
+        T m[2][4], d[2][4];
+        walk.z_of(step, m);
+        activate(m, d, s.activation);
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+            T dm[4];
+            grad(r, m[r], dm);
+#pragma unroll
+            for (int j = 0; j < 4; ++j)
+                dm[j] = pairs.valid(r) ? dm[j] * d[r][j] : T(0);
+            store4(dz + 8 * r * columns.padded() + kStep * step, dm);
+        }
+    }
+
+    // With g_h the gradient of logit h: the gradient of n is sum_h g_h w_h, its mean is
+    // sum_h g_h sum(w_h) / hidden, its mean product with n sum_h g_h logit_h / hidden. So
+    // dm = sum_h (rstd g_h) w_h + shift + slope (m - mean), and grad_logit_weight is the sum over
+    // pairs of (rstd g_h) (m - mean).
+    __device__ void hidden_columns(const Normaliser<T> n[2]) {
+        const int padded = scratch.packed.padded_hidden();
+        T shift[2] = {}, slope[2] = {}, g[2][kHeads] = {};
+        for (int h = 0; h < s.heads; ++h)
+#pragma unroll
+            for (int r = 0; r < 2; ++r) {
+                const T of_head = gradient[h * kGroup + 8 * r];
+                shift[r] += of_head * scratch.packed.logit_sums[h];
+                slope[r] += of_head * logit[h * kGroup + 8 * r];
+            }
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+            shift[r] = s.norm ? -shift[r] * n[r].rstd / s.hidden : T(0);
+            slope[r] = s.norm ? -slope[r] * n[r].rstd * n[r].rstd / s.hidden : T(0);
+#pragma unroll
+            for (int h = 0; h < kHeads; ++h)
+                g[r][h] = h < s.heads ? gradient[h * kGroup + 8 * r] * n[r].rstd : T(0);
+        }
+        auto of_head = [&](int r, int h) { return gradient[h * kGroup + 8 * r] * n[r].rstd; };
+#pragma unroll 1
+        for (int step = 0; step < columns.first[1]; ++step) {
+            const int column = kStep * step + 4 * at.quad;
+            const T *w = scratch.packed.logit_weight + column * s.heads;
+            T centred[2][4];
+            step_of_dz(step, [&](int r, const T m[4], T dm[4]) {
+#pragma unroll
+                for (int j = 0; j < 4; ++j) {
+                    centred[r][j] = m[j] - n[r].mean;
+                    dm[j] = shift[r] + slope[r] * centred[r][j];
+                }
+                auto add = [&](int h, T by) {
+                    const Four<T> wh = load4(w + 4 * h);
+#pragma unroll
+                    for (int j = 0; j < 4; ++j)
+                        dm[j] += by * wh.v[j];
+                };
+#pragma unroll
+                for (int h = 0; h < kHeads; ++h)
+                    if (h < s.heads)
+                        add(h, g[r][h]);
+#pragma unroll 1
+                for (int h = kHeads; h < s.heads; ++h)
+                    add(h, of_head(r, h));
+            });
+            auto sum_head = [&](int h, T g0, T g1) {
+                T v[4];
+#pragma unroll
+                for (int j = 0; j < 4; ++j)
+                    v[j] = g0 * centred[0][j] + g1 * centred[1][j];
+                int kept;
+                const T sum = sum_of_pairs(v, at.lane, kept);
+                if (!(at.lane & 4))
+                    logit_sums[h * padded + column + kept] = sum;
+            };
+#pragma unroll
+            for (int h = 0; h < kHeads; ++h)
+                if (h < s.heads)
+                    sum_head(h, g[0][h], g[1][h]);
+#pragma unroll 1
+            for (int h = kHeads; h < s.heads; ++h)
+                sum_head(h, of_head(0, h), of_head(1, h));
+        }
+    }
+
+    __device__ void attention_columns(const NormBackward<T> &back) {
+#pragma unroll 1
+        for (int step = 0; step < columns.steps_of(1); ++step)
+            step_of_dz(columns.first[1] + step, [&](int r, const T m[4], T dm[4]) {
+                T g[4] = {};
+                for (int h = 0; h < s.heads; ++h) {
+                    const Four<T> of_head = grad_y_at(r, h, kStep * step + 4 * at.quad);
+#pragma unroll
+                    for (int j = 0; j < 4; ++j)
+                        g[j] += weight[h * kGroup + 8 * r] * of_head.v[j];
+                }
+#pragma unroll
+                for (int j = 0; j < 4; ++j)
+                    dm[j] = back(r, m[j], g[j]);
+            });
+    }
+
+    __device__ void interaction_columns(const NormBackward<T> &back) {
+#pragma unroll 1
+        for (int step = 0; step < columns.steps_of(2); ++step)
+            step_of_dz(columns.first[2] + step, [&](int r, const T m[4], T dm[4]) {
+                const Four<T> g = grad_e_out_at(r, kStep * step + 4 * at.quad);
+#pragma unroll
+                for (int j = 0; j < 4; ++j)
+                    dm[j] = p.grad_e_out ? back(r, m[j], g.v[j]) : T(0);
+            });
+    }
+};
+
+// Shared memory of one warp, in numbers of T: three arrays (heads, kGroup), then its logit sums.
+SITENET_HD int64_t gradient_room(const AttentionShape &s, int padded_hidden) {
+    return int64_t(s.heads) * (3 * kGroup + padded_hidden);
+}
+
+template <class T, class E>
+__global__ void __launch_bounds__(kBlockWarps *kWarp, kMinBlocks<T>)
+    gradient_kernel(AttentionBackward<T, E> p, BackwardScratch<T, E> scratch, int64_t begin,
+                    int64_t end) {
+    DYNAMIC_SHARED(T, shared);
+    const int warps = blockDim.x / kWarp, padded = scratch.packed.padded_hidden();
+    const int64_t room = gradient_room(p.shape, padded),
+                  first_of_block = int64_t(blockIdx.x) * warps;
+    const int64_t first = (first_of_block + threadIdx.x / kWarp) * kGroup;
+    if (begin + first < end) {
+        T *mine = shared + threadIdx.x / kWarp * room;
+        GradientWarp<T, E>(p, scratch, mine, mine + 3 * p.shape.heads * kGroup, begin, first).run();
+    }
+    __syncthreads();
+    const int64_t groups = divide_up(end - begin, kGroup) - first_of_block;
+    const int size = p.shape.heads * padded, active = groups < warps ? int(groups) : warps;
+    for (int i = threadIdx.x; i < size; i += blockDim.x) {
+        T sum = 0;
+        for (int w = 0; w < active; ++w)
+            sum += shared[w * room + 3 * p.shape.heads * kGroup + i];
+        scratch.logit_partials[int64_t(blockIdx.x) * size + i] = sum;
+    }
+}
+
+} // namespace
+} // namespace sitenet::cuda

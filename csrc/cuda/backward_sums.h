@@ -1,0 +1,114 @@
+// The sums of the attention block's backward, each in one fixed order (attention_backward.cu).
+#pragma once
+
+#include "backward_scratch.h"
+
+namespace sitenet::cuda {
+namespace {
+
+// First of list[begin, end), ascending, that is not below `value`.
+__device__ inline int64_t lower_bound(const int64_t *list, int64_t begin, int64_t end,
+                                      int64_t value) {
+    while (begin < end) {
+        const int64_t middle = begin + (end - begin) / 2;
+        if (list[middle] < value)
+            begin = middle + 1;
+        else
+            end = middle;
+    }
+    return begin;
+}
+
+// grid: rows of grad_site_i, then of grad_site_j; 128 columns. The block's warps share the pairs.
+template <class T, class E>
+__global__ void __launch_bounds__(kBlockWarps *kWarp)
+    sum_sites_kernel(AttentionBackward<T, E> p, BackwardScratch<T, E> scratch, PairsOfSites by_site,
+                     int64_t begin, int64_t end) {
+    DYNAMIC_SHARED(T, shared); // (warps, lanes, 4)
+    const Columns &columns = scratch.packed.columns;
+    const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, padded = columns.padded();
+    const int column = 4 * (blockIdx.y * kWarp + lane);
+    const bool of_j = int(blockIdx.x) >= p.shape.rows;
+    const int row = of_j ? blockIdx.x - p.shape.rows : blockIdx.x;
+    const int64_t *list = by_site.pairs_of_site;
+    int64_t from, to;
+    if (of_j) {
+        from = by_site.offsets_of_site[row];
+        to = by_site.offsets_of_site[row + 1];
+        from = lower_bound(list, from, to, begin);
+        to = lower_bound(list, from, to, end);
+    } else {
+        from = p.offsets[row] > begin ? p.offsets[row] : begin;
+        to = p.offsets[row + 1] < end ? p.offsets[row + 1] : end;
+    }
+    if (from >= to && begin > 0)
+        return;
+    T sum[4] = {};
+    if (column < padded)
+        for (int64_t i = from + warp; i < to; i += kBlockWarps) {
+            const int64_t pair = (of_j ? list[i] : i) - begin;
+            const Four<E> x = load4(scratch.dz + pair * padded + column);
+#pragma unroll
+            for (int j = 0; j < 4; ++j)
+                sum[j] += number(x.v[j]);
+        }
+    store4(shared + 4 * threadIdx.x, sum);
+    __syncthreads();
+    T *out = (of_j ? p.grad_site_j : p.grad_site_i) + int64_t(row) * columns.num_dense;
+    for (int i = threadIdx.x; i < 4 * kWarp; i += blockDim.x) {
+        const int c = 4 * kWarp * blockIdx.y + i, dense = c < padded ? columns.dense_of(c) : -1;
+        if (dense < 0)
+            continue;
+        T total = begin > 0 ? out[dense] : T(0);
+        for (int w = 0; w < kBlockWarps; ++w)
+            total += shared[4 * kWarp * w + i];
+        out[dense] = total;
+    }
+}
+
+// to[i] (+)= the sum over `count` parts of from[part * size + i]; a block takes 32 i, its warps
+// share the parts. out_of(i): where i goes, or -1.
+template <class T, class F>
+__device__ void sum_partials(const T *from, int64_t count, int64_t size, bool accumulate, T *shared,
+                             T *to, F out_of) {
+    const int warps = blockDim.x / kWarp, warp = threadIdx.x / kWarp;
+    const int64_t i = int64_t(blockIdx.x) * kWarp + threadIdx.x % kWarp;
+    T sum = 0;
+    for (int64_t part = warp; i < size && part < count; part += warps)
+        sum += from[part * size + i];
+    shared[threadIdx.x] = sum;
+    __syncthreads();
+    const int64_t out = warp == 0 && i < size ? out_of(i) : -1;
+    if (out < 0)
+        return;
+    sum = accumulate ? to[out] : T(0);
+    for (int w = 0; w < warps; ++w)
+        sum += shared[w * kWarp + threadIdx.x];
+    to[out] = sum;
+}
+
+template <class T>
+__global__ void sum_weight_kernel(const T *__restrict__ partials, int64_t count, Columns columns,
+                                  int width, int padded_width, bool accumulate,
+                                  T *__restrict__ grad_weight) {
+    DYNAMIC_SHARED(T, shared);
+    const int64_t size = int64_t(columns.padded()) * padded_width;
+    sum_partials(partials, count, size, accumulate, shared, grad_weight, [&](int64_t i) -> int64_t {
+        const int dense = columns.dense_of(int(i / padded_width)), k = int(i % padded_width);
+        return dense < 0 || k >= width ? -1 : int64_t(dense) * width + k;
+    });
+}
+
+template <class T>
+__global__ void sum_logit_weight_kernel(const T *__restrict__ partials, int64_t count, int heads,
+                                        int hidden, int padded, bool accumulate,
+                                        T *__restrict__ grad_logit_weight) {
+    DYNAMIC_SHARED(T, shared);
+    sum_partials(partials, count, int64_t(heads) * padded, accumulate, shared, grad_logit_weight,
+                 [&](int64_t i) -> int64_t {
+                     return i % padded < hidden ? i / padded * hidden + i % padded : -1;
+                 });
+}
+
+} // namespace
+} // namespace sitenet::cuda
