@@ -15,7 +15,7 @@ from conftest import ROOT, SHARED
 import sitenet
 
 TRIES = int(os.environ.get("SITENET_FUZZ", 1500))
-SECONDS = float(os.environ.get("SITENET_FUZZ_SECONDS", 12))
+SECONDS = float(os.environ.get("SITENET_FUZZ_SECONDS", 8))
 SEED = int(os.environ.get("SITENET_FUZZ_SEED", 0))
 HARD = Path(os.environ.get("SITENET_HARD_CIFS", SHARED / "data" / "hard_cifs"))
 LIMITS = sitenet.Limits(sites=3000)
