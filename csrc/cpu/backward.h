@@ -24,7 +24,8 @@ template <class T> struct Sums {
 };
 
 // grad_y by row, head and (padded) attention feature, and per row and head its sum and its product
-// with y.
+// with y. The product adds up in the order of a pair's with n: where a row has one pair alone they
+// are equal to the bit, and the gradient of its logit is 0.
 template <class T> struct RowGradients {
     int stride; // of a row of grad_y
     Buffer<T> grad_y, sum, dot;
@@ -33,20 +34,28 @@ template <class T> struct RowGradients {
         : stride(s.heads * vectors * kLanes<T>), grad_y(size_t(s.rows) * stride),
           sum(size_t(s.rows) * s.heads), dot(size_t(s.rows) * s.heads) {
         const int heads = s.heads, padded = vectors * kLanes<T>;
-#pragma omp parallel for num_threads(threads) if (threads > 1)
-        for (int r = 0; r < s.rows; ++r)
-            for (int h = 0; h < heads; ++h) {
-                T *to = grad_y.get() + size_t(r) * stride + h * padded;
-                T total = 0, product = 0;
-                for (int a = 0; a < s.attention; ++a) {
-                    const size_t at = (size_t(r) * s.attention + a) * heads + h;
-                    to[a] = grad[at];
-                    total += grad[at];
-                    product += grad[at] * y[at];
+#pragma omp parallel num_threads(threads) if (threads > 1)
+        {
+            Buffer<T> of_head(padded);
+            T *values = of_head.get();
+#pragma omp for schedule(static)
+            for (int r = 0; r < s.rows; ++r)
+                for (int h = 0; h < heads; ++h) {
+                    T *to = grad_y.get() + size_t(r) * stride + h * padded;
+                    T total = 0;
+                    for (int a = 0; a < s.attention; ++a) {
+                        const size_t at = (size_t(r) * s.attention + a) * heads + h;
+                        to[a] = grad[at];
+                        values[a] = y[at];
+                        total += grad[at];
+                    }
+                    Vec<T> product{};
+                    for (int a = 0; a < padded; a += kLanes<T>)
+                        product += load(to + a) * load(values + a);
+                    sum.get()[size_t(r) * heads + h] = total;
+                    dot.get()[size_t(r) * heads + h] = sum_lanes<T>(product);
                 }
-                sum.get()[size_t(r) * heads + h] = total;
-                dot.get()[size_t(r) * heads + h] = product;
-            }
+        }
     }
 };
 
@@ -56,8 +65,8 @@ template <class T, class E> class BackwardRows {
                  const Weights<T, E> &weights, const LogitWeights<T> &logit_weights,
                  const RowGradients<T> &rows, const T *site_i, const T *site_j)
         : p(p), s(p.shape), columns(columns), weights(weights), logit_weights(logit_weights),
-          rows(rows), site_i(site_i), site_j(site_j), packed(columns.num_packed), heads(s.heads),
-          norms(s, columns, logit_weights), m(size_t(kTile) * packed), d(size_t(kTile) * packed),
+          rows(rows), site_i(site_i), site_j(site_j), packed(columns.padded), heads(s.heads),
+          norms(s, columns, logit_weights), m(columns.tile_size()), d(columns.tile_size()),
           attended(size_t(heads) * kTile), row_sum(size_t(heads) * kTile),
           row_dot(size_t(heads) * kTile), along(size_t(heads) * kTile * lanes),
           grad_out(size_t(kTile) * columns.vectors[2] * lanes),
@@ -116,18 +125,18 @@ template <class T, class E> class BackwardRows {
     TileNorms<T> norms;
     Buffer<T> m, d;                       // (kTile, packed): activation; its derivative, then dz
     Buffer<T> attended, row_sum, row_dot; // (heads, kTile): softmax; sum and dot of RowGradients
-    Buffer<T> along;              // (heads, kTile, lanes): grad_y (m - mean), still to be added up
-    Buffer<T> grad_out;           // (kTile, padded interaction): grad_e_out
+    Buffer<T> along;                      // (heads, kTile, lanes): grad_y n, still to be added up
+    Buffer<T> grad_out;                   // (kTile, padded interaction): grad_e_out
     Buffer<T> out_sum, out_along; // (kTile, lanes): its sum, and with m - mean, to be added up
     Buffer<T> factor[2];          // (heads, kTile): rstd c_h of hidden and attention columns
     alignas(64) T shift[3][kTile], slope[3][kTile]; // of interaction columns shift / rstd
-    Buffer<T> site_i_sum; // (packed): grad_site_i of the current row
+    Buffer<T> site_i_sum;                           // (packed): grad_site_i of the current row
     Buffer<T> scratch;
     TileGradient<T, E> tile_gradient;
     int current = 0;
 
     const T *column(const Buffer<T> &x, int g, int t) const {
-        return x.get() + size_t(t) * packed + columns.packed[g];
+        return x.get() + size_t(t) * packed + columns.first[g];
     }
     const T *grad_y_of(int row) const { return rows.grad_y.get() + size_t(row) * rows.stride; }
 
@@ -153,11 +162,11 @@ template <class T, class E> class BackwardRows {
         const int av = columns.vectors[1];
         for (int t = 0; t < tile.count; ++t) {
             const T *x = column(m, 1, t), *u = grad_y_of(tile.row[t]);
-            const T mean = norms.mean[1][t];
+            const T mean = norms.mean[1][t], rstd = norms.rstd[1][t];
             for (int h = 0; h < heads; ++h) {
                 Vec<T> sum{};
                 for (int v = 0; v < av; ++v)
-                    sum += load(u + (h * av + v) * lanes) * (load(x + v * lanes) - mean);
+                    sum += load(u + (h * av + v) * lanes) * ((load(x + v * lanes) - mean) * rstd);
                 store(along.get() + (h * kTile + t) * lanes, sum);
             }
         }
@@ -197,7 +206,7 @@ template <class T, class E> class BackwardRows {
         for (int h = 0; h < heads; ++h) {
             const int at = h * kTile + t;
             const Vec<T> weight = load(attended.get() + at);
-            const Vec<T> y = added_up(along, at) * rstd[1];
+            const Vec<T> y = added_up(along, at);
             mean[1] += weight * load(row_sum.get() + at);
             dot[1] += weight * y;
             const Vec<T> grad = weight * (y - load(row_dot.get() + at));
@@ -217,6 +226,13 @@ template <class T, class E> class BackwardRows {
         }
     }
 
+    // Multiplies columns of a group, leaving others alone.
+    void multiply_columns(T *z, Vec<T> y, int g, bool last) const {
+        if (last)
+            y = y * columns.last[g] + (1 - columns.last[g]);
+        store(z, y * load(z));
+    }
+
     // dz of NP pairs and a group, where factors of head h stand at c + h * kTile and u_h at
     // u + h * stride.
     template <int NH, int NP>
@@ -232,8 +248,8 @@ template <class T, class E> class BackwardRows {
                 factors[r][h] = splat(c[h * kTile + t + r]);
         }
         const T *x = column(m, g, t);
-        T *z = d.get() + size_t(t) * packed + columns.packed[g];
-        for (int v = 0; v < columns.vectors[g]; ++v) {
+        T *z = d.get() + size_t(t) * packed + columns.first[g];
+        auto multiply = [&](int v, bool last) {
             Vec<T> uv[NH];
 #pragma GCC unroll 4
             for (int h = 0; h < NH; ++h)
@@ -245,20 +261,24 @@ template <class T, class E> class BackwardRows {
 #pragma GCC unroll 4
                 for (int h = 0; h < NH; ++h)
                     y += factors[r][h] * uv[h];
-                store(z + at, y * load(z + at));
+                multiply_columns(z + at, y, g, last);
             }
-        }
+        };
+        for (int v = 0; v < columns.vectors[g] - 1; ++v)
+            multiply(v, false);
+        multiply(columns.vectors[g] - 1, true);
     }
 
     // The same for any number of heads.
     void differentiate_heads(int g, int t, const T *u, int stride) {
         const T *x = column(m, g, t), *c = factor[g].get() + t;
-        T *z = d.get() + size_t(t) * packed + columns.packed[g];
-        for (int v = 0; v < columns.vectors[g] * lanes; v += lanes) {
+        T *z = d.get() + size_t(t) * packed + columns.first[g];
+        const int last = (columns.vectors[g] - 1) * lanes;
+        for (int v = 0; v <= last; v += lanes) {
             Vec<T> y = shift[g][t] + slope[g][t] * (load(x + v) - norms.mean[g][t]);
             for (int h = 0; h < heads; ++h)
                 y += c[h * kTile] * load(u + h * stride + v);
-            store(z + v, y * load(z + v));
+            multiply_columns(z + v, y, g, v == last);
         }
     }
 
@@ -286,12 +306,13 @@ template <class T, class E> class BackwardRows {
     void differentiate_interaction(int t) {
         const T *x = column(m, 2, t);
         const T *g = grad_out.get() + size_t(t) * columns.vectors[2] * lanes;
-        T *z = d.get() + size_t(t) * packed + columns.packed[2];
+        T *z = d.get() + size_t(t) * packed + columns.first[2];
         const Vec<T> mean = splat(norms.mean[2][t]), rstd = splat(norms.rstd[2][t]);
         const Vec<T> up = splat(shift[2][t]), along_m = splat(slope[2][t]);
-        for (int v = 0; v < columns.vectors[2] * lanes; v += lanes) {
+        const int last = (columns.vectors[2] - 1) * lanes;
+        for (int v = 0; v <= last; v += lanes) {
             const Vec<T> y = rstd * (load(g + v) + up) + along_m * (load(x + v) - mean);
-            store(z + v, y * load(z + v));
+            multiply_columns(z + v, y, 2, v == last);
         }
     }
 
@@ -314,11 +335,11 @@ template <class T, class E> class BackwardRows {
             const int site = tile.site[t];
             Vec<T> sum[NV] = {};
             for (; t < b && tile.site[t] == site; ++t)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
                 for (int v = 0; v < NV; ++v)
                     sum[v] += load(d.get() + size_t(t) * packed + column + v * lanes);
             T *to = sums.site_j.get() + size_t(site - sums.first_site) * packed + column;
-#pragma GCC unroll 4
+#pragma GCC unroll 8
             for (int v = 0; v < NV; ++v) {
                 row[v] += sum[v];
                 store(to + v * lanes, load(to + v * lanes) + sum[v]);
@@ -331,7 +352,8 @@ template <class T, class E> class BackwardRows {
 
     void finish_until(int row) { // rows before `row` are complete
         for (; current < row; ++current) {
-            columns.unpack(site_i_sum.get(), p.grad_site_i + size_t(current) * columns.num_dense);
+            std::copy_n(site_i_sum.get(), columns.count,
+                        p.grad_site_i + size_t(current) * columns.count);
             std::fill_n(site_i_sum.get(), packed, T(0));
         }
     }
@@ -351,7 +373,7 @@ template <class T, class E> class BackwardRows {
         Vec<T> sum[NH][NV] = {};
         const T *c = factor[0].get() + h0 * kTile, *x = m.get() + v0 * lanes;
         for (int t = 0; t < count; ++t)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
             for (int v = 0; v < NV; ++v) {
                 const Vec<T> y = load(x + size_t(t) * packed + v * lanes) - norms.mean[0][t];
 #pragma GCC unroll 4
@@ -371,7 +393,7 @@ template <class T, class E>
 void add_up(const std::vector<Sums<T>> &sums, const AttentionBackward<T, E> &p,
             const Columns<T> &columns, int threads) {
     const AttentionShape &s = p.shape;
-    const int packed = columns.num_packed;
+    const int packed = columns.padded;
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
         std::vector<T> row(packed);
@@ -384,14 +406,14 @@ void add_up(const std::vector<Sums<T>> &sums, const AttentionBackward<T, E> &p,
                     for (int c = 0; c < packed; ++c)
                         row[c] += from[c];
                 }
-            columns.unpack(row.data(), p.grad_site_j + size_t(j) * columns.num_dense);
+            std::copy_n(row.data(), columns.count, p.grad_site_j + size_t(j) * columns.count);
         }
     }
-    for (int c = 0; c < columns.num_dense; ++c)
+    for (int c = 0; c < columns.count; ++c)
         for (int k = 0; k < s.width; ++k) {
             T total = 0;
             for (const Sums<T> &sum : sums)
-                total += sum.weight.get()[size_t(k) * packed + columns.packed_of(c)];
+                total += sum.weight.get()[size_t(k) * packed + c];
             p.grad_weight[size_t(c) * s.width + k] = total;
         }
     for (int h = 0; h < s.heads; ++h)

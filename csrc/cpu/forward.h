@@ -69,9 +69,9 @@ template <class T, class E> class ForwardRows {
                 const Weights<T, E> &weights, const LogitWeights<T> &logit_weights, const T *site_i,
                 const T *site_j)
         : p(p), s(p.shape), columns(columns), weights(weights), site_i(site_i), site_j(site_j),
-          packed(columns.num_packed), heads(s.heads), norms(s, columns, logit_weights),
-          m(size_t(kTile) * packed), attended(size_t(heads) * kRow),
-          row(columns.vectors[2] * lanes), softmax(heads, columns.vectors[1] * lanes) {}
+          packed(columns.padded), heads(s.heads), norms(s, columns, logit_weights),
+          m(columns.tile_size()), attended(size_t(heads) * kRow), row(columns.vectors[2] * lanes),
+          softmax(heads, columns.vectors[1] * lanes) {}
 
     void run(int first_row, int last_row) {
         Walk<T, E> walk(s, p.e, p.offsets, p.sites_of_pair, site_i, site_j, packed, first_row);
@@ -128,7 +128,7 @@ template <class T, class E> class ForwardRows {
 
     void write_interaction(int count, int64_t first) {
         for (int t = 0; t < count; ++t) {
-            const T *x = m.get() + size_t(t) * packed + columns.packed[2];
+            const T *x = m.get() + size_t(t) * packed + columns.first[2];
             const T mean = norms.mean[2][t], rstd = norms.rstd[2][t];
             for (int v = 0; v < columns.vectors[2]; ++v)
                 store(row.get() + v * lanes, (load(x + v * lanes) - mean) * rstd);
@@ -173,7 +173,7 @@ template <class T, class E> class ForwardRows {
 
     template <int NH, int NV> void add_weighted(int a, int b, int h0, int v0) {
         T *to = softmax.weighted.get() + (h0 * columns.vectors[1] + v0) * lanes;
-        const T *x = m.get() + columns.packed[1] + v0 * lanes, *w = attended.get() + h0 * kRow;
+        const T *x = m.get() + columns.first[1] + v0 * lanes, *w = attended.get() + h0 * kRow;
         const size_t stride = columns.vectors[1] * lanes;
         Vec<T> sum[NH][NV];
         for (int h = 0; h < NH; ++h)

@@ -11,14 +11,6 @@
 namespace sitenet::SITENET_LEVEL {
 namespace {
 
-// 1 in the lanes before n, 0 in the others.
-template <class T> inline Vec<T> first_lanes(int n) {
-    T x[kLanes<T>];
-    for (int i = 0; i < kLanes<T>; ++i)
-        x[i] = i < n;
-    return load(x);
-}
-
 // Sums of x = m - m[0] over the columns of a group, of kLanes pairs: partial[0] has x, partial[1]
 // its squares, partial[2 + h] its products with row h of w, one vector a pair still to be added up.
 template <class T, int NH>
@@ -96,22 +88,21 @@ template <class T> class TileNorms {
         for (int g = 0; g < 3; ++g) {
             std::fill_n(mean[g], kTile, T(0));
             std::fill_n(rstd[g], kTile, T(1));
-            last_lanes[g] = first_lanes<T>(columns.size[g] - (columns.vectors[g] - 1) * lanes);
         }
     }
 
     void compute(const T *m, int count) {
         for (int t = 0; t < count; t += lanes) {
-            const T *tile = m + size_t(t) * columns.num_packed;
+            const T *tile = m + size_t(t) * columns.padded;
             attend(tile, t);
             for (int g = 1; shape.norm && g < 3; ++g)
                 if (columns.vectors[g]) {
                     Vec<T> partial[2][lanes];
-                    const T *x = tile + columns.packed[g];
-                    partial_sums<T, 0>(x, columns.num_packed, columns.vectors[g], last_lanes[g],
+                    const T *x = tile + columns.first[g];
+                    partial_sums<T, 0>(x, columns.padded, columns.vectors[g], columns.last[g],
                                        nullptr, partial);
-                    normalise(partial, first_column(x, columns.num_packed), columns.size[g],
-                              shape.eps, mean[g] + t, rstd[g] + t);
+                    normalise(partial, first_column(x, columns.padded), columns.size[g], shape.eps,
+                              mean[g] + t, rstd[g] + t);
                 }
         }
     }
@@ -121,15 +112,14 @@ template <class T> class TileNorms {
     const AttentionShape &shape;
     const Columns<T> &columns;
     const LogitWeights<T> &weights;
-    Vec<T> last_lanes[3];
 
     void attend(const T *m, int t) {
-        const Vec<T> first = first_column(m, columns.num_packed);
+        const Vec<T> first = first_column(m, columns.padded);
         Vec<T> offset = -first;
         for (int h0 = 0; h0 < weights.heads; h0 += kMaxHeadsAtOnce)
             with_constant<kMaxHeadsAtOnce>(weights.heads - h0, [&](auto nh) {
                 Vec<T> partial[2 + nh][lanes];
-                partial_sums<T, nh>(m, columns.num_packed, columns.vectors[0], last_lanes[0],
+                partial_sums<T, nh>(m, columns.padded, columns.vectors[0], columns.last[0],
                                     weights.row(h0), partial);
                 if (shape.norm && h0 == 0)
                     offset = normalise(partial, first, columns.size[0], shape.eps, mean[0] + t,

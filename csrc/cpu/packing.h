@@ -12,7 +12,7 @@ namespace sitenet::SITENET_LEVEL {
 namespace {
 
 #if defined(__AVX512F__)
-constexpr int kTileRows = 6, kTileVectors = 4; // 24 of 32 registers are sums
+constexpr int kTileRows = 4, kTileVectors = 5; // 20 of 32 registers are sums
 #else
 constexpr int kTileRows = 4, kTileVectors = 2; // 8 of 16
 #endif
@@ -27,6 +27,9 @@ constexpr bool kBf16Products = true;
 constexpr bool kBf16Products = false;
 #endif
 template <class E> constexpr bool kUseBf16 = kBf16Products && std::is_same_v<E, uint16_t>;
+
+// A factor of a product as one step takes it: a number, or (bfloat16) two numbers in a 32-bit lane.
+template <class T, class E> using Factor = std::conditional_t<kUseBf16<E>, uint32_t, T>;
 
 inline int useful_threads(int threads, int64_t pairs) {
     return pairs > kParallelWork ? std::max(threads, 1) : 1;
@@ -61,108 +64,88 @@ template <class T> class Buffer {
     size_t size_ = 0;
 };
 
-// The three groups of columns, dense (as in the tensors) and packed (padded to whole vectors).
-template <class T> struct Columns {
-    static constexpr int kLane = kLanes<T>;
-    int size[3], dense[3], packed[3], vectors[3];
-    int num_dense, num_packed;
+// 1 in the lanes before n, 0 in the others.
+template <class T> inline Vec<T> first_lanes(int n) {
+    T x[kLanes<T>];
+    for (int i = 0; i < kLanes<T>; ++i)
+        x[i] = i < n;
+    return load(x);
+}
 
-    Columns(int hidden, int attention, int interaction) : size{hidden, attention, interaction} {
-        num_dense = num_packed = 0;
+// The three groups of columns, side by side; only the last one is padded to whole vectors. So a
+// group's last vector may reach into the next group, or the next row: `last` is 1 in the lanes that
+// belong to it and 0 in the others.
+template <class T> struct Columns {
+    static constexpr int lanes = kLanes<T>;
+    int size[3], first[3], vectors[3];
+    Vec<T> last[3];
+    int count, padded;
+
+    Columns(int hidden, int attention, int interaction)
+        : size{hidden, attention, interaction}, first{0, hidden, hidden + attention},
+          count(hidden + attention + interaction), padded(round_up(count, lanes)) {
         for (int g = 0; g < 3; ++g) {
-            dense[g] = num_dense;
-            packed[g] = num_packed;
-            vectors[g] = round_up(size[g], kLane) / kLane;
-            num_dense += size[g];
-            num_packed += vectors[g] * kLane;
+            vectors[g] = round_up(size[g], lanes) / lanes;
+            last[g] = first_lanes<T>(size[g] - (vectors[g] - 1) * lanes);
         }
     }
-    int num_vectors() const { return num_packed / kLane; }
-    void pack(const T *from, T *to) const {
-        for (int g = 0; g < 3; ++g)
-            std::copy_n(from + dense[g], size[g], to + packed[g]);
-    }
-    void unpack(const T *from, T *to) const {
-        for (int g = 0; g < 3; ++g)
-            std::copy_n(from + packed[g], size[g], to + dense[g]);
-    }
-    int packed_of(int c) const {
-        const int g = c < dense[1] ? 0 : c < dense[2] ? 1 : 2;
-        return packed[g] + c - dense[g];
-    }
+    int num_vectors() const { return padded / lanes; }
+    // Numbers of a tile, whose last vector may reach beyond it.
+    size_t tile_size() const { return size_t(kTile) * padded + lanes; }
 };
 
 template <class T>
 Buffer<T> pack_rows(const T *x, int rows, const Columns<T> &columns, int threads) {
-    Buffer<T> packed(size_t(rows) * columns.num_packed);
+    Buffer<T> packed(size_t(rows) * columns.padded);
     T *to = packed.get();
 #pragma omp parallel for num_threads(threads) if (threads > 1)
     for (int r = 0; r < rows; ++r)
-        columns.pack(x + size_t(r) * columns.num_dense, to + size_t(r) * columns.num_packed);
+        std::copy_n(x + size_t(r) * columns.count, columns.count, to + size_t(r) * columns.padded);
     return packed;
 }
 
-// Products. `Weights` holds W packed for the three products of a tile.
+// W packed for the products of a tile.
 //   columns_of_k: per block of kTileVectors vectors of columns, (k, columns of the block): for W e
-//   k_of_column:  (packed columns, padded width): for dz W
+//   k_of_column:  (columns, padded width): for dz W, only if backward
 // In bfloat16 two consecutive k (or columns) stand side by side in each 32-bit lane.
-
 template <class T, class E> struct Weights {
-    int width, padded_width, num_vectors, num_packed;
-    Buffer<T> columns_of_k, k_of_column;
-    Buffer<uint32_t> columns_of_k_pairs, k_of_column_pairs;
+    int width, padded_width, num_vectors, num_columns;
+    int steps; // of W e
+    Buffer<Factor<T, E>> columns_of_k, k_of_column;
 
     Weights(const T *w, int width, const Columns<T> &columns, bool backward)
         : width(width), padded_width(round_up(width, kLanes<T>)),
-          num_vectors(columns.num_vectors()), num_packed(columns.num_packed) {
-        auto at = [&](int c, int k) {
-            const T x = k < width ? w[size_t(c) * width + k] : T(0);
-            if constexpr (std::is_same_v<E, uint16_t>)
-                return T(from_bf16(to_bf16(x)));
-            return x;
-        };
-        constexpr int lanes = kLanes<T>;
-        auto block_at = [&](int pc, int k, int steps) { // index of packed column pc, step k
-            const int v = pc / lanes, b = v / kTileVectors;
-            const int in_block = std::min(kTileVectors, num_vectors - b * kTileVectors);
-            return (size_t(b) * kTileVectors * steps + size_t(k) * in_block + v % kTileVectors) *
-                       lanes +
-                   pc % lanes;
-        };
-        if constexpr (kUseBf16<E>) {
-            const int steps = (width + 1) / 2;
-            auto pair = [](T low, T high) {
-                return uint32_t(to_bf16(low)) | uint32_t(to_bf16(high)) << 16;
-            };
-            columns_of_k_pairs.resize(size_t(num_packed) * steps);
-            for (int c = 0; c < columns.num_dense; ++c)
-                for (int k = 0; k < steps; ++k)
-                    columns_of_k_pairs.get()[block_at(columns.packed_of(c), k, steps)] =
-                        pair(at(c, 2 * k), at(c, 2 * k + 1));
-            if (!backward)
-                return;
-            Buffer<T> rows(size_t(num_packed) * padded_width);
-            for (int c = 0; c < columns.num_dense; ++c)
-                for (int k = 0; k < width; ++k)
-                    rows.get()[size_t(columns.packed_of(c)) * padded_width + k] = at(c, k);
-            k_of_column_pairs.resize(size_t(num_packed) / 2 * padded_width);
-            for (int c = 0; c < num_packed; c += 2)
-                for (int k = 0; k < padded_width; ++k)
-                    k_of_column_pairs.get()[size_t(c) / 2 * padded_width + k] =
-                        pair(rows.get()[size_t(c) * padded_width + k],
-                             rows.get()[size_t(c + 1) * padded_width + k]);
-        } else {
-            columns_of_k.resize(size_t(num_packed) * width);
-            for (int c = 0; c < columns.num_dense; ++c)
-                for (int k = 0; k < width; ++k)
-                    columns_of_k.get()[block_at(columns.packed_of(c), k, width)] = at(c, k);
-            if (!backward)
-                return;
-            k_of_column.resize(size_t(num_packed) * padded_width);
-            for (int c = 0; c < columns.num_dense; ++c)
-                for (int k = 0; k < width; ++k)
-                    k_of_column.get()[size_t(columns.packed_of(c)) * padded_width + k] = at(c, k);
-        }
+          num_vectors(columns.num_vectors()), num_columns(columns.padded),
+          steps(kUseBf16<E> ? (width + 1) / 2 : width), columns_of_k(size_t(num_columns) * steps),
+          k_of_column(backward ? size_t(num_columns) * padded_width / kPerLane : 0) {
+        Buffer<T> padded(size_t(num_columns) * padded_width);
+        for (int c = 0; c < columns.count; ++c)
+            std::copy_n(w + size_t(c) * width, width, padded.get() + size_t(c) * padded_width);
+        if constexpr (std::is_same_v<E, uint16_t>)
+            for (size_t i = 0; i < padded.size(); ++i)
+                padded.get()[i] = from_bf16(to_bf16(padded.get()[i]));
+
+        constexpr int block = kTileVectors * kLanes<T>;
+        const T *x = padded.get();
+        Factor<T, E> *to = columns_of_k.get();
+        for (int c0 = 0; c0 < num_columns; c0 += block)
+            for (int k = 0; k < steps; ++k)
+                for (int c = c0; c < std::min(c0 + block, num_columns); ++c)
+                    *to++ = factor(x + size_t(c) * padded_width + k * kPerLane, 1);
+        to = k_of_column.get();
+        for (int c = 0; backward && c < num_columns; c += kPerLane)
+            for (int k = 0; k < padded_width; ++k)
+                *to++ = factor(x + size_t(c) * padded_width + k, padded_width);
+    }
+
+  private:
+    static constexpr int kPerLane = kUseBf16<E> ? 2 : 1;
+    // What stands at x, in bfloat16 together with the number `next` further.
+    static Factor<T, E> factor(const T *x, int next) {
+        if constexpr (kUseBf16<E>)
+            return uint32_t(to_bf16(x[0])) | uint32_t(to_bf16(x[next])) << 16;
+        else
+            return *x;
     }
 };
 

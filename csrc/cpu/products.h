@@ -33,22 +33,17 @@ template <class F> inline F factor_at(const F *p) {
 }
 
 // m (and its derivative d, if Backward) for kTileRows pairs and NV vectors of columns from
-// `column`.
+// `column`. The site terms come last: their loads then overlap with the products.
 template <class T, class E, int NV, bool Backward>
 inline void products_block(const Tile<T, E> &tile, int t0, const Factor<T, E> *w, int steps,
                            int column, int stride, int activation, T *m, T *d) {
     using F = Factor<T, E>;
     constexpr int lanes = kLanes<T>;
-    Vec<T> sum[kTileRows][NV];
+    Vec<T> sum[kTileRows][NV] = {};
     const F *e[kTileRows];
 #pragma GCC unroll 8
-    for (int r = 0; r < kTileRows; ++r) {
+    for (int r = 0; r < kTileRows; ++r)
         e[r] = tile.e[t0 + r];
-#pragma GCC unroll 8
-        for (int v = 0; v < NV; ++v)
-            sum[r][v] = load(tile.base_i[t0 + r] + column + v * lanes) +
-                        load(tile.base_j[t0 + r] + column + v * lanes);
-    }
     for (int k = 0; k < steps; ++k) {
         Vec<F> wk[NV];
 #pragma GCC unroll 8
@@ -64,11 +59,13 @@ inline void products_block(const Tile<T, E> &tile, int t0, const Factor<T, E> *w
     }
     auto finish = [&](auto function) {
 #pragma GCC unroll 8
-        for (int r = 0; r < kTileRows; ++r)
+        for (int r = 0; r < kTileRows; ++r) {
+            const T *site_i = tile.base_i[t0 + r] + column, *site_j = tile.base_j[t0 + r] + column;
 #pragma GCC unroll 8
             for (int v = 0; v < NV; ++v) {
                 const size_t at = size_t(t0 + r) * stride + column + v * lanes;
-                const auto a = function(sum[r][v]);
+                const auto a =
+                    function(sum[r][v] + (load(site_i + v * lanes) + load(site_j + v * lanes)));
                 if constexpr (Backward) {
                     store(m + at, a.value);
                     store(d + at, a.derivative);
@@ -76,6 +73,7 @@ inline void products_block(const Tile<T, E> &tile, int t0, const Factor<T, E> *w
                     store(m + at, a);
                 }
             }
+        }
     };
     if constexpr (Backward)
         with_activation_parts<T, E>(activation, finish);
@@ -86,19 +84,13 @@ inline void products_block(const Tile<T, E> &tile, int t0, const Factor<T, E> *w
 template <class T, class E, bool Backward>
 void products(const Tile<T, E> &tile, const Weights<T, E> &weights, int activation, T *m, T *d) {
     constexpr int lanes = kLanes<T>;
-    const Factor<T, E> *w;
-    int steps = weights.width;
-    if constexpr (kUseBf16<E>) {
-        steps = (steps + 1) / 2;
-        w = weights.columns_of_k_pairs.get();
-    } else {
-        w = weights.columns_of_k.get();
-    }
+    const Factor<T, E> *w = weights.columns_of_k.get();
+    const int steps = weights.steps;
     for (int v0 = 0; v0 < weights.num_vectors; v0 += kTileVectors)
         with_constant<kTileVectors>(weights.num_vectors - v0, [&](auto nv) {
             for (int t0 = 0; t0 < tile.padded(); t0 += kTileRows)
                 products_block<T, E, nv, Backward>(tile, t0, w + size_t(v0) * steps * lanes, steps,
-                                                   v0 * lanes, weights.num_packed, activation, m,
+                                                   v0 * lanes, weights.num_columns, activation, m,
                                                    d);
         });
 }
@@ -138,9 +130,10 @@ template <class T, class E> struct TileGradient {
                 const float *d0 = d + size_t(2 * s) * packed, *d1 = d0 + packed;
                 uint16_t *to = rows.get() + size_t(2 * s) * packed;
                 for (int c = 0; c < packed; c += lanes) {
-                    const auto both = (__m512i)_mm512_cvtne2ps_pbh((__m512)load(d1 + c),
-                                                                   (__m512)load(d0 + c));
-                    _mm256_storeu_si256((__m256i *)(to + c), _mm512_maskz_extracti64x4_epi64(0xf, both, 0));
+                    const auto both =
+                        (__m512i)_mm512_cvtne2ps_pbh((__m512)load(d1 + c), (__m512)load(d0 + c));
+                    _mm256_storeu_si256((__m256i *)(to + c),
+                                        _mm512_maskz_extracti64x4_epi64(0xf, both, 0));
                     _mm256_storeu_si256((__m256i *)(to + packed + c),
                                         _mm512_maskz_extracti64x4_epi64(0xf, both, 1));
                     _mm512_storeu_si512(pairs.get() + size_t(s) * packed + c,
@@ -235,21 +228,15 @@ void tile_products(const TileGradient<T, E> &z, const Tile<T, E> &tile,
                    const Weights<T, E> &weights, T *weight_sums, T *scratch, E *grad_e) {
     using F = Factor<T, E>;
     constexpr int lanes = kLanes<T>;
-    const int packed = weights.num_packed, width = weights.width;
+    const int packed = weights.num_columns, width = weights.width;
     for (int v0 = 0; v0 < weights.num_vectors; v0 += kTileVectors)
         with_constant<kTileVectors>(weights.num_vectors - v0, [&](auto nv) {
             for (int k0 = 0; k0 < width; k0 += kTileRows)
                 weight_block<T, F, nv>(z.of_step, z.e_of_step, z.steps, k0, width, v0 * lanes,
                                        packed, weight_sums);
         });
-    const F *w;
-    int steps = packed;
-    if constexpr (kUseBf16<E>) {
-        w = weights.k_of_column_pairs.get();
-        steps /= 2;
-    } else {
-        w = weights.k_of_column.get();
-    }
+    const F *w = weights.k_of_column.get();
+    const int steps = kUseBf16<E> ? packed / 2 : packed;
     const int kv = weights.padded_width / lanes;
     for (int t0 = 0; t0 < tile.count; t0 += kGradRows) {
         for (int v0 = 0; v0 < kv; v0 += kGradVectors)

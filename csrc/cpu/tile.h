@@ -9,9 +9,6 @@
 namespace sitenet::SITENET_LEVEL {
 namespace {
 
-// A factor of a product as one step takes it: a number, or (bfloat16) two numbers in a 32-bit lane.
-template <class T, class E> using Factor = std::conditional_t<kUseBf16<E>, uint32_t, T>;
-
 // Pairs of a tile: kTile entries each, the tail repeating the last pair.
 template <class T, class E> struct Tile {
     using F = Factor<T, E>;
