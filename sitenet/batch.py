@@ -6,39 +6,35 @@ Under torchrun the processes share the crystals out, and the first one joins wha
 
 from __future__ import annotations
 
-import collections
 import hashlib
 import heapq
 import itertools
 import json
-import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sitenet.cache import pairs_of_dataset
 from sitenet.crystal import Crystal
-from sitenet.data import Dataset, LeftOut, Preparation, read, read_records
-from sitenet.evaluation import COVERAGE, Predictions, interval, number
+from sitenet.data import LeftOut, Preparation, read_records
+from sitenet.evaluation import COVERAGE, interval, number
 from sitenet.files import write_csv
 from sitenet.model import SiteNet
-from sitenet.pairs import find_pairs
-from sitenet.predict import from_store, most_pairs, outputs
+from sitenet.predict import Output, by_rows, from_store, most_pairs
 from sitenet.prepare import is_prepared, load_dataset
-from sitenet.processes import default_workers, in_order
+from sitenet.processes import barrier, default_workers, in_order, local_world, rank, world
 from sitenet.progress import Reporter
-from sitenet.records import Record
+from sitenet.records import Record, Source
 from sitenet.sources import open_source
-from sitenet.store import PairStore, columns_of, pair_options
+from sitenet.store import PairMaker, PairStore
 
 CHUNK = 32  # crystals that a process takes at a time
-SENT_PAIRS = (
-    1_000_000  # of a crystal, at most, for a process to send them; else it sends the crystal
-)
+SENT_PAIRS = 100_000  # of a crystal that may have more, a worker sends the crystal instead
+
+_Chunk = tuple[int, list[Record]]  # with its number
 
 
 @dataclass(eq=False)
@@ -85,21 +81,28 @@ def reason_class(reason: str) -> str:
 
 
 class _Worker:
-    """Records -> pairs; runs in other processes."""
+    """A numbered chunk of records -> its number and the pairs; for workers to receive."""
 
-    def __init__(self, how: Preparation, options: dict[str, Any]) -> None:
-        self.how, self.options = how, options
+    def __init__(self, how: Preparation, make: PairMaker) -> None:
+        self.how, self.make = how, make
 
-    def __call__(self, records: list[Record]) -> list[tuple[Record, Any]]:
+    def __call__(self, chunks: list[_Chunk]) -> tuple[int, list[tuple[Record, Any]]]:
+        ((number, records),) = chunks
         done: list[tuple[Record, Any]] = []
+        found: Any
         for record, found in read_records(records, self.how):
-            if isinstance(found, Crystal) and most_pairs(found, self.options) <= SENT_PAIRS:
-                try:
-                    found = columns_of(find_pairs(found, **self.options))
-                except ValueError as error:
-                    found = LeftOut(record.id, record.where, str(error))
+            if isinstance(found, Crystal) and most_pairs(found, self.make.options) <= SENT_PAIRS:
+                found = _made(record, found, self.make)
             done.append((record, found))
-        return done
+        return number, done
+
+
+def _made(record: Record, crystal: Crystal, make: Callable[[Crystal], Any]) -> Any:
+    """What is made of a record's crystal, or why it cannot be."""
+    try:
+        return make(crystal)
+    except ValueError as error:
+        return LeftOut(record.id, record.where, str(error))
 
 
 def predict_sources(
@@ -139,7 +142,8 @@ def predict_sources(
     """
     reporter = reporter or Reporter()
     job = _Job(model, coverage, Preparation(primitive, disorder), max_sites, merge)
-    total, records = _records(paths)
+    sources = list(map(_open, paths))
+    total, records = sum(map(len, sources)), itertools.chain.from_iterable(sources)
     if out is None:
         outcome = Outcome(job.header)
         with reporter.bar("predicting", total) as advance:
@@ -150,19 +154,17 @@ def predict_sources(
                         outcome.rows.append([row[0], *row[3:]])
                 advance(len(rows))
         return outcome
-    return _to_file(job, records, total, paths, Path(out), workers, reporter)
+    settings = job.settings("".join(source.fingerprint() for source in sources))
+    return _to_file(job, records, total, settings, Path(out), workers, reporter)
 
 
-def _records(paths: Sequence[str | Path]) -> tuple[int, Iterator[Record]]:
-    sources: list[Any] = []
-    for path in paths:
-        if is_prepared(path):
-            data = load_dataset(path)
-            found = zip(data.ids, data.crystals, strict=True)
-            sources.append([Record(i, f"{path} {i}", "crystal", c) for i, c in found])
-        else:
-            sources.append(open_source(path, ()))
-    return sum(map(len, sources)), itertools.chain.from_iterable(sources)
+def _open(path: str | Path) -> Source:
+    if not is_prepared(path):
+        return open_source(path, ())
+    data = load_dataset(path)
+    found = zip(data.ids, data.crystals, strict=True)
+    records = [Record(i, f"{path} {i}", "crystal", c) for i, c in found]
+    return Source(Path(path), records, ())
 
 
 class _Job:
@@ -176,8 +178,8 @@ class _Job:
         max_sites: int | None,
         merge: bool,
     ) -> None:
-        self.model, self.how, self.max_sites, self.merge = model, how, max_sites, merge
-        self.options = pair_options(model.config, max_sites, merge)
+        self.model, self.how = model, how
+        self.make = PairMaker(model.config, max_sites, merge)
         self.width = np.full(len(model.targets), np.inf)
         self.header = ["id"]
         if model.calibration is not None:
@@ -189,10 +191,10 @@ class _Job:
         if model.calibration is not None:
             self.header.append("like_training")
 
-    def settings(self, paths: Sequence[str | Path]) -> str:
+    def settings(self, fingerprint: str) -> str:
         """A hash of what fixes the rows."""
-        digest = hashlib.sha256(repr((self.options, self.how, self.header)).encode())
-        digest.update(repr([os.path.abspath(p) for p in paths]).encode())
+        digest = hashlib.sha256(repr((self.make.options, self.how, self.header)).encode())
+        digest.update(fingerprint.encode())
         digest.update(self.width.tobytes())
         for name, value in self.model.state_dict().items():
             digest.update(name.encode() + value.cpu().numpy().tobytes())
@@ -209,41 +211,34 @@ class _Job:
     ) -> Iterator[tuple[int, list[list[str]]]]:
         """The rows of chunk after chunk of this process, with the chunk's number, after ``skip``
         chunks of its own."""
-        mine = itertools.islice(_chunked(records), rank, None, world)
-        mine = itertools.islice(mine, skip, None)
-        numbers: collections.deque[int] = collections.deque()
-
-        def records_of(chunks: Iterable[tuple[int, list[Record]]]) -> Iterator[list[Record]]:
-            for k, chunk in chunks:
-                numbers.append(k)
-                yield chunk
-
-        workers = default_workers(total) if workers is None else workers
-        work = _Worker(self.how, self.options)
-        for found in in_order(_First(work), records_of(mine), workers, chunk=1):
-            yield numbers.popleft(), self._rows(found)
+        mine = itertools.islice(_chunked(records), rank + skip * world, None, world)
+        if workers is None:
+            workers = max(1, default_workers(total) // local_world())
+        for place, found in in_order(_Worker(self.how, self.make), mine, workers, chunk=1):
+            yield place, self._rows(found)
 
     def _rows(self, found: list[tuple[Record, Any]]) -> list[list[str]]:
         columns = [f for _, f in found if isinstance(f, dict)]
-        ready = iter(from_store(self.model, PairStore.of(columns)) if columns else ())
+        ready = iter(from_store(self.model, PairStore.of(columns)))
         rows = []
         for record, result in found:
             if isinstance(result, Crystal):  # too large to be sent
-                try:
-                    y, encoding = next(
-                        outputs(self.model, [result], self.max_sites, False, self.merge)
-                    )
-                except ValueError as error:
-                    result = LeftOut(record.id, record.where, str(error))
-            elif not isinstance(result, LeftOut):
-                y, encoding = next(ready)
-            if not isinstance(result, LeftOut) and not np.isfinite(y).all():
+                result = _made(record, result, self._large)
+            elif isinstance(result, dict):
+                result = next(ready)
+            if not isinstance(result, LeftOut) and not np.isfinite(result[0]).all():
                 result = LeftOut(record.id, record.where, "the prediction is not a number")
             if isinstance(result, LeftOut):
                 rows.append([record.id, record.where, result.reason])
             else:
-                rows.append([record.id, record.where, "", *self._cells(y, encoding)])
+                rows.append([record.id, record.where, "", *self._cells(*result)])
         return rows
+
+    def _large(self, crystal: Crystal) -> Output:
+        found = by_rows(self.model, crystal, self.make)
+        if found is None:
+            (found,) = from_store(self.model, PairStore.of([self.make(crystal)]))
+        return found
 
     def _cells(self, y: np.ndarray, encoding: np.ndarray) -> Iterator[str]:
         calibration = self.model.calibration
@@ -266,17 +261,7 @@ class _Job:
             outcome.left_out.append(LeftOut(*row[:3]))
 
 
-class _First:
-    """Applies a worker to the only chunk of a list of chunks."""
-
-    def __init__(self, work: _Worker) -> None:
-        self.work = work
-
-    def __call__(self, chunks: list[list[Record]]) -> list[tuple[Record, Any]]:
-        return self.work(chunks[0])
-
-
-def _chunked(records: Iterator[Record]) -> Iterator[tuple[int, list[Record]]]:
+def _chunked(records: Iterator[Record]) -> Iterator[_Chunk]:
     for k in itertools.count():
         chunk = list(itertools.islice(records, CHUNK))
         if not chunk:
@@ -288,22 +273,19 @@ def _to_file(
     job: _Job,
     records: Iterator[Record],
     total: int,
-    paths: Sequence[str | Path],
+    settings: str,
     out: Path,
     workers: int | None,
     reporter: Reporter,
 ) -> Outcome:
-    from sitenet.processes import barrier, rank, world
-
     out.parent.mkdir(parents=True, exist_ok=True)
-    settings = job.settings(paths)
     partial = _partial(out, rank(), world())
     done = _completed(partial, settings)
     with (
         reporter.bar("predicting", total) as advance,
         open(partial, "a", newline="", encoding="utf-8") as file,
     ):
-        if not done:
+        if not file.tell():
             file.write(json.dumps({"settings": settings}) + "\n")
         advance(min(done * CHUNK * world(), total))
         for k, rows in job.chunks(records, rank(), world(), total, workers, done):
@@ -314,7 +296,7 @@ def _to_file(
     barrier()
     outcome = Outcome(job.header, out=out)
     if rank() == 0:
-        _join(job, outcome, [_partial(out, r, world()) for r in range(world())])
+        _join(job, outcome, out, [_partial(out, r, world()) for r in range(world())])
     barrier()
     partial.unlink()
     return outcome
@@ -343,7 +325,7 @@ def _completed(partial: Path, settings: str) -> int:
     return count
 
 
-def _join(job: _Job, outcome: Outcome, partials: list[Path]) -> None:
+def _join(job: _Job, outcome: Outcome, out: Path, partials: list[Path]) -> None:
     """One ordered CSV of what the processes left, and one of what they left out."""
 
     def rows() -> Iterator[list[str]]:
@@ -357,68 +339,11 @@ def _join(job: _Job, outcome: Outcome, partials: list[Path]) -> None:
             if not row[2]:
                 yield [row[0], *row[3:]]
 
-    write_csv(outcome.out, job.header, predicted())
-    write_csv(_listed(outcome.out), ("id", "where", "reason"), (r[:3] for r in rows() if r[2]))
+    write_csv(out, job.header, predicted())
+    write_csv(_listed(out), ("id", "where", "reason"), (r[:3] for r in rows() if r[2]))
 
 
 def _lines(partial: Path) -> Iterator[list[Any]]:
     with open(partial, encoding="utf-8") as file:
         next(file)
         yield from map(json.loads, file)
-
-
-def evaluate_data(
-    model: SiteNet,
-    data: str | Path | Dataset,
-    targets: Sequence[str] | None = None,
-    primitive: bool = True,
-    disorder: str = "error",
-    workers: int | None = None,
-    reporter: Reporter | None = None,
-) -> tuple[Predictions, list[LeftOut]]:
-    """Predict crystals whose properties are known.
-
-    Args:
-        model: a SiteNet.
-        data: a source, a file of ``sitenet prepare``, or a Dataset.
-        targets: columns with the true values of the model's targets, in their order; None takes
-            those of the same names, or the only one.
-        primitive: as in ``predict``.
-        disorder: as in ``read_cif``.
-        workers: processes that read structures and find pairs; None chooses.
-        reporter: is told how far it is.
-
-    Returns:
-        The predictions (all in the split "all"), and what was left out.
-    """
-    reporter = reporter or Reporter()
-    names = [t.name for t in model.targets]
-    if not isinstance(data, Dataset):
-        if is_prepared(data):
-            data = load_dataset(data)
-        else:
-            source = _open_with(data, targets, names)
-            with reporter.bar("reading structures", len(source)) as advance:
-                data = read(source, Preparation(primitive, disorder), workers, advance)
-    if targets is None and set(names) <= set(data.names):
-        targets = names
-    data = data.with_targets(targets)
-    if len(data.names) != len(names):
-        raise ValueError(f"the model predicts {', '.join(names)}; got {', '.join(data.names)}")
-    with reporter.bar("finding pairs", len(data)) as advance:
-        data, store = pairs_of_dataset(data, model.config, workers, advance)
-    found = from_store(model, store)
-    values = np.array([f[0] for f in found]).reshape(len(found), len(names))
-    encodings = np.array([f[1] for f in found])
-    parts = {"all": np.arange(len(data))}
-    return Predictions.of(model, data, parts, values, encodings), data.left_out
-
-
-def _open_with(path: Any, targets: Sequence[str] | None, names: list[str]) -> Any:
-    """A source with the targets asked for; those of the model's names, or the only one."""
-    if targets is not None:
-        return open_source(path, targets)
-    try:
-        return open_source(path, names)
-    except ValueError:
-        return open_source(path)

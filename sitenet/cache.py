@@ -39,7 +39,7 @@ def pairs_of_dataset(
         ``left_out``), and the pairs of the others.
     """
     make = PairMaker(config)
-    folder = None if data.key is None or data.path is None else _folder(data, make)
+    folder = None if data.key is None or data.path is None else _folder(data, data.path, make)
     workers = default_workers(len(data)) if workers is None else workers
     if folder is None:
         found: list[Columns] = []
@@ -59,13 +59,13 @@ def pairs_of_dataset(
     return _without(data, bad), store
 
 
-def _folder(data: Dataset, make: PairMaker) -> Path:
+def _folder(data: Dataset, path: Path, make: PairMaker) -> Path:
     """Where the pairs of these crystals with these settings lie. How elements without a value are
     treated counts only where there are some."""
     unusable = make.unusable(np.concatenate([c.numbers for c in data.crystals]))
     content = f"{data.key} {sorted(make.options.items())} {unusable}"
     key = hashlib.sha256(content.encode()).hexdigest()[:16]
-    return data.path.with_name(f"{data.path.stem}.pairs") / key
+    return path.with_name(f"{path.stem}.pairs") / key
 
 
 @contextlib.contextmanager

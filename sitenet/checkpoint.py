@@ -103,15 +103,15 @@ def from_published(
     """
     from sitenet.model import SiteNet
 
-    where = "the state_dict"
-    if isinstance(state, (str, Path)):
-        where = str(state)
-        state = _read_torch_file(Path(state))
-    if isinstance(state.get("state_dict"), Mapping):
-        state = state["state_dict"]
+    where, content = "the state_dict", state
+    if isinstance(content, (str, Path)):
+        where = str(content)
+        content = _read_torch_file(Path(content))
+    if isinstance(content.get("state_dict"), Mapping):
+        content = content["state_dict"]
     model = SiteNet(load_config(config))
     names = {published_name(k): k for k in model.state_dict()}
-    _load_all(model, {names.get(k, k): v for k, v in state.items()}, where, published_name)
+    _load_all(model, {names.get(k, k): v for k, v in content.items()}, where, published_name)
     return model
 
 
@@ -133,7 +133,7 @@ def _read_torch_file(path: Path) -> Mapping[str, Any]:
             "If you trust its origin, load it with torch.load(weights_only=False) yourself and "
             'save its "state_dict" alone, which holds only tensors.'
         )
-    stand_ins = [
+    stand_ins: list[Any] = [
         (OrderedDict if name.endswith("AttributeDict") else _StandIn, name) for name in harmless
     ]
     try:
@@ -260,7 +260,7 @@ def load(name_or_path: str | Path) -> SiteNet:
     targets = [Target(**t) for t in header["targets"]]
     model = SiteNet(SiteNetConfig.from_dict(header["config"]), targets)
     tensors = safetensors.torch.load_file(path)
-    found = {
+    found: dict[str, Any] = {
         name.removeprefix(_CALIBRATION): tensors.pop(name).numpy()
         for name in list(tensors)
         if name.startswith(_CALIBRATION)

@@ -107,7 +107,7 @@ def _fields(cls: type) -> list[inspect.Parameter]:
             show_default=False,
             rich_help_panel=cls.__name__.removesuffix("Config") + " settings",
         )
-        annotation = Annotated[kind | None, option]
+        annotation: Any = Annotated[kind | None, option]  # type: ignore[valid-type]
         keyword = inspect.Parameter.KEYWORD_ONLY
         found.append(inspect.Parameter(f.name, keyword, default=None, annotation=annotation))
     return found

@@ -102,7 +102,8 @@ class Block(nn.Module):
         self.residual = config.residual
         self.renews = config.interaction == "renew"
         widths = (inputs, *config.hidden)
-        self.hidden = nn.ModuleList(map(layer, widths[:-1], widths[1:]))  # g^W
+        hidden = list(map(layer, widths[:-1], widths[1:]))
+        self.hidden: Any = nn.ModuleList(hidden)  # g^W
         self.logits = nn.Linear(config.hidden[-1], config.heads)
         self.attention = layer(inputs, config.site_dim)  # g^A
         if self.renews:
@@ -115,8 +116,8 @@ class Block(nn.Module):
             self.out = layer(self.sites, self.sites)  # g^S
         self.plain = config.k_softmax is not None or len(config.hidden) > 1
         self.logits.bias.requires_grad_(False)  # cancels in the softmax
-        if self.hidden[0].norm is not None and not self.plain:
-            self.hidden[0].norm.bias.requires_grad_(False)  # so does this
+        if hidden[0].norm is not None and not self.plain:
+            hidden[0].norm.bias.requires_grad_(False)  # so does this
 
     def forward(
         self,
@@ -296,6 +297,11 @@ class SiteNet(nn.Module):
         targets: what it predicts, one decoder output each.
     """
 
+    element_table: Tensor  # buffers
+    target_mean: Tensor
+    target_std: Tensor
+    is_class: Tensor
+
     def __init__(
         self, config: SiteNetConfig | None = None, targets: Sequence[Target] = (Target(),)
     ):
@@ -304,13 +310,13 @@ class SiteNet(nn.Module):
         sites = config.heads * config.site_dim
         layer = functools.partial(Layer, activation=config.activation, norm=config.norm)
         if config.max_norm:
-            self.embedding = Embedding(NUM_ELEMENTS, config.embedding)
+            self.embedding: Any = Embedding(NUM_ELEMENTS, config.embedding)
         else:  # rows with a norm near 1 to begin with
             self.embedding = nn.Embedding(NUM_ELEMENTS, config.embedding)
             nn.init.normal_(self.embedding.weight, std=config.embedding**-0.5)
         self.site_layer = layer(config.site_inputs, sites)
         self.pair_layer = layer(config.pair_inputs, config.heads * config.interaction_dim)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
+        self.blocks: Any = nn.ModuleList(Block(config) for _ in range(config.blocks))
         if config.residual:
             self.norm = norm_of(config.norm, sites)
         summarised = config.blocks if config.summary == "all" else 1
@@ -380,7 +386,7 @@ class SiteNet(nn.Module):
         features = pair_features(pairs, config.interaction_features, dtype)
         if not config.distance_basis:
             return features
-        basis = gaussians(pairs.distance.to(dtype), config.distance_basis, config.reach)
+        basis = gaussians(pairs.distance.to(dtype), config.distance_basis, config.reach or 0)
         return torch.cat([features, basis], 1)
 
     def encode(
@@ -431,7 +437,7 @@ class SiteNet(nn.Module):
             log_multiplicity = log_multiplicity.masked_fill(beyond, -torch.inf)
         if self.config.envelope:
             distance = pairs.distance.to(features.dtype)
-            log_multiplicity = log_multiplicity + log_envelope(distance, self.config.reach)
+            log_multiplicity = log_multiplicity + log_envelope(distance, self.config.reach or 0)
         return Rows(pairs.offsets, pairs.sites, log_multiplicity)
 
     def embed_sites(self, x: Tensor) -> Tensor:

@@ -135,7 +135,8 @@ class Pairs:
                 shifts[size] += getattr(p, size)
         if len(parts["sine_distance"]) not in (0, len(pairs)):
             raise ValueError("pairs must all have their sine_distance, or none of them")
-        return Pairs(**{name: torch.cat(values) for name, values in parts.items() if values})
+        joined: dict[str, Any] = {name: torch.cat(x) for name, x in parts.items() if x}
+        return Pairs(**joined)
 
     def mix(self, x: torch.Tensor, of_species: torch.Tensor | None) -> torch.Tensor:
         """Averages over the species of disordered sites; a vacancy counts as zero.
@@ -148,7 +149,7 @@ class Pairs:
         Returns:
             (rows, ...); x itself without disorder.
         """
-        if self.mixed_rows is None or of_species is None:
+        if self.mixed_rows is None or self.mixed_shares is None or of_species is None:
             return x
         shares = self.mixed_shares.to(x.dtype).view(-1, *[1] * (x.dim() - 1))
         return x.index_add(0, self.mixed_rows, shares * of_species)
@@ -246,7 +247,8 @@ class _Input:
     def _mixed(self, places: Places, first: np.ndarray) -> dict[str, np.ndarray]:
         """What Pairs holds of the species on some places, each a row."""
         on, row = places.rows_on(first)
-        numbers, shares = self.crystal.numbers[on], self.crystal.occupancy[on].astype(np.float64)
+        numbers = self.crystal.numbers[on]
+        shares = np.asarray(self.crystal.occupancy, dtype=np.float64)[on]
         oxidation = (
             np.zeros(len(on)) if self.crystal.oxidation is None else (self.crystal.oxidation[on])
         )

@@ -91,7 +91,7 @@ def _content_hash(table: pa.Table) -> bytes:
             if pa.types.is_large_list(column.type):
                 digest.update(compute.list_value_length(column).fill_null(0).to_numpy())
             column = column.flatten()
-        digest.update(np.ascontiguousarray(column.to_numpy()))
+        digest.update(np.ascontiguousarray(column.to_numpy()).data)
     return digest.digest()
 
 

@@ -108,7 +108,8 @@ class _Columns:
     def record(self, row: int, cells: Mapping[str, Any], content: Any) -> Record:
         """The record of a row with this structure."""
         where = f"{self.path} row {row}"
-        name, split = cells.get(self.identity), cells.get(self.split)
+        name = cells.get(self.identity) if self.identity else None
+        split = cells.get(self.split) if self.split else None
         return Record(
             str(row) if name is None else str(name).strip(),
             where,
