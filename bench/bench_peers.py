@@ -366,8 +366,8 @@ def test_peer(name, table, full, threads):
         pytest.skip(f"{package} is not installed")
     if missing == others:
         pytest.skip(f"none of {', '.join(sorted(others))} is installed")
-    count, held = (2000, 500) if full else (48, 16)
-    minutes = float(os.environ.get("SITENET_PEER_MINUTES", 3))
+    count, held = (1000, 250) if full else (48, 16)
+    minutes = float(os.environ.get("SITENET_PEER_MINUTES", 2))
     seconds = 60 * minutes if full else 0.5
     texts = matbench_texts(count + held)
     gaps = parquet.read_table(MATBENCH, columns=["band_gap_eV"])["band_gap_eV"].to_numpy()
