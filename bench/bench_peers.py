@@ -16,7 +16,6 @@ from __future__ import annotations
 import importlib.util
 import multiprocessing
 import os
-import resource
 import tempfile
 import time
 import warnings
@@ -28,7 +27,7 @@ import numpy as np
 import pyarrow.parquet as parquet
 import pytest
 import torch
-from cases import MATBENCH, matbench_texts
+from cases import MATBENCH, matbench_texts, peak_gigabytes
 
 from sitenet.config import TrainingConfig, load_config
 from sitenet.optimizer import learning_rate
@@ -313,7 +312,7 @@ def measure(name: str, job: Job) -> dict[str, float]:
         "train": rate,
         "epochs": seen / len(learned),
         "mae": float(error.mean()),
-        "gigabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
+        "gigabytes": peak_gigabytes(),
     }
 
 

@@ -1,6 +1,7 @@
 """What the benches measure on, and how they take times."""
 
 import os
+import resource
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -124,3 +125,14 @@ def large_product(dtype: torch.dtype, size: int = 1536) -> tuple[Callable[[], ob
     """A large matrix product, whose rate is called the machine's peak, and its GFLOP."""
     a, b = torch.randn(2, size, size).to(dtype)
     return lambda: a @ b, 2 * size**3 / 1e9
+
+
+def peak_gigabytes() -> float:
+    """Most memory (GB resident) that this process has taken. What getrusage says would count the
+    parent's too, from before the program was started."""
+    try:
+        with open("/proc/self/status") as lines:
+            kilobytes = next(x.split()[1] for x in lines if x.startswith("VmHWM"))
+        return int(kilobytes) * 1024 / 1e9
+    except (OSError, StopIteration):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9

@@ -249,9 +249,12 @@ def load(name_or_path: str | Path) -> SiteNet:
     shipped = shipped_weights()
     path = shipped.get(str(name_or_path), Path(name_or_path))
     if not path.is_file():
-        names = ", ".join(shipped) or "none"
+        names = f"weights that ship with sitenet: {', '.join(shipped)}"
+        none = (
+            "no weights ship with this sitenet: name the model.safetensors that sitenet train left"
+        )
         raise FileNotFoundError(
-            f"no model file {str(name_or_path)!r}; weights that ship with sitenet: {names}"
+            f"no model file {str(name_or_path)!r}; {names if shipped else none}"
         )
     header = read_metadata(path)
     targets = [Target(**t) for t in header["targets"]]

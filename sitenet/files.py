@@ -11,14 +11,20 @@ from typing import Any
 
 
 @contextmanager
-def new_file(path: str | Path) -> Iterator[Path]:
-    """A temporary name beside ``path``, renamed to it once the block has written it."""
+def new_file(path: str | Path, sync: bool = True) -> Iterator[Path]:
+    """A temporary name beside ``path``, renamed to it once the block has written it.
+
+    Args:
+        path: of the file.
+        sync: whether to wait until it is on the disk, so that it outlasts a power cut.
+    """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
+        if sync:
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

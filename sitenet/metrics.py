@@ -1,4 +1,4 @@
-"""How near predictions are, crystals without a true value left out."""
+"""How near predictions are, crystals without a true value left out; NaN if one is not a number."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ def regression_scores(truth: np.ndarray, predicted: np.ndarray) -> dict[str, flo
         predicted: (crystals,) in the same unit.
 
     Returns:
-        ``crystals`` (where both are known), ``mae``, ``rmse``, ``max_error`` and ``r2`` (NaN where
+        ``crystals`` (with a known value), ``mae``, ``rmse``, ``max_error`` and ``r2`` (NaN where
         the true values are all the same).
     """
-    known = np.isfinite(truth) & np.isfinite(predicted)
+    known = np.isfinite(truth)
     x, y = truth[known], predicted[known]
     if not len(x):
         return {"crystals": 0, "mae": np.nan, "rmse": np.nan, "max_error": np.nan, "r2": np.nan}
@@ -42,10 +42,11 @@ def class_scores(truth: np.ndarray, probability: np.ndarray) -> dict[str, float]
         ``crystals``, ``roc_auc`` (NaN where there is one class only), ``accuracy``, ``f1`` and
         ``log_loss``.
     """
-    known = np.isfinite(truth) & np.isfinite(probability)
+    known = np.isfinite(truth)
     x, p = truth[known] > 0.5, probability[known]
-    if not len(x):
-        return {"crystals": 0} | dict.fromkeys(("roc_auc", "accuracy", "f1", "log_loss"), np.nan)
+    if not len(x) or np.isnan(p).any():
+        names = ("roc_auc", "accuracy", "f1", "log_loss")
+        return {"crystals": len(x)} | dict.fromkeys(names, np.nan)
     called = p > 0.5
     hits = (called & x).sum()
     clipped = np.clip(p, 1e-15, 1 - 1e-15)

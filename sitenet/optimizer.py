@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -50,15 +51,15 @@ class Optimizer:
         )
         self.parts = [_adamw(groups, config), muon]
 
-    def step(self, learning_rate: float) -> float:
-        """Clip the gradients, take one step, and forget them; returns their norm before."""
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.clip_norm or math.inf)
+    def step(self, learning_rate: float) -> None:
+        """Clip the gradients, take one step, and forget them."""
+        if self.clip_norm:
+            nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
         for part in self.parts:
             for group in part.param_groups:
                 group["lr"] = learning_rate
             part.step()
             part.zero_grad()
-        return float(norm)
 
     def tensors(self) -> dict[str, Tensor]:
         """The state as named tensors, for a file."""
@@ -116,7 +117,7 @@ def learning_rate(step: int, steps: int, config: TrainingConfig) -> float:
         return config.learning_rate * max(part, 1e-3)
     if config.schedule == "constant":
         return config.learning_rate
-    part = (done - rise) / (1 - rise)
+    part = min(1.0, (done - rise) / (1 - rise))
     return config.learning_rate * max(0.5 + 0.5 * math.cos(math.pi * part), 1e-4)
 
 
@@ -148,8 +149,6 @@ def batches(num_sites: list[int], config: TrainingConfig, seed: list[int]) -> It
         config: of the training.
         seed: of the order.
     """
-    import numpy as np
-
     order = np.random.default_rng(seed).permutation(len(num_sites)).tolist()
     if not config.batch_sites:
         remaining = iter(order)

@@ -234,6 +234,21 @@ class PairStore:
             found.mixed_shares = c["mixed_shares"][species]
         return found
 
+    def elements(self, crystals: Sequence[int] | np.ndarray) -> Tensor:
+        """Atomic numbers of all rows and species of some crystals, (n,) int64."""
+        numbers = np.asarray(crystals, dtype=np.int64)
+        total, _, species = self._sizes[:, numbers].sum(1).tolist()
+        index = torch.from_numpy(numbers).to(self._row_of_crystal.device)
+        found = []
+        for column, begin, size in (
+            ("numbers", self._row_of_crystal, total),
+            ("mixed_numbers", self._mixed_of_crystal, species),
+        ):
+            first = begin[index]
+            place = _ranges(first, begin[index + 1] - first, size)
+            found.append(self.columns[column][place].long())
+        return torch.cat(found)
+
     def to(self, device: torch.device | str) -> PairStore:
         """A copy on another device, or this one if it is there."""
         if self.columns["sites"].device == torch.device(device):

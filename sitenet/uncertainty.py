@@ -55,7 +55,7 @@ class Calibration:
             raise ValueError(f"coverage must be between 0 and 1, got {coverage!r}")
         widths = np.full(len(self.counts), np.inf)
         for k, count in enumerate(self.counts):
-            rank = np.ceil((count + 1) * coverage)  # of count, the conformal correction
+            rank = np.ceil(round((count + 1) * coverage, 9))  # of count, the conformal correction
             if 1 <= rank <= count:
                 kept = np.isfinite(self.residuals[k]).sum()
                 place = np.ceil((rank - 1) * (kept - 1) / max(count - 1, 1))

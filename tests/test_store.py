@@ -97,6 +97,17 @@ def test_sizes_are_those_of_the_crystals():
     assert store.num_sites.tolist() == [int(p.num_sites) for p in pairs]
 
 
+@pytest.mark.parametrize("kind", ["merged", "sphere"])
+def test_elements_are_those_of_the_batch(kind):
+    _, store = STORES[kind]
+    for crystals in ([0, 4, 1], [1], []):
+        batch = store.batch(crystals)
+        want = {*batch.numbers.tolist()}
+        if batch.mixed_numbers is not None:
+            want |= {*batch.mixed_numbers.tolist()}
+        assert {*store.elements(crystals).tolist()} == want
+
+
 def test_model_predicts_from_a_store_what_it_does_from_pairs():
     torch.manual_seed(0)
     model = SiteNet(SMALL).eval()
