@@ -66,7 +66,7 @@ def stepper(model, batch, bf16=False):
 def test_training_step(max_sites, table, full):
     if not full and max_sites != 100:
         pytest.skip("with --full only")
-    sites = 1200 if full and max_sites < 500 else 300
+    sites = (1200 if full else 600) if max_sites < 500 else 300
     merged, unmerged = (matbench_pairs(sites, max_sites, merge) for merge in (True, False))
     models = [paper_model() for _ in range(3)]
     published = PublishedSiteNet(CONFIG)
