@@ -34,6 +34,7 @@ class Optimizer:
         named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
         self.parameters = [p for _, p in named]
         self.clip_norm = config.clip_norm
+        self.parts: list[torch.optim.Optimizer]
         if config.optimizer == "adamw":
             self.parts = [_adamw([{"params": self.parameters}], config)]
             return
@@ -42,7 +43,7 @@ class Optimizer:
         hidden = [p for n, p in named if p.ndim == 2 and not _is_outer(n)]
         rest = [p for n, p in named if p.ndim == 2 and _is_outer(n)]
         vectors = [p for p in self.parameters if p.ndim != 2]
-        groups = [{"params": rest}, {"params": vectors, "weight_decay": 0.0}]
+        groups: list[dict] = [{"params": rest}, {"params": vectors, "weight_decay": 0.0}]
         muon = torch.optim.Muon(
             hidden,
             lr=config.learning_rate,
@@ -63,7 +64,7 @@ class Optimizer:
 
     def tensors(self) -> dict[str, Tensor]:
         """The state as named tensors, for a file."""
-        found = {}
+        found: dict[str, Tensor] = {}
         for k, part in enumerate(self.parts):
             for i, state in part.state_dict()["state"].items():
                 found |= {f"{k}.{i}.{name}": torch.as_tensor(x) for name, x in state.items()}

@@ -177,14 +177,14 @@ class Run:
         if world() == 1:
             return
         parameters = self.optimizer.parameters
+        gradients = []
         for p in parameters:
             if p.grad is None:
                 p.grad = torch.zeros_like(p)
-        flat = torch.cat([p.grad.view(-1) for p in parameters])
+            gradients.append(p.grad.view(-1))
+        flat = torch.cat(gradients)
         dist.all_reduce(flat)
-        torch._foreach_copy_(
-            [p.grad.view(-1) for p in parameters], flat.split([p.numel() for p in parameters])
-        )
+        torch._foreach_copy_(gradients, flat.split([p.numel() for p in parameters]))
 
     def outputs(self, index: np.ndarray, model: SiteNet | None = None) -> tuple[Any, Any]:
         """Properties (crystals, targets) and encodings of some crystals, divided over the
@@ -318,8 +318,9 @@ class Run:
             raise ValueError(f"{path} is damaged: {error}") from None
         if facts["settings"] != self.settings:
             raise ValueError(
-                f"{self.folder} holds a run with other data or settings{self._differences()}: "
-                "choose another folder, or remove it to start anew"
+                f"{path.parent} holds a run with other data or settings"
+                f"{self._differences(path.parent)}: choose another folder, or remove it to start "
+                "anew"
             )
 
         def part(kind: str) -> dict[str, Tensor]:
@@ -337,10 +338,10 @@ class Run:
         self.best_epoch = facts["best_epoch"]
         return True
 
-    def _differences(self) -> str:
+    def _differences(self, folder: Path) -> str:
         """Which settings differ from those of the run in the folder."""
         try:
-            content = yaml.safe_load((self.folder / "config.yaml").read_text())
+            content = yaml.safe_load((folder / "config.yaml").read_text())
             theirs = _flat(SiteNetConfig.from_dict(content).to_dict())
         except (OSError, ValueError, yaml.YAMLError):
             return ""

@@ -295,7 +295,7 @@ class PairStore:
             columns[name] = (
                 np.memmap(path, dtypes[name], "r") if size else np.empty(0, dtypes[name])
             )
-            if zlib.crc32(columns[name].view(np.uint8)) != checksum:
+            if zlib.crc32(columns[name].view(np.uint8).data) != checksum:
                 raise ValueError(f"{path} was altered: its checksum is not that of store.json")
         return cls(columns, facts=facts)
 
@@ -341,7 +341,7 @@ class StoreWriter:
                 self._open(name)
             data = np.ascontiguousarray(values).view(np.uint8)
             self._files[name].write(data)
-            self._crc[name] = zlib.crc32(data, self._crc[name])
+            self._crc[name] = zlib.crc32(data.data, self._crc[name])
 
     def __exit__(self, kind: type | None, *_: object) -> None:
         sizes = {name: file.tell() for name, file in self._files.items()}

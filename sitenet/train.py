@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,7 @@ class Result:
 def train(
     data: str | Path | Dataset,
     out: str | Path | None = None,
-    config: str | Path | dict[str, Any] | SiteNetConfig = "paper",
+    config: str | Path | Mapping[str, Any] | SiteNetConfig = "paper",
     *,
     target: str | Sequence[str] | None = None,
     classes: Sequence[str] = (),
