@@ -12,7 +12,6 @@ import pickle
 import re
 from collections import OrderedDict
 from collections.abc import Mapping
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -273,5 +272,5 @@ def load(name_or_path: str | Path) -> SiteNet:
 
 def shipped_weights() -> dict[str, Path]:
     """Files of the weights that ship with sitenet, by name."""
-    folder = Path(str(resources.files("sitenet"))) / "weights"
+    folder = Path(__file__).parent / "weights"
     return {p.stem: p for p in sorted(folder.glob("*.safetensors"))}

@@ -1,0 +1,72 @@
+"""The weights that ship: what their cards say holds, and merging pairs changes none of it."""
+
+import os
+
+import numpy as np
+import pytest
+from conftest import ROOT, SHARED
+
+import sitenet
+from sitenet.evaluation import evaluate_data
+from sitenet.checkpoint import read_metadata, shipped_weights
+from sitenet.data import read
+from sitenet.sources import open_source
+
+SAMPLE = SHARED / "data" / "matbench_mp_gap_sample_4000.parquet"
+CRYSTALS = int(os.environ.get("SITENET_MERGE_CRYSTALS", 250))
+UNITS = {"mp-gap": "eV", "mp-eform": "eV/atom"}
+
+
+@pytest.fixture(scope="module")
+def sample():
+    if not SAMPLE.exists():
+        pytest.skip(f"no {SAMPLE}")
+    return read(open_source(SAMPLE, ["band_gap_eV"]))
+
+
+@pytest.mark.parametrize("name", UNITS)
+def test_they_ship_small_and_whole(name):
+    assert set(shipped_weights()) == set(UNITS)
+    path = shipped_weights()[name]
+    assert path.stat().st_size < 4e6
+    assert read_metadata(path)["metadata"]["scores"]["test"]
+    model = sitenet.load(name)
+    (target,) = model.targets
+    assert target.unit == UNITS[name]
+    assert not model.training
+    assert np.isfinite(model.calibration.half_width(0.9)).all()
+    assert np.isfinite(
+        model.predict(ROOT / "examples" / "semiconductors" / "NaCl_rocksalt.cif")
+    ).all()
+
+
+def test_metals_and_insulators_are_told_apart():
+    model = sitenet.load("mp-gap")
+    names = ("Cu_fcc", "W_bcc", "NaCl_rocksalt", "MgO_rocksalt", "CaF2_fluorite")
+    gaps = model.predict([ROOT / "examples" / "semiconductors" / f"{name}.cif" for name in names])
+    assert (gaps[:2] < 0.3).all()
+    assert (gaps[2:] > 3).all()
+
+
+@pytest.mark.slow
+def test_the_error_of_the_held_out_fold_is_that_of_the_card(sample):
+    held_out = sample.select([k for k, fold in enumerate(sample.split) if fold == "1"])
+    predictions, left_out = evaluate_data(sitenet.load("mp-gap"), held_out)
+    assert not left_out
+    found = predictions.scores()["all"]["band_gap_eV"]
+    path = shipped_weights()["mp-gap"]
+    card = read_metadata(path)["metadata"]["scores"]["test"]["band_gap_eV"]
+    errors = np.abs(predictions.values - predictions.truth)[:, 0]
+    noise = 3 * errors.std() / np.sqrt(len(errors))
+    assert abs(found["mae"] - card["mae"]) < noise
+    covered = card["coverage"]
+    assert abs(found["coverage"] - covered) < 3 * np.sqrt(covered * (1 - covered) / len(errors))
+
+
+@pytest.mark.slow
+def test_merging_changes_no_prediction_by_a_tenth_of_a_millielectronvolt(sample):
+    model = sitenet.load("mp-gap").double()
+    crystals = sample.crystals[:CRYSTALS]
+    merged = model.predict(crystals, primitive=False)
+    unmerged = model.predict(crystals, primitive=False, merge=False)
+    assert np.abs(merged - unmerged).max() < 1e-4
