@@ -14,6 +14,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from sitenet.files import text_rows
 from sitenet.progress import Reporter
 
 talk = Console(stderr=True)
@@ -84,16 +85,7 @@ def print_columns(columns: Mapping[str, np.ndarray], as_json: bool) -> None:
         rows = zip(*columns.values(), strict=True)
         print_json([dict(zip(columns, row, strict=True)) for row in rows])
     else:
-        print_rows(list(columns), rows_of(columns), False)
-
-
-def rows_of(columns: Mapping[str, np.ndarray]) -> list[list[str]]:
-    """The rows of equally long columns as text, numbers with seven digits."""
-    texts = [
-        [f"{x:.7g}" for x in column] if column.dtype.kind == "f" else [str(x) for x in column]
-        for column in columns.values()
-    ]
-    return [list(row) for row in zip(*texts, strict=True)]
+        print_rows(list(columns), text_rows(columns), False)
 
 
 def print_scores(scores: Mapping[str, Any], targets: Sequence[Any], as_json: bool) -> None:

@@ -90,9 +90,9 @@ def evaluate(
     as_json: options.Json = False,
 ) -> None:
     """Predict crystals whose properties are known, and print the errors."""
-    from sitenet.batch import evaluate_data
     from sitenet.checkpoint import load
     from sitenet.data import write_left_out
+    from sitenet.evaluation import evaluate_data
     from sitenet.processes import choose_device
 
     net = load(model).to(choose_device(device)).eval()
@@ -135,7 +135,7 @@ def explain(
 ) -> None:
     """Say what a model attends to, in a crystal or in many."""
     from sitenet.checkpoint import load
-    from sitenet.files import write_csv
+    from sitenet.files import write_columns
     from sitenet.processes import choose_device
     from sitenet.survey import survey
 
@@ -152,18 +152,16 @@ def explain(
     _say_left_out(found.left_out)
     one = found.single
     shown = found.explanation if one is None or rows == "crystals" else one
-    kind = "folder" if out is None else out.suffix.lower() or "folder"
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    match kind:
-        case _ if out is None:
-            print_columns(shown.columns(rows or ("elements" if one else None)), as_json)
-            return
-        case "folder":
+    rows = rows or ("crystals" if one is None else "elements")
+    if out is None:
+        print_columns(shown.columns(rows), as_json)
+        return
+    out.parent.mkdir(parents=True, exist_ok=True)
+    match out.suffix.lower():
+        case "":
             found.write(out, reporter())
         case ".csv":
-            columns = shown.columns(rows or ("elements" if one else None))
-            write_csv(out, list(columns), zip(*columns.values(), strict=True))
+            write_columns(out, shown.columns(rows))
         case ".html":
             if one is None:
                 raise ValueError("an HTML report is on one crystal; name a folder for many")

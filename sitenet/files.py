@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 
 @contextmanager
@@ -42,3 +44,17 @@ def write_csv(path: str | Path, header: Sequence[str], rows: Iterable[Sequence[A
         writer = csv.writer(file)
         writer.writerow(header)
         writer.writerows(rows)
+
+
+def write_columns(path: str | Path, columns: Mapping[str, np.ndarray]) -> None:
+    """Write equally long columns as a CSV file."""
+    write_csv(path, list(columns), text_rows(columns))
+
+
+def text_rows(columns: Mapping[str, np.ndarray]) -> list[list[str]]:
+    """The rows of equally long columns as text, numbers with seven digits."""
+    texts = [
+        [f"{x:.7g}" for x in column] if column.dtype.kind == "f" else [str(x) for x in column]
+        for column in columns.values()
+    ]
+    return [list(row) for row in zip(*texts, strict=True)]

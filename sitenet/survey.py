@@ -14,7 +14,7 @@ import numpy as np
 from sitenet.data import LeftOut, write_left_out
 from sitenet.evaluation import Predictions
 from sitenet.explanation import DatasetExplanation, Explanation, explain_each
-from sitenet.files import write_csv
+from sitenet.files import write_columns
 from sitenet.model import SiteNet
 from sitenet.prepare import is_prepared, load_dataset
 from sitenet.progress import Reporter
@@ -45,8 +45,7 @@ class Survey:
         folder.mkdir(parents=True, exist_ok=True)
         written = [folder / f"{rows}.csv" for rows in ("crystals", "elements", "distances")]
         for path in written:
-            columns = e.columns(path.stem)
-            write_csv(path, list(columns), zip(*columns.values(), strict=True))
+            write_columns(path, e.columns(path.stem))
         write_left_out(self.left_out, folder / "left_out.csv")
         count = len(e.names)
         predictions = Predictions(
