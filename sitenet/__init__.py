@@ -22,8 +22,6 @@ _MODULE_OF = {
     "SiteNet": "model",
     "load": "checkpoint",
     "explain": "explanation",
-    "train": "train",
-    "predict": "predict",
     "SiteNetClassifier": "estimator",
     "SiteNetRegressor": "estimator",
     "info": "environment",

@@ -74,10 +74,15 @@ def _listed(out: Path) -> Path:
     return out.with_name(f"{out.stem}.left_out.csv")
 
 
+_WHERE = re.compile(r"^.*(?:cif|cif\.gz|CIF text| row \d+)(?:, data_[^:]*)?: ", re.IGNORECASE)
+# Remarks in brackets; quotes, numbers and labels.
+_OF_ONE = re.compile(r" ?\((?:[^()]|\([^()]*\))*\)|'[^']*'|\[[^]]*\]|\S*\d[^\s;:,]*")
+
+
 def reason_class(reason: str) -> str:
     """A reason without what is of one file only, so that equal ones can be counted."""
-    reason = reason.rpartition(": ")[2] if reason.count(": ") > 1 else reason
-    return re.sub(r"'[^']*'|-?\d[\d.e+-]*", "...", reason)
+    reason = _WHERE.sub("", reason)
+    return _OF_ONE.sub(lambda found: "" if "(" in found[0] else "...", reason)
 
 
 class _Worker:

@@ -9,11 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from sitenet.data import Dataset
+from sitenet.cache import pairs_of_dataset
+from sitenet.data import Dataset, LeftOut, Preparation, read
 from sitenet.files import write_csv
 from sitenet.metrics import class_scores, regression_scores
 from sitenet.model import SiteNet, Target
+from sitenet.predict import from_store
+from sitenet.prepare import is_prepared, load_dataset
 from sitenet.progress import Reporter
+from sitenet.records import Source
+from sitenet.sources import open_source
 
 COVERAGE = 0.9  # of the intervals that are written, unless said otherwise
 
@@ -162,3 +167,60 @@ def interval(value: float, half_width: float) -> tuple[float, float]:
 def number(value: float) -> str:
     """For tables: seven significant digits, nothing where it is not known."""
     return f"{value:.7g}" if np.isfinite(value) else ""
+
+
+def evaluate_data(
+    model: SiteNet,
+    data: str | Path | Dataset,
+    targets: Sequence[str] | None = None,
+    primitive: bool = True,
+    disorder: str = "error",
+    workers: int | None = None,
+    reporter: Reporter | None = None,
+) -> tuple[Predictions, list[LeftOut]]:
+    """Predict crystals whose properties are known.
+
+    Args:
+        model: a SiteNet.
+        data: a source, a file of ``sitenet prepare``, or a Dataset.
+        targets: columns with the true values of the model's targets, in their order; None takes
+            those of the same names, or the only one.
+        primitive: as in ``predict``.
+        disorder: as in ``read_cif``.
+        workers: processes that read structures and find pairs; None chooses.
+        reporter: is told how far it is.
+
+    Returns:
+        The predictions (all in the split "all"), and what was left out.
+    """
+    reporter = reporter or Reporter()
+    names = [t.name for t in model.targets]
+    if not isinstance(data, Dataset):
+        if is_prepared(data):
+            data = load_dataset(data)
+        else:
+            source = _open_with(data, targets, names)
+            with reporter.bar("reading structures", len(source)) as advance:
+                data = read(source, Preparation(primitive, disorder), workers, advance)
+    if targets is None and set(names) <= set(data.names):
+        targets = names
+    data = data.with_targets(targets)
+    if len(data.names) != len(names):
+        raise ValueError(f"the model predicts {', '.join(names)}; got {', '.join(data.names)}")
+    with reporter.bar("finding pairs", len(data)) as advance:
+        data, store = pairs_of_dataset(data, model.config, workers, advance)
+    found = from_store(model, store)
+    values = np.array([f[0] for f in found]).reshape(len(found), len(names))
+    encodings = np.array([f[1] for f in found])
+    parts = {"all": np.arange(len(data))}
+    return Predictions.of(model, data, parts, values, encodings), data.left_out
+
+
+def _open_with(path: str | Path, targets: Sequence[str] | None, names: list[str]) -> Source:
+    """A source with the targets asked for; those of the model's names, or the only one."""
+    if targets is not None:
+        return open_source(path, targets)
+    try:
+        return open_source(path, names)
+    except ValueError:
+        return open_source(path)

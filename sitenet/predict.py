@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -13,16 +12,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from sitenet.crystal import Crystal, read_cif
-from sitenet.pairs import PairFinder, find_pairs
-from sitenet.store import PairStore, columns_of, pair_options
+from sitenet.crystal import CifError, Crystal, read_cif
+from sitenet.pairs import PairFinder
+from sitenet.store import Columns, PairMaker, PairStore
 
 if TYPE_CHECKING:
     from sitenet.model import SiteNet
 
 BATCH_PAIRS = 200_000  # pairs of a batch
 MOST_PAIRS = 4_000_000  # of one crystal at once; one that may have more goes row by row
-CHUNK = 512  # structures whose pairs are held at a time
+CHUNK = 512  # structures that are held at a time
+CHUNK_PAIRS = 4_000_000  # pairs of theirs
+
+Output = tuple[np.ndarray, np.ndarray]  # properties (targets,) and encoding (post_pool[-1],)
 
 
 def as_crystal(structure: Any, disorder: str = "error") -> Crystal:
@@ -30,7 +32,7 @@ def as_crystal(structure: Any, disorder: str = "error") -> Crystal:
 
     Args:
         structure: any of these.
-        disorder: of CIFs, as in ``read_cif``.
+        disorder: of CIFs and pymatgen Structures, as in ``read_cif``.
 
     Raises:
         CifError: a CIF holds no sound structure.
@@ -41,15 +43,19 @@ def as_crystal(structure: Any, disorder: str = "error") -> Crystal:
         return structure
     if isinstance(structure, (str, os.PathLike)):
         return read_cif(structure, disorder)
-    module = type(structure).__module__.partition(".")[0]
-    if module == "pymatgen":
-        return Crystal.from_pymatgen(structure)
-    if module == "ase":
+    package = _package(structure)
+    if package == "pymatgen":
+        return Crystal.from_pymatgen(structure, disorder)
+    if package == "ase":
         return Crystal.from_ase(structure)
     raise TypeError(
         "expected a Crystal, a path, CIF text, a pymatgen Structure or ASE Atoms, "
         f"got {type(structure).__name__}"
     )
+
+
+def _package(structure: Any) -> str:
+    return type(structure).__module__.partition(".")[0]
 
 
 def predict(
@@ -58,6 +64,7 @@ def predict(
     max_sites: int | None = None,
     primitive: bool = True,
     merge: bool = True,
+    disorder: str = "error",
 ) -> np.ndarray:
     """Predict the properties of structures.
 
@@ -68,6 +75,7 @@ def predict(
             it is.
         primitive: whether to find the primitive cell first, as in training.
         merge: whether to compute equal pairs once.
+        disorder: what to do about partial occupancy, as in ``read_cif``.
 
     Returns:
         (structures,) in the unit of ``model.targets``, or (structures, targets) for several; for a
@@ -76,46 +84,70 @@ def predict(
     Raises:
         CifError, ValueError, TypeError: a structure cannot be used; says which and why.
     """
-    if isinstance(structures, (Crystal, str, os.PathLike)) or not isinstance(structures, Iterable):
+    one = isinstance(structures, (Crystal, str, os.PathLike)) or not isinstance(
+        structures, Iterable
+    )
+    if one or _package(structures) in ("pymatgen", "ase"):
         structures = [structures]
-    values = [
-        y for y, _ in outputs(model, map(as_crystal, structures), max_sites, primitive, merge)
-    ]
+    crystals = _crystals(structures, primitive, disorder)
+    values = [y for y, _ in outputs(model, crystals, max_sites, merge)]
     y = np.array(values).reshape(len(values), len(model.targets))
     return y[:, 0] if y.shape[1] == 1 else y
 
 
+def _crystals(structures: Iterable[Any], primitive: bool, disorder: str) -> Iterator[Crystal]:
+    for number, structure in enumerate(structures):
+        try:
+            crystal = as_crystal(structure, disorder)
+        except CifError as error:
+            file = f"structure {number}: {error.file}"
+            raise CifError(file, error.block, error.reason) from None
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"structure {number}: {error}") from None
+        yield crystal.primitive() if primitive else crystal
+
+
 def outputs(
-    model: SiteNet,
-    crystals: Iterable[Crystal],
-    max_sites: int | None = None,
-    primitive: bool = True,
-    merge: bool = True,
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The properties (targets,) and the encoding (post_pool[-1],) of each crystal, in order, a
-    bounded number of them in memory."""
-    options = pair_options(model.config, max_sites, merge)
-    crystals = iter(crystals)
-    while chunk := list(itertools.islice(crystals, CHUNK)):
-        found: list[tuple[np.ndarray, np.ndarray] | None] = [None] * len(chunk)
-        small, columns = [], []
-        for k, crystal in enumerate(chunk):
-            if primitive:
-                crystal = crystal.primitive()
-            try:
-                if most_pairs(crystal, options) > MOST_PAIRS:
-                    finder = PairFinder(crystal, **options)
-                    found[k] = _numpy(model, model.encode_by_rows(finder))[0]
-                else:
-                    columns.append(columns_of(find_pairs(crystal, **options)))
-                    small.append(k)
-            except ValueError as error:
-                raise ValueError(f"{crystal.name or crystal.formula}: {error}") from None
-        if small:
-            store = PairStore.of(columns)
-            for k, result in zip(small, from_store(model, store), strict=True):
-                found[k] = result
-        yield from found  # type: ignore[misc]
+    model: SiteNet, crystals: Iterable[Crystal], max_sites: int | None = None, merge: bool = True
+) -> Iterator[Output]:
+    """The properties and the encoding of each crystal, in order, a bounded number of them in
+    memory; the cells are taken as they stand.
+
+    Raises:
+        ValueError: a crystal cannot be used; says which and why.
+    """
+    make = PairMaker(model.config, max_sites, merge)
+    held: list[Columns | Output] = []
+    pairs = 0
+    for number, crystal in enumerate(crystals):
+        try:
+            found = by_rows(model, crystal, make) or make(crystal)
+        except ValueError as error:
+            name = crystal.name or crystal.formula
+            raise ValueError(f"structure {number} ({name}): {error}") from None
+        held.append(found)
+        pairs += len(found["sites"]) if isinstance(found, dict) else 0
+        if len(held) == CHUNK or pairs > CHUNK_PAIRS:
+            yield from _finished(model, held)
+            held, pairs = [], 0
+    yield from _finished(model, held)
+
+
+def _finished(model: SiteNet, held: Sequence[Columns | Output]) -> Iterator[Output]:
+    columns = [item for item in held if isinstance(item, dict)]
+    found = iter(from_store(model, PairStore.of(columns)))
+    for item in held:
+        yield next(found) if isinstance(item, dict) else item
+
+
+def by_rows(model: SiteNet, crystal: Crystal, make: PairMaker) -> Output | None:
+    """The properties and the encoding of a crystal whose pairs may not fit into memory; None for
+    smaller ones."""
+    if most_pairs(crystal, make.options) <= MOST_PAIRS:
+        return None
+    make.check(crystal)
+    encoding = model.encode_by_rows(PairFinder(crystal, **make.options))
+    return _outputs(model, encoding)[0]
 
 
 def most_pairs(crystal: Crystal, options: dict[str, Any]) -> int:
@@ -128,22 +160,23 @@ def most_pairs(crystal: Crystal, options: dict[str, Any]) -> int:
 @torch.no_grad()
 def from_store(
     model: SiteNet, store: PairStore, crystals: Sequence[int] | np.ndarray | None = None
-) -> list[tuple[np.ndarray, np.ndarray]]:
+) -> list[Output]:
     """The properties and the encoding of some crystals of a store, in their order."""
     index = np.arange(len(store)) if crystals is None else np.asarray(crystals)
-    found: list[tuple[np.ndarray, np.ndarray]] = []
+    found: list[Output] = []
     device = model.element_table.device
     was_training = model.training
     model.eval()
     for batch in pair_batches(store, index):
         pairs = store.batch(batch).to(device)
         x, features = model.site_inputs(pairs), model.pair_inputs(pairs)
-        found += _numpy(model, model.encode(x, features, pairs))
+        found += _outputs(model, model.encode(x, features, pairs))
     model.train(was_training)
     return found
 
 
-def _numpy(model: SiteNet, encoding: torch.Tensor) -> list[tuple[np.ndarray, np.ndarray]]:
+@torch.no_grad()
+def _outputs(model: SiteNet, encoding: torch.Tensor) -> list[Output]:
     y = model.properties(encoding)
     return list(zip(y.double().cpu().numpy(), encoding.float().cpu().numpy(), strict=True))
 

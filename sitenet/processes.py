@@ -35,6 +35,11 @@ def world() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def local_world() -> int:
+    """How many of them there are on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if dist.is_initialized() else 1
+
+
 def barrier() -> None:
     """Wait until all processes are here."""
     if dist.is_initialized():

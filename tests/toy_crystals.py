@@ -1,11 +1,15 @@
 """Small crystals and models for tests of reading, training and prediction."""
 
 import numpy as np
+import torch
 
 from sitenet.config import SiteNetConfig
 from sitenet.crystal import Crystal
 from sitenet.data import Dataset
 from sitenet.elements import SYMBOLS
+from sitenet.model import SiteNet, Target
+from sitenet.predict import outputs
+from sitenet.uncertainty import calibrate
 
 SMALL = SiteNetConfig(
     embedding=4,
@@ -19,6 +23,9 @@ SMALL = SiteNetConfig(
 )
 # The same as options of the command line; the lists keep the paper's widths.
 OPTIONS = "--embedding 4 --heads 2 --site-dim 4 --interaction-dim 3 --max-sites 12".split()
+
+
+SIZE = Target("size_A", "Å")
 
 
 def toy_crystals(number=12, seed=0, sites=(1, 4)):
@@ -45,6 +52,23 @@ def toy_dataset(number=12, seed=0, names=("size_A",)):
     targets = np.stack([values + k for k in range(len(names))], 1)
     ids, units = [c.name for c in crystals], ("Å",) * len(names)
     return Dataset(ids, crystals, targets, tuple(names), units, [""] * number)
+
+
+def toy_model(targets=(SIZE,), seed=0):
+    """A model with random weights that tell crystals apart, calibrated on random residuals."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        config = SMALL.replace(scale_site_features=True, norm="none", post_pool_norm="none")
+        model = SiteNet(config.replace(last_activation="identity"), targets)
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                torch.nn.init.normal_(parameter, std=1.5 / parameter.shape[1] ** 0.5)
+    rng = np.random.default_rng(seed)
+    crystals = toy_crystals(40, seed=100)
+    encodings = np.stack([encoding for _, encoding in outputs(model, crystals)])
+    y = rng.normal(size=(40, len(targets)))
+    model.calibration = calibrate(y, np.zeros_like(y), encodings, encodings[20:])
+    return model.eval()
 
 
 def cif_of(crystal):
