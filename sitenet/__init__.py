@@ -5,10 +5,18 @@ below are the public interface; each is loaded with its module when it is first 
 """
 
 import importlib
+import sys
 from importlib.metadata import version as _version
+from pathlib import Path as _Path
 from typing import Any
 
 __version__ = _version("sitenet")
+
+# Python that is started beside a source tree imports that, which has no compiled module: it is then
+# taken from where the package is installed.
+if not any(_Path(__file__).parent.glob("_C.*")):
+    _installed = (_Path(entry, "sitenet") for entry in sys.path)
+    __path__ += [str(folder) for folder in _installed if any(folder.glob("_C.*"))][:1]
 
 _MODULE_OF = {
     "CifError": "crystal",
