@@ -56,9 +56,7 @@ def test_merged_is_unmerged():
 def test_the_largest_supercell_is_that_of_the_config_or_another():
     larger = MODEL.predict(CRYSTALS, max_sites=40)
     assert np.abs(larger - Y).max() > 1e-2
-    np.testing.assert_array_equal(
-        model_of(SMALL.replace(max_sites=40)).predict(CRYSTALS), larger
-    )
+    np.testing.assert_array_equal(model_of(SMALL.replace(max_sites=40)).predict(CRYSTALS), larger)
     np.testing.assert_array_equal(MODEL.predict(CRYSTALS, max_sites=12), Y)
     cell = MODEL.predict(CRYSTALS, max_sites=0)
     np.testing.assert_array_equal(cell, MODEL.predict(CRYSTALS, max_sites=1))

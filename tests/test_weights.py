@@ -7,9 +7,9 @@ import pytest
 from conftest import ROOT, SHARED
 
 import sitenet
-from sitenet.evaluation import evaluate_data
 from sitenet.checkpoint import read_metadata, shipped_weights
 from sitenet.data import read
+from sitenet.evaluation import evaluate_data
 from sitenet.sources import open_source
 
 SAMPLE = SHARED / "data" / "matbench_mp_gap_sample_4000.parquet"
