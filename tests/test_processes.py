@@ -97,6 +97,8 @@ def test_ctrl_c_stops_quietly():
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         start_new_session=True,
+        # A process that a shell starts in the background ignores SIGINT, and so do its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdout.readline()
     os.killpg(process.pid, signal.SIGINT)

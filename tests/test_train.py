@@ -495,6 +495,11 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path):
     assert timeless(result.history) == timeless(train(toy_dataset(20), config=FAST).history)
 
 
+def heed_ctrl_c():
+    """A process that a shell starts in the background ignores SIGINT, and so do its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_exits_with_1_and_the_message(tmp_path):
     write_folder(tmp_path / "in", 20)
     command = [sys.executable, "-m", "sitenet.train", tmp_path / "in", "--out", tmp_path / "out"]
@@ -503,6 +508,7 @@ def test_ctrl_c_exits_with_1_and_the_message(tmp_path):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=heed_ctrl_c,
     )
     metrics = tmp_path / "out" / "metrics.jsonl"
     while not metrics.exists() and process.poll() is None:
