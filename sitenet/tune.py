@@ -1,13 +1,15 @@
 """A search for settings: trials of an Optuna study, the best of which becomes a config.
 
-The study lies in an SQLite file, so that it goes on after an interruption, and several processes
-may work on it. Trials are chosen by the validation error; the test crystals stay unseen.
+The study lies in an SQLite file, so that it goes on after an interruption; once the data are read,
+the same command may work on it in several processes. Trials are chosen by the validation error; the
+test crystals stay unseen.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -122,6 +124,8 @@ def tune(
         import optuna
     except ImportError:
         raise ImportError("tune needs Optuna: pip install 'sitenet[tune]'") from None
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise ValueError("a trial runs in one process: start tune itself several times")
     reporter = reporter or Reporter()
     base = load_config(config).replace(**changes)
     if not base.training.valid:

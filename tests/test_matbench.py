@@ -18,6 +18,12 @@ sklearn_metrics = pytest.importorskip("sklearn.metrics")
 TINY = SMALL.replace(epochs=2, last_activation="identity", blocks=1)
 
 
+@pytest.fixture(autouse=True)
+def no_plots(monkeypatch):
+    """Figures of each fold take most of the time, and are tested elsewhere."""
+    monkeypatch.setattr("sitenet.evaluation.Predictions.plot", lambda *_: [])
+
+
 def pymatgen_dict(crystal):
     """What the files of Matbench hold of a structure."""
     return {

@@ -134,6 +134,12 @@ def test_needs_validation_crystals(folder, tmp_path):
         tune(folder, tmp_path, BASE, valid=0.0)
 
 
+def test_processes_of_torchrun_are_refused(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="a trial runs in one process"):
+        tune(folder, tmp_path, BASE)
+
+
 def test_command(folder, tmp_path, capsys):
     config, space = tmp_path / "config.yaml", tmp_path / "space.yaml"
     config.write_text(yaml.safe_dump(BASE.to_dict()))
