@@ -152,6 +152,7 @@ def test_what_a_model_cannot_take_is_left_out(tmp_path, found):
 
 
 def _use(data, results):
+    torch.set_num_threads(1)  # a forked process that starts a second thread hangs
     names = []
     original = cache._Finder.__call__
     cache._Finder.__call__ = lambda self, c: (names.extend(c), original(self, c))[1]
