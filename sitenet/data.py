@@ -115,6 +115,9 @@ def read_records(records: list[Record], how: Preparation) -> list[tuple[Record, 
             done.append((slim, crystal))
         except (ValueError, OSError) as error:
             done.append((slim, LeftOut(record.id, record.where, str(error))))
+        except Exception as error:  # no structure may end a run over many
+            reason = f"{type(error).__name__}: {error}"
+            done.append((slim, LeftOut(record.id, record.where, reason)))
     return done
 
 

@@ -7,6 +7,7 @@ that a structure that cannot be used is named and the rest goes on.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +46,7 @@ class Record:
         id: what it is called in results.
         where: file and row, for messages.
         kind: what ``content`` is: "file", "cif", "pymatgen", "jarvis" or "crystal".
-        content: a path, CIF text, a dict, or a Crystal.
+        content: a path, CIF text, JSON text, a dict, or a Crystal.
         targets: one number a target, NaN where missing.
         split: the value of the source's split column, or "".
     """
@@ -72,7 +73,7 @@ class Record:
                 except CifError as error:
                     raise CifError(self.where, error.block, error.reason) from None
             case "pymatgen" | "jarvis":
-                make = _from_pymatgen_dict if self.kind == "pymatgen" else _from_jarvis_dict
+                make = _from_pymatgen_json if self.kind == "pymatgen" else _from_jarvis_dict
                 try:
                     crystal = make(self.content, disorder)
                 except (KeyError, TypeError, IndexError, AttributeError) as error:
@@ -133,8 +134,9 @@ def unit_of(name: str) -> str:
     return ""
 
 
-def _from_pymatgen_dict(content: dict, disorder: str) -> Crystal:
-    """A crystal from the dict of a pymatgen Structure, without pymatgen."""
+def _from_pymatgen_json(text: str, disorder: str) -> Crystal:
+    """A crystal from the JSON of a pymatgen Structure, without pymatgen."""
+    content = json.loads(text)
     numbers, frac, oxidation, occupancy = [], [], [], []
     for k, site in enumerate(content["sites"]):
         for species in site["species"]:

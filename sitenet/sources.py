@@ -33,7 +33,7 @@ def open_source(
         path: a folder of CIFs with a CSV (``id`` or ``file``, then a column a property; CGCNN's
             header-less ``id_prop.csv`` too) or without one; a CSV with a ``file`` or ``cif``
             column; a Parquet file with a ``cif`` column; a Matbench ``*.json.gz``; a JARVIS JSON
-            list; or one CIF.
+            list; or one CIF. Of a CIF with several structures the first is taken.
         targets: columns to predict; None takes the only numeric one, () none at all, and of a
             folder all CIFs, whatever its CSV says.
         split_column: column that says which split or fold a row is in; None takes ``split`` or
@@ -312,7 +312,7 @@ def _open_json(path: Path, targets: Sequence[str] | None, split_column: str | No
     try:
         opened = gzip.open if path.name.lower().endswith(".gz") else open
         with opened(path, "rt", encoding="utf-8") as file:
-            content = json.load(file)
+            content = json.load(file, object_hook=_packed)
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise ValueError(f"{path} is damaged or no JSON file: {error}") from None
     if isinstance(content, dict) and {"columns", "data"} <= set(content):
@@ -325,6 +325,15 @@ def _open_json(path: Path, targets: Sequence[str] | None, split_column: str | No
     raise ValueError(
         f"{path}: expected a Matbench table (columns, index, data) or a JARVIS list of dicts"
     )
+
+
+def _packed(content: dict[str, Any]) -> Any:
+    """A pymatgen Structure as text again, without what is not used: far less memory than dicts."""
+    if "abc" in content and "species" in content:
+        return {"species": content["species"], "abc": content["abc"]}
+    if "sites" in content and "lattice" in content:
+        return json.dumps({"lattice": content["lattice"], "sites": content["sites"]})
+    return content
 
 
 def _of_dicts(

@@ -7,6 +7,7 @@ import pytest
 from toy_crystals import cif_of, toy_crystals, toy_dataset, toy_targets, write_folder
 
 from sitenet.data import Dataset, LeftOut, Preparation, read, split, write_left_out
+from sitenet.records import Record
 from sitenet.sources import open_source
 
 
@@ -39,6 +40,21 @@ def test_what_cannot_be_used_is_listed_with_its_reason(tmp_path):
     write_left_out(data.left_out, tmp_path / "left.csv")
     lines = (tmp_path / "left.csv").read_text().splitlines()
     assert lines[0] == "id,where,reason" and len(lines) == 4
+
+
+def test_an_unforeseen_error_ends_no_run(tmp_path, monkeypatch):
+    write_folder(tmp_path, 3)
+    original = Record.crystal
+
+    def fails(self, disorder):
+        if self.id == "c1":
+            raise ZeroDivisionError("unforeseen")
+        return original(self, disorder)
+
+    monkeypatch.setattr(Record, "crystal", fails)
+    data = read(open_source(tmp_path))
+    assert data.ids == ["c0", "c2"]
+    assert data.left_out[0].reason == "ZeroDivisionError: unforeseen"
 
 
 def test_cells_are_made_primitive_unless_they_are_to_stay(tmp_path):

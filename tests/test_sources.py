@@ -202,8 +202,19 @@ def test_matbench_json(tmp_path, name, opened):
     assert crystal.oxidation is None and crystal.occupancy is None
     assert second.crystal().oxidation.tolist() == [4, 4]
     assert math.isnan(second.targets[0])
-    with pytest.raises(ValueError, match="no pymatgen structure: KeyError"):
+    with pytest.raises(ValueError, match="no pymatgen structure"):
         third.crystal()
+
+
+@pytest.mark.parametrize(
+    ("lattice", "sites"),
+    [(None, []), ({}, []), ({"matrix": [[1]]}, [{}]), ({"matrix": SI.tolist()}, [{"abc": [0]}])],
+)
+def test_a_structure_that_is_none_is_told(tmp_path, lattice, sites):
+    write_matbench(tmp_path / "t.json", [[{"lattice": lattice, "sites": sites}, 0]], opened=open)
+    (record,) = open_source(tmp_path / "t.json")
+    with pytest.raises(ValueError, match=r"structure|must"):
+        record.crystal()
 
 
 def test_matbench_classes_are_true_or_false(tmp_path):
