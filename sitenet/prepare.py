@@ -141,12 +141,10 @@ def prepare(
         "primitive": how.primitive,
         "disorder": how.disorder,
     }
-    if is_prepared(out):
-        facts = _facts(out)
-        if settings.items() <= facts.items():
-            advance(len(source))
-            count = parquet.read_metadata(out).num_rows
-            return count, [LeftOut(**x) for x in facts["left_out"]]
+    done = _finished(out, settings)
+    if done is not None:
+        advance(len(source))
+        return done
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
     folder = out.with_name(f".{out.name}.{key}.parts")
     for other in out.parent.glob(f".{glob.escape(out.name)}.*.parts"):
@@ -166,6 +164,19 @@ def prepare(
         else:
             advance(len(part))
     return _join(folder, out, settings, source, number)
+
+
+def _finished(out: Path, settings: dict[str, Any]) -> tuple[int, list[LeftOut]] | None:
+    """What ``prepare`` returned when it made this sound file with these settings, if it did."""
+    if not is_prepared(out):
+        return None
+    try:
+        facts, table = _read_whole(out)
+    except ValueError:
+        return None
+    if not settings.items() <= facts.items():
+        return None
+    return len(table), [LeftOut(**x) for x in facts["left_out"]]
 
 
 def _is_whole(path: Path) -> bool:
@@ -226,13 +237,8 @@ def is_prepared(path: str | Path) -> bool:
         return False
 
 
-def load_dataset(path: str | Path) -> Dataset:
-    """A dataset that ``prepare`` wrote.
-
-    Raises:
-        ValueError: the file is damaged or was altered, is no dataset, or of another format.
-    """
-    path = Path(path)
+def _read_whole(path: Path) -> tuple[dict[str, Any], pa.Table]:
+    """What the metadata of a dataset file say, and its rows, both checked."""
     try:
         with parquet.ParquetFile(path, page_checksum_verification=True) as file:
             content = (file.metadata.metadata or {}).get(b"sitenet")
@@ -249,7 +255,17 @@ def load_dataset(path: str | Path) -> Dataset:
         raise ValueError(f"{path} is damaged or no dataset: {error}") from None
     if facts.get("key") != _key(list(map(_content_hash, groups)), facts):
         raise ValueError(f"{path} was altered: its checksum is another one")
-    table = pa.concat_tables(groups)
+    return facts, pa.concat_tables(groups)
+
+
+def load_dataset(path: str | Path) -> Dataset:
+    """A dataset that ``prepare`` wrote.
+
+    Raises:
+        ValueError: the file is damaged or was altered, is no dataset, or of another format.
+    """
+    path = Path(path)
+    facts, table = _read_whole(path)
     columns = [table.column(_TARGET + name).to_numpy() for name in facts["names"]]
     return Dataset(
         table.column("id").to_pylist(),
