@@ -297,7 +297,7 @@ class Run:
             self.best.save(self.folder / MODEL, {"epoch": self.epoch})
         # A state that a power cut takes away costs epochs, a sync costs some of each.
         with new_file(self.folder / STATE, sync=False) as temporary:
-            safetensors.torch.save_file(tensors, temporary, {"sitenet": json.dumps(facts)})
+            temporary.write_bytes(safetensors.torch.save(tensors, {"sitenet": json.dumps(facts)}))
         with new_file(self.folder / "metrics.jsonl", sync=False) as temporary:
             temporary.write_text("".join(json.dumps(entry) + "\n" for entry in self.history))
 
