@@ -27,6 +27,7 @@ SUMMARIES = ("all", "last")
 OPTIMIZERS = ("adamw", "muon")
 SCHEDULES = ("constant", "cosine", "onecycle")
 PRECISIONS = ("float32", "bfloat16")
+VALID_MEANS = ("crystals", "batches")
 INTERACTION_FEATURES = (
     "distance_matrix",
     "non_sine_coulomb_matrix",
@@ -110,12 +111,16 @@ class TrainingConfig:
     scale_targets: bool = _setting(False, "learn targets less their mean, in standard deviations")
     seed: int = _setting(42, "seed of the split, the weights and the order of batches")
     valid: float = _setting(0.1, "part of the crystals that chooses the best epoch")
+    valid_mean: str = _setting(
+        "crystals", "validation error: mean of crystals, or of the means of batches, as published"
+    )
     test: float = _setting(0.1, "part of the crystals that only the final error is taken on")
 
     def __post_init__(self) -> None:
         _one_of("optimizer", self.optimizer, OPTIMIZERS)
         _one_of("schedule", self.schedule, SCHEDULES)
         _one_of("precision", self.precision, PRECISIONS)
+        _one_of("valid_mean", self.valid_mean, VALID_MEANS)
         for name in ("epochs", "accumulate"):
             _at_least(name, getattr(self, name), 1)
         for name in ("batch_sites", "batch_crystals", "max_crystals", "patience", "seed"):

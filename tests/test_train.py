@@ -54,11 +54,11 @@ def timeless(history):
     return [{k: v for k, v in h.items() if "second" not in k} for h in history]
 
 
-def run_of(config=FAST, data=None, seed=0, double=False, parts=None):
+def run_of(config=FAST, data=None, seed=0, double=False, parts=None, kind="value"):
     """A Run over toy crystals, without files."""
     data = toy_dataset(12) if data is None else data
     torch.manual_seed(seed)
-    model = SiteNet(config, [Target(n) for n in data.names])
+    model = SiteNet(config, [Target(n, kind=kind) for n in data.names])
     pairs = [find_pairs(c, **pair_options(config)) for c in data.crystals]
     store = PairStore.of([columns_of(p) for p in pairs])
     parts = parts or split(data, 0, 0, seed=0)
@@ -215,6 +215,39 @@ def test_the_average_is_what_is_judged_and_kept():
     run.run()
     assert run.judged is run.average.average and run.best is run.judged
     assert not same(weights(run.judged), weights(run.model))
+
+
+@pytest.mark.parametrize("kind", ["value", "class"])
+def test_the_published_validation_error_is_the_mean_of_batch_means(kind):
+    data = toy_dataset(60, names=("size", "gap"))
+    if kind == "class":
+        data.targets = (data.targets > np.median(data.targets, 0)).astype(float)
+    data.targets[::3, 1] = np.nan
+    config = FAST.replace(valid_mean="batches", batch_sites=24)
+    parts = split(data, 0.5, 0, seed=0)
+    run = run_of(config, data, parts=parts, kind=kind)
+    orders = []
+    for epoch in (1, 2):
+        run.epoch = epoch
+        found = run.validate()
+        batches = run._valid_batches()
+        orders.append(batches)
+        assert sorted(np.concatenate(batches)) == list(range(30)) and len(batches) > 3
+        assert len(set(map(len, batches))) > 1, "batches of equal size could not tell the two means"
+        index = run.parts.valid
+        p = torch.as_tensor(run.outputs(index)[0])
+        truth = torch.as_tensor(data.targets[index])
+        error = (p - truth).abs()
+        if kind == "class":
+            error = -(truth * p.log() + (1 - truth) * (1 - p).log())
+        want = torch.stack([error[batch].nanmean(0) for batch in batches]).nanmean(0)
+        name = {"value": "mae", "class": "log_loss"}[kind]
+        for k, target in enumerate(run.model.targets):
+            assert found[f"valid_{target.name}_{name}_of_batches"] == pytest.approx(float(want[k]))
+        std = torch.tensor([t.std for t in run.model.targets])
+        assert found["valid_error"] == pytest.approx(float((want / std).sum()))
+        assert found["valid_error"] != pytest.approx(float((error.nanmean(0) / std).sum()))
+    assert orders[0] != orders[1], "published batches of validation are drawn anew in each epoch"
 
 
 def test_it_stops_when_validation_gets_no_better(monkeypatch):
