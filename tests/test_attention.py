@@ -152,6 +152,35 @@ def test_attention_in_bfloat16(dims, device):
         assert max(errors(got, exact), default=0) < 0.04
 
 
+def test_the_mish_beside_bfloat16_products(device):
+    """Rows of one pair, without a norm, hand the activation through: y is Mish of site_j, and its
+    gradient the derivative. The absolute error is small beside the 4e-3 of factors near 1."""
+    z = torch.cat([torch.linspace(-40, 40, 20_001), torch.tensor([1e4, -1e4, 0.0])]).to(device)
+    n = len(z)
+    site_j = z[:, None].expand(n, 2).clone().requires_grad_()
+    y, _, _ = ops.attention(
+        torch.zeros(n, 2, device=device),
+        site_j,
+        torch.zeros(n, 2, dtype=torch.bfloat16, device=device),
+        torch.zeros(2, 2, device=device),
+        torch.zeros(1, 1, device=device),
+        torch.zeros(n, device=device),
+        torch.arange(n + 1, device=device),
+        torch.arange(n, dtype=torch.int32, device=device),
+        attention_dim=1,
+        activation="mish",
+        norm=False,
+        eps=1e-5,
+        need_logits=False,
+    )
+    y.sum().backward()
+    exact = z.double().requires_grad_()
+    mish = torch.nn.functional.mish(exact)
+    mish.sum().backward()
+    torch.testing.assert_close(y[:, 0].double(), mish, rtol=2e-4, atol=3e-4)
+    torch.testing.assert_close(site_j.grad[:, 1].double(), exact.grad, rtol=2e-4, atol=3e-4)
+
+
 def test_autocast_makes_the_products_bfloat16(device):
     tensors = inputs(DIMS["paper"], (50, 60), torch.float32, device)
     with torch.autocast(device.type, torch.bfloat16):

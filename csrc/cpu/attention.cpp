@@ -3,9 +3,8 @@
 // Each thread owns a contiguous range of rows holding its share of the pairs and walks through
 // their pairs in tiles of kTile, across row boundaries. Per tile:
 //   1. products.h: z = W e + site_i + site_j, kTileRows pairs and kTileVectors vectors of columns
-//   at
-//      a time; the activation (and its derivative, going backward) is taken while z is in
-//      registers, so z is never stored;
+//      at a time; the activation (and its derivative, going backward) is taken from sums in
+//      registers, or in bfloat16 while the next ones grow, so z is never stored;
 //   2. norms.h: mean and variance of each group of columns, and the logits;
 //   3. forward.h: the online softmax of the tile's rows, the weighted sums, e_out;
 //      backward.h: dz in place of the derivative, then grad_e = dz W, grad_W += dz^T e, and the
@@ -14,15 +13,16 @@
 // `columns` stays in a tile of some 60 KB in the second-level cache.
 //
 // What bounds it: the units that multiply. A Zen 4 core starts one 512-bit multiplication a cycle
-// (fp32, or twice as many products in bf16); additions, comparisons, integers and shuffles go
-// beside it. Multiplications a pair at the published size, in 19 vectors of columns:
+// (fp32, or twice as many products in bf16); additions, comparisons, integers and most shuffles go
+// beside it (a lookup in a register costs a third). Multiplications a pair at the published size,
+// in 19 vectors of columns:
 //                        products     activation   norms, logits    all    cycles measured
-//   forward   fp32         912          19 * 14         80         1260        1720
-//             bf16         456          19 * 9          80          710         990
-//   backward  fp32      3 * 912         19 * 16        220         3260        4340
-//             bf16      3 * 456         19 * 11        270         1850        2680
-// (one core at 3.68 GHz; rows of 500). Memory takes no part: 400 bytes a pair forward, 800
-// backward.
+//   forward   fp32         912          19 * 14         80         1260        1610
+//             bf16         456          19 * 4.3        80          620         850
+//   backward  fp32      3 * 912         19 * 16        220         3260        4350
+//             bf16      3 * 456         19 * 8.7       270         1800        2600
+// (one core at 3.68 GHz, CPU time; rows of 500). Memory takes no part: 400 bytes a pair forward,
+// 800 backward.
 //
 // Groups of columns stand side by side in a row, padded to whole vectors only at its end; sums over
 // a group mask the lanes of its last vector that are another's.

@@ -70,7 +70,7 @@ template <class T, class E> class ForwardRows {
                 const T *site_j)
         : p(p), s(p.shape), columns(columns), weights(weights), site_i(site_i), site_j(site_j),
           packed(columns.padded), heads(s.heads), norms(s, columns, logit_weights),
-          m(columns.tile_size()), attended(size_t(heads) * kRow), row(columns.vectors[2] * lanes),
+          m(columns.tile_size()), attended(size_t(heads) * kRow),
           softmax(heads, columns.vectors[1] * lanes) {}
 
     void run(int first_row, int last_row) {
@@ -106,7 +106,6 @@ template <class T, class E> class ForwardRows {
     TileNorms<T> norms;
     Buffer<T> m;        // (kTile, packed): the activation
     Buffer<T> attended; // (heads, kRow): exponential of the logit, times rstd
-    Buffer<T> row;      // an e_out before it is written
     RowSoftmax<T> softmax;
     int current = 0;
 
@@ -127,12 +126,15 @@ template <class T, class E> class ForwardRows {
     }
 
     void write_interaction(int count, int64_t first) {
+        const int whole = s.interaction / lanes * lanes;
         for (int t = 0; t < count; ++t) {
             const T *x = m.get() + size_t(t) * packed + columns.first[2];
+            E *to = p.e_out + (first + t) * s.interaction;
             const T mean = norms.mean[2][t], rstd = norms.rstd[2][t];
-            for (int v = 0; v < columns.vectors[2]; ++v)
-                store(row.get() + v * lanes, (load(x + v * lanes) - mean) * rstd);
-            write_row(row.get(), p.e_out + (first + t) * s.interaction, s.interaction);
+            for (int c = 0; c < whole; c += lanes)
+                store_as(to + c, (load(x + c) - mean) * rstd);
+            for (int c = whole; c < s.interaction; ++c)
+                store_as(to + c, (x[c] - mean) * rstd);
         }
     }
 

@@ -32,67 +32,137 @@ template <class F> inline F factor_at(const F *p) {
     return x;
 }
 
-// m (and its derivative d, if Backward) for kTileRows pairs and NV vectors of columns from
-// `column`. The site terms come last: their loads then overlap with the products.
-template <class T, class E, int NV, bool Backward>
-inline void products_block(const Tile<T, E> &tile, int t0, const Factor<T, E> *w, int steps,
-                           int column, int stride, int activation, T *m, T *d) {
+template <class E> constexpr bool kAlternate = kUseBf16<E>;
+
+// m (and its derivative d, if Backward) of a tile, NV vectors of columns at a time.
+//
+// A block is kTileRows pairs of those columns. In bfloat16, while its sums grow, the activation of
+// the block before is taken, a vector a step, as it leaves the multipliers idle; the exact one does
+// not, and comes after the block's own sums. Site terms come with it.
+//
+// `with_function` calls what it is given with the function that takes the activation.
+template <class T, class E, int NV, bool Backward, class WithFunction> class Products {
+  public:
+    Products(const Tile<T, E> &tile, const Weights<T, E> &weights, WithFunction with_function, T *m,
+             T *d)
+        : tile(tile), weights(weights), with_function(with_function), m(m), d(d) {}
+
+    // The columns from `begin` to `end`, which are whole blocks.
+    void run(int begin, int end) {
+        Place before = {0, begin}; // where what is there at first gives way to what comes later
+        for (int column = begin; column < end; column += NV * lanes)
+            for (int pair = 0; pair < tile.padded(); pair += kTileRows) {
+                block({pair, column}, before);
+                before = {pair, column};
+            }
+        for (int r = 0; kAlternate<E> && r < kTileRows; ++r)
+            finish(z[r], before, r, [] {});
+    }
+
+  private:
     using F = Factor<T, E>;
-    constexpr int lanes = kLanes<T>;
-    Vec<T> sum[kTileRows][NV] = {};
-    const F *e[kTileRows];
+    static constexpr int lanes = kLanes<T>;
+    struct Place {
+        int pair, column;
+    };
+    const Tile<T, E> &tile;
+    const Weights<T, E> &weights;
+    const WithFunction with_function;
+    T *m, *d;
+    Vec<T> z[kTileRows][NV] = {}; // W e of the last block
+
+    void block(Place place, Place before) {
+        Vec<T> sum[kTileRows][NV] = {};
+        const F *e[kTileRows], *w = weights.columns_of_k.get() + place.column * weights.steps;
+        const int steps = weights.steps;
 #pragma GCC unroll 8
-    for (int r = 0; r < kTileRows; ++r)
-        e[r] = tile.e[t0 + r];
-    for (int k = 0; k < steps; ++k) {
-        Vec<F> wk[NV];
-#pragma GCC unroll 8
-        for (int v = 0; v < NV; ++v)
-            wk[v] = load(w + (k * NV + v) * lanes);
-#pragma GCC unroll 8
-        for (int r = 0; r < kTileRows; ++r) {
-            const F x = factor_at(e[r] + k);
+        for (int r = 0; r < kTileRows; ++r)
+            e[r] = tile.e[place.pair + r];
+        int k = 0;
+        auto step = [&]() __attribute__((always_inline)) {
+            Vec<F> wk[NV];
 #pragma GCC unroll 8
             for (int v = 0; v < NV; ++v)
-                product_step<T, F>(sum[r][v], x, wk[v]);
-        }
-    }
-    auto finish = [&](auto function) {
+                wk[v] = load(w + (k * NV + v) * lanes);
 #pragma GCC unroll 8
-        for (int r = 0; r < kTileRows; ++r) {
-            const T *site_i = tile.base_i[t0 + r] + column, *site_j = tile.base_j[t0 + r] + column;
+            for (int r = 0; r < kTileRows; ++r) {
+                const F x = factor_at(e[r] + k);
+#pragma GCC unroll 8
+                for (int v = 0; v < NV; ++v)
+                    product_step<T, F>(sum[r][v], x, wk[v]);
+            }
+            ++k;
+        };
+        for (int r = 0; kAlternate<E> && r < kTileRows; ++r)
+            if (k + NV <= steps)
+                finish(z[r], before, r, step);
+            else
+                finish(z[r], before, r, [] {});
+        while (k < steps)
+            step();
+#pragma GCC unroll 8
+        for (int r = 0; r < kTileRows; ++r)
+            if constexpr (kAlternate<E>)
+                std::copy_n(sum[r], NV, z[r]);
+            else
+                finish(sum[r], place, r, [] {});
+    }
+
+    // Activations of a block's r-th pair from its W e; after each vector comes `also`.
+    template <class Also>
+    [[gnu::always_inline]] void finish(const Vec<T> (&sum)[NV], Place place, int r, Also also) {
+        const int pair = place.pair + r;
+        const T *site_i = tile.base_i[pair] + place.column;
+        const T *site_j = tile.base_j[pair] + place.column;
+        const size_t to = size_t(pair) * weights.num_columns + place.column;
+        with_function([&](auto function) __attribute__((always_inline)) {
 #pragma GCC unroll 8
             for (int v = 0; v < NV; ++v) {
-                const size_t at = size_t(t0 + r) * stride + column + v * lanes;
-                const auto a =
-                    function(sum[r][v] + (load(site_i + v * lanes) + load(site_j + v * lanes)));
+                const int at = v * lanes;
+                const auto a = function(sum[v] + (load(site_i + at) + load(site_j + at)));
                 if constexpr (Backward) {
-                    store(m + at, a.value);
-                    store(d + at, a.derivative);
+                    store(m + to + at, a.value);
+                    store(d + to + at, a.derivative);
                 } else {
-                    store(m + at, a);
+                    store(m + to + at, a);
                 }
+                also();
             }
-        }
-    };
-    if constexpr (Backward)
-        with_activation_parts<T, E>(activation, finish);
-    else
-        with_activation<T, E>(activation, finish);
+        });
+    }
+};
+
+template <bool Backward, class T, class E, class WithFunction>
+void products_with(const Tile<T, E> &tile, const Weights<T, E> &weights, WithFunction with_function,
+                   T *m, T *d) {
+    constexpr int block = kTileVectors * kLanes<T>;
+    const int end = weights.num_columns, whole = end / block * block;
+    if (whole)
+        Products<T, E, kTileVectors, Backward, WithFunction>(tile, weights, with_function, m, d)
+            .run(0, whole);
+    if (whole < end)
+        with_constant<kTileVectors - 1>((end - whole) / kLanes<T>, [&](auto nv) {
+            Products<T, E, nv, Backward, WithFunction>(tile, weights, with_function, m, d)
+                .run(whole, end);
+        });
 }
 
 template <class T, class E, bool Backward>
 void products(const Tile<T, E> &tile, const Weights<T, E> &weights, int activation, T *m, T *d) {
-    constexpr int lanes = kLanes<T>;
-    const Factor<T, E> *w = weights.columns_of_k.get();
-    const int steps = weights.steps;
-    for (int v0 = 0; v0 < weights.num_vectors; v0 += kTileVectors)
-        with_constant<kTileVectors>(weights.num_vectors - v0, [&](auto nv) {
-            for (int t0 = 0; t0 < tile.padded(); t0 += kTileRows)
-                products_block<T, E, nv, Backward>(tile, t0, w + size_t(v0) * steps * lanes, steps,
-                                                   v0 * lanes, weights.num_columns, activation, m,
-                                                   d);
+    auto choose = [activation](auto use) __attribute__((always_inline)) {
+        if constexpr (Backward)
+            with_activation_parts<T, E>(activation, use);
+        else
+            with_activation<T, E>(activation, use);
+    };
+    // Constants of a function that is known early would take the registers of the sums.
+    if constexpr (kAlternate<E>)
+        choose([&](auto function) {
+            auto known = [function](auto use) __attribute__((always_inline)) { use(function); };
+            products_with<Backward>(tile, weights, known, m, d);
         });
+    else
+        products_with<Backward>(tile, weights, choose, m, d);
 }
 
 // A tile's dz in the forms that its two products take.

@@ -168,6 +168,20 @@ template <class T> static inline Vec<T> load_as(const uint16_t *p) {
     std::memcpy(&h, p, sizeof h);
     return (Vec<float>)(__builtin_convertvector(h, VecWord) << 16);
 }
+// The other way: kLanes numbers, or one.
+template <class T> static inline void store_as(T *p, Vec<T> x) { store(p, x); }
+template <class T> static inline void store_as(T *p, T x) { *p = x; }
+static inline void store_as(uint16_t *p, float x) { *p = to_bf16(x); }
+static inline void store_as(uint16_t *p, Vec<float> x) {
+#if defined(__AVX512BF16__)
+    const __m256bh h = _mm512_cvtneps_pbh((__m512)x);
+    std::memcpy(p, &h, sizeof h);
+#else
+    const VecWord w = bf16_words(x) >> 16;
+    for (int i = 0; i < kLanes<float>; ++i)
+        p[i] = uint16_t(w[i]);
+#endif
+}
 template <class T, class E> static inline void convert(const E *x, T *y, int n) {
     int i = 0;
     for (; i + kLanes<T> <= n; i += kLanes<T>)

@@ -92,23 +92,13 @@ inline std::vector<int> shares(const int64_t *offsets, int rows, int threads) {
     return first;
 }
 
-// e_out or grad_e of one pair from a padded row.
-template <class T> inline void write_row(const T *from, T *to, int n) { std::copy_n(from, n, to); }
-inline void write_row(const float *from, uint16_t *to, int n) {
-    constexpr int lanes = kLanes<float>;
+// grad_e of one pair from a padded row.
+template <class T, class E> inline void write_row(const T *from, E *to, int n) {
     int c = 0;
-    for (; c + lanes <= n; c += lanes) {
-#if defined(__AVX512BF16__)
-        const __m256bh h = _mm512_cvtneps_pbh((__m512)load(from + c));
-        std::memcpy(to + c, &h, sizeof h);
-#else
-        const VecWord w = bf16_words(load(from + c)) >> 16;
-        for (int i = 0; i < lanes; ++i)
-            to[c + i] = uint16_t(w[i]);
-#endif
-    }
+    for (; c + kLanes<T> <= n; c += kLanes<T>)
+        store_as(to + c, load(from + c));
     for (; c < n; ++c)
-        to[c] = to_bf16(from[c]);
+        store_as(to + c, from[c]);
 }
 
 } // namespace
