@@ -28,6 +28,7 @@ _MODULE_OF = {
     "Pairs": "pairs",
     "find_pairs": "pairs",
     "SiteNet": "model",
+    "Ensemble": "ensemble",
     "load": "checkpoint",
     "explain": "explanation",
     "SiteNetClassifier": "estimator",

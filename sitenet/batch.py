@@ -20,9 +20,9 @@ import numpy as np
 
 from sitenet.crystal import Crystal
 from sitenet.data import LeftOut, Preparation, read_records
+from sitenet.ensemble import Model
 from sitenet.evaluation import COVERAGE, interval, number
 from sitenet.files import write_csv
-from sitenet.model import SiteNet
 from sitenet.predict import Output, by_rows, from_store, most_pairs
 from sitenet.prepare import is_prepared, load_dataset
 from sitenet.processes import barrier, default_workers, in_order, local_world, rank, world
@@ -30,6 +30,7 @@ from sitenet.progress import Reporter
 from sitenet.records import Record, Source
 from sitenet.sources import open_source
 from sitenet.store import PairMaker, PairStore
+from sitenet.uncertainty import half_widths
 
 CHUNK = 32  # crystals that a process takes at a time
 SENT_PAIRS = 100_000  # of a crystal that may have more, a worker sends the crystal instead
@@ -111,7 +112,7 @@ def _made(record: Record, crystal: Crystal, make: Callable[[Crystal], Any]) -> A
 
 
 def predict_sources(
-    model: SiteNet,
+    model: Model,
     paths: Sequence[str | Path],
     out: str | Path | None = None,
     *,
@@ -126,7 +127,7 @@ def predict_sources(
     """Predict all crystals of files, folders and tables.
 
     Args:
-        model: a SiteNet.
+        model: a SiteNet or an Ensemble.
         paths: CIFs, folders of CIFs, tables (``sitenet.sources.open_source``) or files of
             ``sitenet prepare``.
         out: a CSV to write; beside it ``NAME.left_out.csv`` lists what could not be used. A run
@@ -177,7 +178,7 @@ class _Job:
 
     def __init__(
         self,
-        model: SiteNet,
+        model: Model,
         coverage: float,
         how: Preparation,
         max_sites: int | None,
@@ -185,10 +186,8 @@ class _Job:
     ) -> None:
         self.model, self.how = model, how
         self.make = PairMaker(model.config, max_sites, merge)
-        self.width = np.full(len(model.targets), np.inf)
+        self.coverage = coverage
         self.header = ["id"]
-        if model.calibration is not None:
-            self.width = model.calibration.half_width(coverage)
         for target in model.targets:
             self.header.append(f"{target.name}_predicted")
             if target.kind == "value" and model.calibration is not None:
@@ -200,9 +199,12 @@ class _Job:
         """A hash of what fixes the rows."""
         digest = hashlib.sha256(repr((self.make.options, self.how, self.header)).encode())
         digest.update(fingerprint.encode())
-        digest.update(self.width.tobytes())
         for name, value in self.model.state_dict().items():
             digest.update(name.encode() + value.cpu().numpy().tobytes())
+        if self.model.calibration is not None:
+            digest.update(repr(self.coverage).encode())
+            for part in vars(self.model.calibration).values():
+                digest.update(np.asarray(0.0 if part is None else part).tobytes())
         return digest.hexdigest()
 
     def chunks(
@@ -225,7 +227,7 @@ class _Job:
     def _rows(self, found: list[tuple[Record, Any]]) -> list[list[str]]:
         columns = [f for _, f in found if isinstance(f, dict)]
         ready = iter(from_store(self.model, PairStore.of(columns)))
-        rows = []
+        results = []
         for record, result in found:
             if isinstance(result, Crystal):  # too large to be sent
                 result = _made(record, result, self._large)
@@ -233,10 +235,12 @@ class _Job:
                 result = next(ready)
             if not isinstance(result, LeftOut) and not np.isfinite(result[0]).all():
                 result = LeftOut(record.id, record.where, "the prediction is not a number")
-            if isinstance(result, LeftOut):
-                rows.append([record.id, record.where, result.reason])
-            else:
-                rows.append([record.id, record.where, "", *self._cells(*result)])
+            results.append(result)
+        cells = self._cells([r for r in results if not isinstance(r, LeftOut)])
+        rows = []
+        for (record, _), result in zip(found, results, strict=True):
+            said = [result.reason] if isinstance(result, LeftOut) else ["", *next(cells)]
+            rows.append([record.id, record.where, *said])
         return rows
 
     def _large(self, crystal: Crystal) -> Output:
@@ -245,14 +249,22 @@ class _Job:
             (found,) = from_store(self.model, PairStore.of([self.make(crystal)]))
         return found
 
-    def _cells(self, y: np.ndarray, encoding: np.ndarray) -> Iterator[str]:
-        calibration = self.model.calibration
-        for k, target in enumerate(self.model.targets):
-            yield number(y[k])
-            if target.kind == "value" and calibration is not None:
-                yield from map(number, interval(y[k], self.width[k]))
-        if calibration is not None:
-            yield "yes" if calibration.inside(encoding[None])[0] else "no"
+    def _cells(self, results: Sequence[Output]) -> Iterator[list[str]]:
+        """What a row says of each prediction."""
+        if not results:
+            return
+        model, encodings = self.model, np.stack([encoding for _, encoding in results])
+        widths = half_widths(model, encodings, self.coverage)
+        inside = None if model.calibration is None else model.calibration.inside(encodings)
+        for i, (y, _) in enumerate(results):
+            cells = []
+            for k, target in enumerate(model.targets):
+                cells.append(number(y[k]))
+                if target.kind == "value" and inside is not None:
+                    cells += map(number, interval(y[k], widths[i, k], model.lowest))
+            if inside is not None:
+                cells.append("yes" if inside[i] else "no")
+            yield cells
 
     @staticmethod
     def count(outcome: Outcome, row: list[str]) -> None:

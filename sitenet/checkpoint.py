@@ -27,10 +27,11 @@ from sitenet.files import new_file
 from sitenet.uncertainty import Calibration
 
 if TYPE_CHECKING:
+    from sitenet.ensemble import Model
     from sitenet.model import SiteNet
 
 _CALIBRATION = "calibration."  # prefix of the tensors of a Calibration
-FORMAT = 1  # of the safetensors metadata; raised when an older sitenet could not read a new file
+FORMAT = 2  # of the safetensors metadata; raised when an older sitenet could not read a new file
 
 # Our names and the published ones, up to .weight and .bias; {b} and {k} stand for numbers.
 _BLOCK = "encoder.Attention_Blocks.{b}"
@@ -157,7 +158,7 @@ def _reason(error: Exception) -> str:
     return (found or lines)[0].strip().removeprefix("WeightsUnpickler error: ").rstrip(".")
 
 
-def _load_all(model: SiteNet, state: Mapping[str, Any], where: str, name=lambda key: key) -> None:
+def _load_all(model: Model, state: Mapping[str, Any], where: str, name=lambda key: key) -> None:
     """Load exactly the model's parameters, or raise ValueError with every key that is wrong."""
     own = model.state_dict()
     missing = [name(k) for k in own if k not in state]
@@ -185,7 +186,7 @@ def _load_all(model: SiteNet, state: Mapping[str, Any], where: str, name=lambda 
 # sitenet's own files
 
 
-def save(model: SiteNet, path: str | Path, metadata: Mapping[str, Any] | None = None) -> None:
+def save(model: Model, path: str | Path, metadata: Mapping[str, Any] | None = None) -> None:
     """Write a model to a safetensors file, under a temporary name first.
 
     Args:
@@ -194,8 +195,10 @@ def save(model: SiteNet, path: str | Path, metadata: Mapping[str, Any] | None = 
         metadata: anything JSON holds, kept beside (``read_metadata`` gives it back).
     """
     path = Path(path)
+    members = len(getattr(model, "members", ())) or 1
     header = {
-        "format": FORMAT,
+        "format": FORMAT if members > 1 else 1,
+        "members": members,
         "sitenet": sitenet.__version__,
         "config": model.config.to_dict(),
         "targets": [dataclasses.asdict(t) for t in model.targets],
@@ -204,6 +207,8 @@ def save(model: SiteNet, path: str | Path, metadata: Mapping[str, Any] | None = 
     tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     if model.calibration is not None:
         for name, value in vars(model.calibration).items():
+            if value is None:
+                continue
             value = torch.as_tensor(np.ascontiguousarray(value))
             tensors[_CALIBRATION + name] = value.float() if value.is_floating_point() else value
     content = safetensors.torch.save(tensors, {"sitenet": json.dumps(header)})
@@ -233,8 +238,8 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
     return header
 
 
-def load(name_or_path: str | Path) -> SiteNet:
-    """A saved model.
+def load(name_or_path: str | Path) -> Model:
+    """A saved model, or an ensemble of them.
 
     Args:
         name_or_path: the name of shipped weights, or a file that ``save`` wrote.
@@ -243,6 +248,7 @@ def load(name_or_path: str | Path) -> SiteNet:
         FileNotFoundError: neither weights of that name ship, nor is there such a file.
         ValueError: the file is damaged, no sitenet model, or of a later format.
     """
+    from sitenet.ensemble import Ensemble
     from sitenet.model import SiteNet, Target
 
     shipped = shipped_weights()
@@ -257,7 +263,9 @@ def load(name_or_path: str | Path) -> SiteNet:
         )
     header = read_metadata(path)
     targets = [Target(**t) for t in header["targets"]]
-    model = SiteNet(SiteNetConfig.from_dict(header["config"]), targets)
+    config = SiteNetConfig.from_dict(header["config"])
+    members = [SiteNet(config, targets) for _ in range(header.get("members", 1))]
+    model = Ensemble(members) if len(members) > 1 else members[0]
     tensors = safetensors.torch.load_file(path)
     found: dict[str, Any] = {
         name.removeprefix(_CALIBRATION): tensors.pop(name).numpy()

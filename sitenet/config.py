@@ -102,6 +102,7 @@ class TrainingConfig:
     batch_crystals: int = _setting(0, "crystals a batch, where batch_sites is 0")
     accumulate: int = _setting(1, "batches an optimiser step")
     max_crystals: int = _setting(0, "crystals to train on; 0 takes all")
+    members: int = _setting(1, "models of an ensemble, trained from seeds that count up")
     epochs: int = _setting(100, "passes over the training crystals")
     patience: int = _setting(0, "epochs without a better validation error to stop; 0: never")
     schedule: str = _setting("constant", "learning rate over the run: constant, cosine or onecycle")
@@ -121,7 +122,7 @@ class TrainingConfig:
         _one_of("schedule", self.schedule, SCHEDULES)
         _one_of("precision", self.precision, PRECISIONS)
         _one_of("valid_mean", self.valid_mean, VALID_MEANS)
-        for name in ("epochs", "accumulate"):
+        for name in ("members", "epochs", "accumulate"):
             _at_least(name, getattr(self, name), 1)
         for name in ("batch_sites", "batch_crystals", "max_crystals", "patience", "seed"):
             _at_least(name, getattr(self, name), 0)

@@ -11,14 +11,16 @@ import numpy as np
 
 from sitenet.cache import pairs_of_dataset
 from sitenet.data import Dataset, LeftOut, Preparation, read
+from sitenet.ensemble import Model
 from sitenet.files import write_csv
 from sitenet.metrics import class_scores, regression_scores
-from sitenet.model import SiteNet, Target
+from sitenet.model import Target
 from sitenet.predict import from_store
 from sitenet.prepare import is_prepared, load_dataset
 from sitenet.progress import Reporter
 from sitenet.records import Source
 from sitenet.sources import open_source
+from sitenet.uncertainty import half_widths
 
 COVERAGE = 0.9  # of the intervals that are written, unless said otherwise
 
@@ -33,8 +35,9 @@ class Predictions:
         targets: of the model.
         truth: (crystals, targets), NaN where missing.
         values: (crystals, targets); probabilities for classes.
-        half_width: (targets,) of the intervals, infinite where there is none.
+        half_width: (crystals, targets) of the intervals, infinite where there is none.
         inside: (crystals,) whether each is like the training set.
+        lowest: the lowest value that a prediction can have.
     """
 
     ids: list[str]
@@ -44,11 +47,12 @@ class Predictions:
     values: np.ndarray
     half_width: np.ndarray
     inside: np.ndarray
+    lowest: float = -np.inf
 
     @classmethod
     def of(
         cls,
-        model: SiteNet,
+        model: Model,
         data: Dataset,
         parts: Mapping[str, np.ndarray],
         values: np.ndarray,
@@ -57,19 +61,18 @@ class Predictions:
     ) -> Predictions:
         """Predictions of parts of a dataset, one part after another."""
         index = np.concatenate([np.asarray(i, dtype=int) for i in parts.values()])
-        width, inside = np.full(len(model.targets), np.inf), np.ones(len(index), dtype=bool)
-        if model.calibration is not None:
-            width = model.calibration.half_width(coverage)
-            if len(index):
-                inside = model.calibration.inside(encodings)
+        inside = np.ones(len(index), dtype=bool)
+        if model.calibration is not None and len(index):
+            inside = model.calibration.inside(encodings)
         return cls(
             [data.ids[i] for i in index],
             [name for name, i in parts.items() for _ in i],
             model.targets,
             data.targets[index],
             values,
-            width,
+            half_widths(model, encodings, coverage),
             inside,
+            model.lowest,
         )
 
     def scores(self, mean: np.ndarray | None = None, median: np.ndarray | None = None) -> dict:
@@ -93,10 +96,12 @@ class Predictions:
                 for title, constant in (("mae_of_mean", mean), ("mae_of_median", median)):
                     if constant is not None and scores["crystals"]:
                         scores[title] = float(np.nanmean(np.abs(truth - constant[k])))
-                if np.isfinite(self.half_width[k]) and scores["crystals"]:
-                    near = np.abs(y - truth) <= self.half_width[k]
-                    scores["interval"] = float(self.half_width[k])
-                    scores["coverage"] = float(near[np.isfinite(truth)].mean())
+                known = np.isfinite(truth)
+                width = self.half_width[chosen, k][known]
+                if len(width) and np.isfinite(width).all():
+                    scores["interval"] = float(width.mean())
+                    near = np.abs(y - truth)[known] <= width
+                    scores["coverage"] = float(near.mean())
                 found[name][target.name] = scores
         return found
 
@@ -114,7 +119,8 @@ class Predictions:
             for k, target in enumerate(self.targets):
                 row += [number(self.truth[i, k]), number(self.values[i, k])]
                 if target.kind == "value":
-                    row += map(number, interval(self.values[i, k], self.half_width[k]))
+                    half_width = self.half_width[i, k]
+                    row += map(number, interval(self.values[i, k], half_width, self.lowest))
             yield [*row, "yes" if self.inside[i] else "no"]
 
     def plot(
@@ -157,11 +163,12 @@ def _file_name(name: str) -> str:
     return "".join(c if c.isalnum() or c in "-_." else "_" for c in name)
 
 
-def interval(value: float, half_width: float) -> tuple[float, float]:
-    """Low and high end around a value; NaN where there is no interval."""
+def interval(value: float, half_width: float, lowest: float = -np.inf) -> tuple[float, float]:
+    """Low and high end around a value; NaN where there is no interval. What a model never predicts
+    below ends there: no true value is lost where there is none."""
     if not np.isfinite(half_width):
         return np.nan, np.nan
-    return value - half_width, value + half_width
+    return max(value - half_width, lowest), value + half_width
 
 
 def number(value: float) -> str:
@@ -170,7 +177,7 @@ def number(value: float) -> str:
 
 
 def evaluate_data(
-    model: SiteNet,
+    model: Model,
     data: str | Path | Dataset,
     targets: Sequence[str] | None = None,
     primitive: bool = True,
@@ -181,7 +188,7 @@ def evaluate_data(
     """Predict crystals whose properties are known.
 
     Args:
-        model: a SiteNet.
+        model: a SiteNet or an Ensemble.
         data: a source, a file of ``sitenet prepare``, or a Dataset.
         targets: columns with the true values of the model's targets, in their order; None takes
             those of the same names, or the only one.

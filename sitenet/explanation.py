@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from sitenet.crystal import Crystal
-    from sitenet.model import SiteNet, Target
+    from sitenet.ensemble import Model
+    from sitenet.model import Target
 
 MAX_PAIRS = 200_000  # of the crystals that are computed together
 
@@ -211,8 +212,8 @@ class DatasetExplanation(Explained):
         targets: what the model predicts.
     """
 
-    def __init__(self, model: SiteNet) -> None:
-        shape = model.config.blocks, model.config.heads
+    def __init__(self, model: Model) -> None:
+        shape = model.num_blocks, model.config.heads
         self.names: list[str] = []
         self.targets = model.targets
         self._predicted: list[np.ndarray] = []
@@ -272,7 +273,7 @@ class DatasetExplanation(Explained):
 
 
 def explain(
-    model: SiteNet,
+    model: Model,
     structures: Any,
     max_sites: int | None = None,
     primitive: bool = True,
@@ -305,7 +306,7 @@ def explain(
 
 
 def explain_each(
-    model: SiteNet,
+    model: Model,
     structures: Iterable[Any],
     max_sites: int | None = None,
     primitive: bool = True,
@@ -337,7 +338,7 @@ def explain_each(
 
 @torch.no_grad()
 def _explain_together(
-    model: SiteNet, crystals: Sequence[tuple[str, Crystal, Pairs]]
+    model: Model, crystals: Sequence[tuple[str, Crystal, Pairs]]
 ) -> Iterator[Explanation]:
     batch = Pairs.batch([pairs for _, _, pairs in crystals]).to(model.element_table.device)
     per_block: list[torch.Tensor] = []

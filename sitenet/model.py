@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -359,6 +360,21 @@ class SiteNet(nn.Module):
         self.target_std.copy_(torch.tensor([t.std for t in targets]))
         self.is_class.copy_(torch.tensor([t.kind == "class" for t in targets]))
 
+    @property
+    def lowest(self) -> float:
+        """The lowest value that the model can predict: 0, or minus infinity."""
+        return -math.inf if self.config.last_activation == "identity" else 0.0
+
+    @property
+    def num_blocks(self) -> int:
+        """Attention blocks, whose weights ``encode`` hands out."""
+        return self.config.blocks
+
+    @property
+    def encoding_size(self) -> int:
+        """Width of an encoding."""
+        return self.decoder.in_features
+
     def forward(self, pairs: Pairs) -> Tensor:
         """Predict from pairs on the model's device: (crystals, targets), in the targets' units."""
         learns = torch.is_grad_enabled() and self.embedding.weight.requires_grad
@@ -498,6 +514,9 @@ class SiteNet(nn.Module):
         """Encodings -> what is reported: values in their units, and probabilities of class 1."""
         y = self.decode(encoding)
         return torch.where(self.is_class, torch.sigmoid(y), y)
+
+    def spread(self, encoding: Tensor) -> None:
+        """How far an ensemble's members are apart; one model has nothing to say of it."""
 
     @torch.no_grad()
     def encode_by_rows(self, finder: PairFinder, max_pairs: int = 2_000_000) -> Tensor:

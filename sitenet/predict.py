@@ -17,7 +17,7 @@ from sitenet.pairs import PairFinder
 from sitenet.store import Columns, PairMaker, PairStore
 
 if TYPE_CHECKING:
-    from sitenet.model import SiteNet
+    from sitenet.ensemble import Model
 
 BATCH_PAIRS = 200_000  # pairs of a batch
 MOST_PAIRS = 4_000_000  # of one crystal at once; one that may have more goes row by row
@@ -59,7 +59,7 @@ def _package(structure: Any) -> str:
 
 
 def predict(
-    model: SiteNet,
+    model: Model,
     structures: Iterable[Any] | Any,
     max_sites: int | None = None,
     primitive: bool = True,
@@ -69,7 +69,7 @@ def predict(
     """Predict the properties of structures.
 
     Args:
-        model: a SiteNet.
+        model: a SiteNet or an Ensemble.
         structures: Crystals, paths, CIF texts, pymatgen Structures or ASE Atoms; or one of them.
         max_sites: largest supercell in sites; None takes that of the model's config, 0 the cell as
             it is.
@@ -108,7 +108,7 @@ def _crystals(structures: Iterable[Any], primitive: bool, disorder: str) -> Iter
 
 
 def outputs(
-    model: SiteNet, crystals: Iterable[Crystal], max_sites: int | None = None, merge: bool = True
+    model: Model, crystals: Iterable[Crystal], max_sites: int | None = None, merge: bool = True
 ) -> Iterator[Output]:
     """The properties and the encoding of each crystal, in order, a bounded number of them in
     memory; the cells are taken as they stand.
@@ -133,14 +133,14 @@ def outputs(
     yield from _finished(model, held)
 
 
-def _finished(model: SiteNet, held: Sequence[Columns | Output]) -> Iterator[Output]:
+def _finished(model: Model, held: Sequence[Columns | Output]) -> Iterator[Output]:
     columns = [item for item in held if isinstance(item, dict)]
     found = iter(from_store(model, PairStore.of(columns)))
     for item in held:
         yield next(found) if isinstance(item, dict) else item
 
 
-def by_rows(model: SiteNet, crystal: Crystal, make: PairMaker) -> Output | None:
+def by_rows(model: Model, crystal: Crystal, make: PairMaker) -> Output | None:
     """The properties and the encoding of a crystal whose pairs may not fit into memory; None for
     smaller ones."""
     if most_pairs(crystal, make.options) <= MOST_PAIRS:
@@ -159,7 +159,7 @@ def most_pairs(crystal: Crystal, options: dict[str, Any]) -> int:
 
 @torch.no_grad()
 def from_store(
-    model: SiteNet, store: PairStore, crystals: Sequence[int] | np.ndarray | None = None
+    model: Model, store: PairStore, crystals: Sequence[int] | np.ndarray | None = None
 ) -> list[Output]:
     """The properties and the encoding of some crystals of a store, in their order."""
     index = np.arange(len(store)) if crystals is None else np.asarray(crystals)
@@ -176,7 +176,7 @@ def from_store(
 
 
 @torch.no_grad()
-def _outputs(model: SiteNet, encoding: torch.Tensor) -> list[Output]:
+def _outputs(model: Model, encoding: torch.Tensor) -> list[Output]:
     y = model.properties(encoding)
     return list(zip(y.double().cpu().numpy(), encoding.float().cpu().numpy(), strict=True))
 

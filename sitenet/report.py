@@ -13,10 +13,11 @@ import numpy as np
 
 from sitenet.cell_view import cell_view
 from sitenet.checkpoint import read_metadata
+from sitenet.ensemble import Model
 from sitenet.evaluation import COVERAGE
 from sitenet.explanation import Explanation, explain
 from sitenet.metrics import class_scores, regression_scores
-from sitenet.model import SiteNet, Target
+from sitenet.model import Target
 from sitenet.page import Page, plotly
 from sitenet.plots import label
 from sitenet.report_figures import (
@@ -26,6 +27,7 @@ from sitenet.report_figures import (
     learning_figure,
     parity_figure,
 )
+from sitenet.uncertainty import half_widths
 
 TABLE_ROWS = 50
 TITLES = {
@@ -40,7 +42,7 @@ TITLES = {
 }
 
 
-def crystal_report(model: SiteNet, structure: Any, path: str | Path, **options: Any) -> Explanation:
+def crystal_report(model: Model, structure: Any, path: str | Path, **options: Any) -> Explanation:
     """Write a report on one crystal: its prediction, and what the model attended to.
 
     Args:
@@ -115,12 +117,10 @@ def crystal_report(model: SiteNet, structure: Any, path: str | Path, **options: 
     return e
 
 
-def _predicted(model: SiteNet, e: Explanation) -> dict[str, str]:
+def _predicted(model: Model, e: Explanation) -> dict[str, str]:
     """What the model predicts and how sure it is, by name."""
     cards = {}
-    width = np.full(len(e.targets), np.inf)
-    if model.calibration is not None:
-        width = model.calibration.half_width(COVERAGE)
+    (width,) = half_widths(model, e.encoding[None], COVERAGE)
     for target, value, half in zip(e.targets, e.predicted, width, strict=True):
         if target.kind == "class":
             cards[f"probability of {target.name}"] = f"{value:.3f}"

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from sitenet.config import SiteNetConfig
 from sitenet.data import Split
+from sitenet.ensemble import Model
 from sitenet.events import events
 from sitenet.files import new_file
 from sitenet.metrics import class_scores, regression_scores
@@ -186,13 +187,13 @@ class Run:
         dist.all_reduce(flat)
         torch._foreach_copy_(gradients, flat.split([p.numel() for p in parameters]))
 
-    def outputs(self, index: np.ndarray, model: SiteNet | None = None) -> tuple[Any, Any]:
+    def outputs(self, index: np.ndarray, model: Model | None = None) -> tuple[Any, Any]:
         """Properties (crystals, targets) and encodings of some crystals, divided over the
         processes."""
         model = model or self.judged
         first, count = rank(), world()
         found = from_store(model, self.store, index[first::count])
-        width = model.decoder.in_features
+        width = model.encoding_size
         y = torch.zeros(len(index), len(model.targets), dtype=torch.float64)
         encoding = torch.zeros(len(index), width)
         if found:

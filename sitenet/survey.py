@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from sitenet.data import LeftOut, write_left_out
+from sitenet.ensemble import Model
 from sitenet.evaluation import Predictions
 from sitenet.explanation import DatasetExplanation, Explanation, explain_each
 from sitenet.files import write_columns
-from sitenet.model import SiteNet
 from sitenet.prepare import is_prepared, load_dataset
 from sitenet.progress import Reporter
 from sitenet.records import Record
@@ -64,7 +64,7 @@ class Survey:
 
 
 def survey(
-    model: SiteNet,
+    model: Model,
     paths: Sequence[str | Path],
     *,
     max_sites: int | None = None,
@@ -76,7 +76,7 @@ def survey(
     """Explain all crystals of files, folders and tables, in the memory of a few.
 
     Args:
-        model: a SiteNet.
+        model: a SiteNet or an Ensemble.
         paths: CIFs, folders of CIFs, tables (``sitenet.sources.open_source``) or files of
             ``sitenet prepare``. Columns called as the model's targets give the true values.
         max_sites: as in ``explain``.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,15 +23,16 @@ from sitenet.cache import pairs_of_dataset
 from sitenet.checkpoint import load
 from sitenet.config import SiteNetConfig, load_config
 from sitenet.data import Dataset, Preparation, Split, read, split, write_left_out
+from sitenet.ensemble import Ensemble, Model
 from sitenet.files import write_text
 from sitenet.model import SiteNet, Target
 from sitenet.prepare import is_prepared, load_dataset, prepare
 from sitenet.processes import barrier, choose_device, process_group, rank, world
 from sitenet.progress import Reporter
-from sitenet.run import MODEL, Run
+from sitenet.run import MODEL, STATE, Run
 from sitenet.sources import open_source
 from sitenet.store import PairStore
-from sitenet.uncertainty import calibrate
+from sitenet.uncertainty import calibrate, spread
 
 
 class Stopped(KeyboardInterrupt):
@@ -43,14 +44,15 @@ class Result:
     """What a training run leaves.
 
     Attributes:
-        model: the best one.
-        history: one dict an epoch, as in ``metrics.jsonl``.
+        model: the best one; an Ensemble of the best ones where there are several members.
+        history: one dict an epoch, as in ``metrics.jsonl``; of an ensemble member after member,
+            with "member" in each.
         scores: split -> target -> error measures (``sitenet.metrics``) of the best model.
         left_out: structures that could not be used.
         folder: of the run, or None.
     """
 
-    model: SiteNet
+    model: Model
     history: list[dict[str, Any]]
     scores: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
     left_out: list[Any] = field(default_factory=list)
@@ -66,7 +68,7 @@ def train(
     classes: Sequence[str] = (),
     fold: str | None = None,
     split_column: str | None = None,
-    start: str | Path | SiteNet | None = None,
+    start: str | Path | Model | None = None,
     freeze: bool = False,
     primitive: bool = True,
     disorder: str = "error",
@@ -83,13 +85,15 @@ def train(
             Dataset.
         out: the run folder: ``model.safetensors`` (the best one), ``config.yaml``,
             ``metrics.jsonl``, ``predictions.csv``, ``left_out.csv``, plots, and the state from
-            which the same call goes on after an interruption, to the same bits.
+            which the same call goes on after an interruption, to the same bits. Members of an
+            ensemble have folders of their own in it.
         config: as in ``SiteNet.from_config``; with ``start`` only how to train is taken from it.
         target: the property or properties to learn; None takes the only one.
         classes: targets that are 0 or 1.
         fold: the value of the split column whose crystals are the test.
         split_column: of the source.
-        start: a model to go on from (fine-tuning): weights, a file or a shipped name.
+        start: a model to go on from (fine-tuning): weights, a file or a shipped name; of an
+            ensemble, every member goes on.
         freeze: learn only the layers after pooling and the decoder.
         primitive: whether to find primitive cells first.
         disorder: "error" or "average", as in ``read_cif``.
@@ -109,9 +113,11 @@ def train(
     """
     device = choose_device(device)
     config = load_config(config)
-    given = None if start is None else start if isinstance(start, SiteNet) else load(start)
+    given = load(start) if isinstance(start, (str, Path)) else start
     if given is not None:
         config = given.config.replace(training=config.training)
+        if isinstance(given, Ensemble):
+            config = config.replace(members=len(given.members))
     elif freeze:
         raise ValueError("freeze needs a model to start from")
     config = config.replace(**changes)
@@ -131,29 +137,74 @@ def train(
             dataset, config.training.valid, config.training.test, config.training.seed, fold
         )
         targets = _targets(dataset, parts, classes, config)
-        model = _start(config, given, targets, freeze).to(device)
-        _warn_of_negative(model, dataset.targets[parts.train])
-        settings = _settings(model.config, dataset, parts, given, freeze)
-        run = Run(model, store, dataset.targets, parts, folder, settings, reporter, after_epoch)
-        if run.resume():
-            reporter.say(f"goes on after epoch {run.epoch} of {folder}")
-        elif folder is not None and not rank():
-            text = yaml.safe_dump(model.config.to_dict(), sort_keys=False)
-            write_text(folder / "config.yaml", text)
         reporter.say(
             f"{len(parts.train)} crystals to learn from, {len(parts.valid)} to validate, "
-            f"{len(parts.test)} to test; {int(store.num_pairs.sum())} pairs; "
-            f"{sum(p.numel() for p in run.optimizer.parameters)} parameters"
+            f"{len(parts.test)} to test; {int(store.num_pairs.sum())} pairs"
         )
         _report_left_out(dataset, folder, reporter)
-        try:
-            run.run()
-        except KeyboardInterrupt:
-            if folder is None:
-                raise
-            where = f"epoch {run.epoch} was under way; what came before it is in {folder}"
-            raise Stopped(f"{where}: the same command goes on from there") from None
-        return _finish(run, dataset, reporter)
+        _refuse_other_layout(folder, config)
+        runs: list[Run] = []
+        for one, place, first in _members(config, folder, given):
+            model = _start(one, first, targets, freeze).to(device)
+            if not runs:
+                _warn_of_negative(model, dataset.targets[parts.train])
+            settings = _settings(model.config, dataset, parts, first, freeze)
+            run = Run(model, store, dataset.targets, parts, place, settings, reporter, after_epoch)
+            title = f"member {len(runs) + 1} of {config.training.members}: "
+            _train_one(run, title if config.training.members > 1 else "", reporter)
+            runs.append(run)
+        return _finish(runs, dataset, folder, config, reporter)
+
+
+def _members(
+    config: SiteNetConfig, folder: Path | None, given: Model | None
+) -> Iterator[tuple[SiteNetConfig, Path | None, SiteNet | None]]:
+    """Config, folder and start of each model to train."""
+    count = config.training.members
+    if isinstance(given, Ensemble) and count != len(given.members):
+        raise ValueError(f"the model to start from has {len(given.members)} members, not {count}")
+    for k in range(count):
+        place = folder
+        if folder is not None and count > 1:
+            place = folder / f"member-{k + 1}"
+            place.mkdir(exist_ok=True)
+        first = given.members[k] if isinstance(given, Ensemble) else given
+        yield config.replace(members=1, seed=config.training.seed + k), place, first
+
+
+def _refuse_other_layout(folder: Path | None, config: SiteNetConfig) -> None:
+    """Members beside a single model's state would not tell whose the results are."""
+    if folder is None:
+        return
+    several = config.training.members > 1
+    if (folder / STATE if several else folder / "member-1").exists():
+        one, other = "a single model", "an ensemble"
+        was, now = (one, other) if several else (other, one)
+        raise ValueError(
+            f"{folder} holds a run of {was}, this is one of {now}: choose another folder, or "
+            "remove it to start anew"
+        )
+
+
+def _train_one(run: Run, title: str, reporter: Reporter) -> None:
+    """Train a model to its end, or go on with it."""
+    folder = run.folder
+    if run.resume():
+        reporter.say(f"{title}goes on after epoch {run.epoch} of {folder}")
+    elif folder is not None and not rank():
+        _write_config(run.model.config, folder)
+    reporter.say(f"{title}{sum(p.numel() for p in run.optimizer.parameters)} parameters")
+    try:
+        run.run()
+    except KeyboardInterrupt:
+        if folder is None:
+            raise
+        where = f"epoch {run.epoch} was under way; what came before it is in {folder}"
+        raise Stopped(f"{where}: the same command goes on from there") from None
+
+
+def _write_config(config: SiteNetConfig, folder: Path) -> None:
+    write_text(folder / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False))
 
 
 def _load(
@@ -291,9 +342,20 @@ def _report_left_out(data: Dataset, folder: Path | None, reporter: Reporter) -> 
         )
 
 
-def _finish(run: Run, data: Dataset, reporter: Reporter) -> Result:
-    """Calibrate the best model, save it, and write what it predicts."""
-    best = run.best.eval()
+def _finish(
+    runs: Sequence[Run],
+    data: Dataset,
+    folder: Path | None,
+    config: SiteNetConfig,
+    reporter: Reporter,
+) -> Result:
+    """Calibrate the best model, or the best ones together, save it, and write what it predicts."""
+    run, history = runs[0], runs[0].history
+    best: Model = run.best
+    if len(runs) > 1:
+        best = Ensemble([each.best for each in runs])
+        history = [{"member": k, **h} for k, each in enumerate(runs, 1) for h in each.history]
+    best.eval()
     parts = run.parts
     sample = parts.train
     if len(sample) > 5000:
@@ -302,23 +364,30 @@ def _finish(run: Run, data: Dataset, reporter: Reporter) -> Result:
     y, encodings = run.outputs(np.concatenate([parts.valid, parts.test]).astype(int), best)
     count = len(parts.valid)
     best.calibration = calibrate(
-        data.targets[parts.valid], y[:count], encodings[:count], train_encodings
+        data.targets[parts.valid],
+        y[:count],
+        encodings[:count],
+        train_encodings,
+        spread=spread(best, encodings[:count]),
     )
     predictions = evaluation.Predictions.of(
         best, data, {"valid": parts.valid, "test": parts.test}, y, encodings
     )
     median = np.nanmedian(data.targets[parts.train], axis=0)
     mean = np.nanmean(data.targets[parts.train], axis=0)
-    result = Result(best, run.history, predictions.scores(mean, median), data.left_out, run.folder)
-    if run.folder is not None and not rank():
+    result = Result(best, history, predictions.scores(mean, median), data.left_out, folder)
+    if folder is not None and not rank():
+        epochs = [each.best_epoch for each in runs]
         facts = {
-            "epoch": run.best_epoch,
+            "epoch": epochs if len(runs) > 1 else epochs[0],
             "crystals": {k: len(v) for k, v in vars(parts).items()},
             "scores": result.scores,
         }
-        best.save(run.folder / MODEL, facts)
-        predictions.write(run.folder / "predictions.csv")
-        predictions.plot(run.folder, run.history, reporter)
+        if len(runs) > 1:
+            _write_config(config, folder)
+        best.save(folder / MODEL, facts)
+        predictions.write(folder / "predictions.csv")
+        predictions.plot(folder, history if len(runs) == 1 else [], reporter)
     return result
 
 

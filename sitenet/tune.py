@@ -150,7 +150,7 @@ def tune(
                 raise optuna.TrialPruned(f"hopeless after epoch {entry['epoch']}")
 
         try:
-            settled = base.replace(**values)
+            settled = base.replace(members=1, **values)
             result = train(
                 dataset,
                 None,

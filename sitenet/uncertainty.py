@@ -3,15 +3,22 @@ that the model learned from.
 
 Intervals are split-conformal (Vovk et al., 2005; Lei et al., JASA 2018): the quantile of the
 absolute residuals of validation crystals, which no training step saw, covers a new crystal drawn
-from the same distribution with the stated probability. The distance to the training set is the
-mean distance to the nearest training crystals in the space of encodings, whitened.
+from the same distribution with the stated probability. Those of an ensemble are in units of its
+spread, so that intervals are wider where its members disagree (Lei et al., section 5.2), with the
+same coverage over all. The distance to the training set is the mean distance to the nearest
+training crystals in the space of encodings, whitened.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    from sitenet.ensemble import Model
 
 POINTS = 1000  # training crystals that are kept
 DIMENSIONS = 16  # of their encodings, by variance
@@ -26,12 +33,15 @@ class Calibration:
 
     Attributes:
         residuals: (targets, n) sorted absolute residuals of validation crystals, in the targets'
-            units; of many, equally spaced quantiles; padded with infinity.
+            units, or of an ensemble in units of its spread; of many, equally spaced quantiles;
+            padded with infinity.
         counts: (targets,) how many crystals they come from.
         mean: (encoding,) mean encoding of the training crystals.
         axes: (encoding, dimensions) whitening projection.
         points: (points, dimensions) projected training crystals.
         threshold: the largest distance that still counts as inside the training set.
+        floor: (targets,) what is added to an ensemble's spread, in the targets' units, so that no
+            interval is empty; None of a single model.
     """
 
     residuals: np.ndarray
@@ -40,13 +50,16 @@ class Calibration:
     axes: np.ndarray
     points: np.ndarray
     threshold: float
+    floor: np.ndarray | None = None
 
-    def half_width(self, coverage: float) -> np.ndarray:
+    def half_width(self, coverage: float, spread: np.ndarray | None = None) -> np.ndarray:
         """Half the width of the interval of each target, (targets,); infinite where there are too
         few validation crystals for this coverage.
 
         Args:
             coverage: part of new crystals whose true value the interval should hold, in (0, 1).
+            spread: (crystals, targets) of an ensemble's members; the widths are then of each
+                crystal, (crystals, targets).
 
         Raises:
             ValueError: the coverage is out of range.
@@ -60,7 +73,11 @@ class Calibration:
                 kept = np.isfinite(self.residuals[k]).sum()
                 place = np.ceil((rank - 1) * (kept - 1) / max(count - 1, 1))
                 widths[k] = self.residuals[k, int(place)]
-        return widths
+        if self.floor is None:
+            return widths
+        if spread is None:
+            raise ValueError("the intervals of an ensemble need the spread of its members")
+        return widths * (spread + self.floor)
 
     def distance(self, encodings: np.ndarray) -> np.ndarray:
         """Mean distance to the nearest training crystals, (crystals,), in standard deviations.
@@ -90,6 +107,7 @@ def calibrate(
     valid_encodings: np.ndarray,
     train_encodings: np.ndarray,
     seed: int = 0,
+    spread: np.ndarray | None = None,
 ) -> Calibration:
     """Calibrate a model on its validation crystals.
 
@@ -99,11 +117,14 @@ def calibrate(
         valid_encodings: (crystals, encoding).
         train_encodings: (training crystals, encoding).
         seed: of the choice of the training crystals that are kept.
+        spread: (crystals, targets) of an ensemble's members.
     """
-    sorted_residuals = []
-    for t, p in zip(truth.T, predicted.T, strict=True):
-        residuals = np.sort(np.abs(p - t)[np.isfinite(t)])
-        sorted_residuals.append(residuals)
+    error, floor = np.abs(predicted - truth), None
+    if spread is not None:
+        floor = spread.mean(0) if len(spread) else np.ones(truth.shape[1])
+        floor[~(floor > 0)] = 1.0  # members that agree on every crystal: as for a single model
+        error = error / (spread + floor)
+    sorted_residuals = [np.sort(e[np.isfinite(t)]) for t, e in zip(truth.T, error.T, strict=True)]
     counts = np.array([len(r) for r in sorted_residuals])
     kept = np.full((len(counts), min(RESIDUALS, max(counts.max(initial=0), 1))), np.inf)
     for k, residuals in enumerate(sorted_residuals):
@@ -119,7 +140,30 @@ def calibrate(
     axes = axes[:used].T / np.maximum(spread[:used], 1e-12)
     chosen = np.random.default_rng(seed).permutation(len(train))[:POINTS]
     points = (train[chosen] - mean) @ axes
-    found = Calibration(kept, counts, mean, axes, points, np.inf)
+    found = Calibration(kept, counts, mean, axes, points, np.inf, floor)
     if len(valid_encodings):
         found.threshold = float(np.quantile(found.distance(valid_encodings), INSIDE))
     return found
+
+
+def half_widths(model: Model, encodings: np.ndarray, coverage: float) -> np.ndarray:
+    """Half the widths of the intervals of crystals, (crystals, targets); infinite where the model
+    has none.
+
+    Args:
+        model: calibrated or not.
+        encodings: (crystals, encoding) by the model.
+        coverage: as in ``Calibration.half_width``.
+    """
+    shape = len(encodings), len(model.targets)
+    if model.calibration is None:
+        return np.full(shape, np.inf)
+    width = model.calibration.half_width(coverage, spread(model, encodings))
+    return np.broadcast_to(width, shape)
+
+
+def spread(model: Model, encodings: np.ndarray) -> np.ndarray | None:
+    """How far an ensemble's members are apart, (crystals, targets), from encodings by it; None of
+    a single model."""
+    found = model.spread(torch.as_tensor(encodings, device=model.element_table.device))
+    return None if found is None else found.double().cpu().numpy()

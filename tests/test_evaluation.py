@@ -24,7 +24,7 @@ MODEL = toy_model()
 def predictions(truth, values, split, targets=(SIZE,), half_width=np.inf):
     truth, values = (np.array(x, dtype=float).reshape(-1, len(targets)) for x in (truth, values))
     ids = [f"c{k}" for k in range(len(split))]
-    width = np.broadcast_to(half_width, len(targets))
+    width = np.broadcast_to(half_width, truth.shape)
     return Predictions(ids, split, list(targets), truth, values, width, np.arange(len(split)) != 1)
 
 

@@ -133,7 +133,8 @@ def test_crystal_report_takes_one_crystal(tmp_path, model):
 
 def test_crystal_report_says_how_sure(tmp_path, model):
     model.calibration = SimpleNamespace(
-        half_width=lambda coverage: np.array([0.314]), inside=lambda encodings: np.array([False])
+        half_width=lambda coverage, spread: np.array([0.314]),
+        inside=lambda encodings: np.array([False]),
     )
     report.crystal_report(model, SALT, tmp_path / "salt.html")
     page = Parsed(tmp_path / "salt.html")

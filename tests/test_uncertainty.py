@@ -59,6 +59,33 @@ def test_too_few_crystals_give_no_interval():
     assert np.isinf(calibration_of([]).half_width(0.5)).all()
 
 
+def test_intervals_follow_the_spread_and_cover_no_less():
+    """Residuals as large as the members are apart, by chance: intervals are wide where they are,
+    and hold the stated part; those of one width for all would be wider on average."""
+    rng = np.random.default_rng(0)
+    apart = rng.lognormal(sigma=1.5, size=(4000, 1))
+    truth = apart * rng.normal(size=(4000, 1))
+    encodings, zeros = rng.normal(size=(4000, 3)), np.zeros((2000, 1))
+    known, new = slice(0, 2000), slice(2000, 4000)
+    given = truth[known], zeros, encodings[known], encodings[known]
+    by_spread, plain = calibrate(*given, spread=apart[known]), calibrate(*given)
+    width = by_spread.half_width(0.9, apart[new])
+    assert width.shape == (2000, 1)
+    assert (np.abs(truth[new]) <= width).mean() == pytest.approx(0.9, abs=0.02)
+    assert np.corrcoef(width[:, 0], apart[new][:, 0])[0, 1] > 0.999
+    assert width.mean() < 0.8 * plain.half_width(0.9)[0]
+    with pytest.raises(ValueError, match="need the spread"):
+        by_spread.half_width(0.9)
+
+
+def test_members_that_agree_leave_plain_intervals():
+    residuals = np.arange(1, 20, dtype=float)[:, None]
+    encodings = np.random.default_rng(0).normal(size=(19, 3))
+    nothing = np.zeros_like(residuals)
+    found = calibrate(residuals, nothing, encodings, encodings, spread=nothing)
+    assert found.half_width(0.5, np.zeros((2, 1))).tolist() == [[10], [10]]
+
+
 @pytest.mark.parametrize("coverage", [0, 1, -0.1, 1.5, np.nan])
 def test_a_coverage_that_is_none_is_refused(coverage):
     with pytest.raises(ValueError, match="coverage must be between 0 and 1"):

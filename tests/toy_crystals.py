@@ -7,9 +7,10 @@ from sitenet.config import SiteNetConfig
 from sitenet.crystal import Crystal
 from sitenet.data import Dataset
 from sitenet.elements import SYMBOLS
+from sitenet.ensemble import Ensemble
 from sitenet.model import SiteNet, Target
 from sitenet.predict import outputs
-from sitenet.uncertainty import calibrate
+from sitenet.uncertainty import calibrate, spread
 
 SMALL = SiteNetConfig(
     embedding=4,
@@ -54,8 +55,11 @@ def toy_dataset(number=12, seed=0, names=("size_A",)):
     return Dataset(ids, crystals, targets, tuple(names), units, [""] * number)
 
 
-def toy_model(targets=(SIZE,), seed=0):
-    """A model with random weights that tell crystals apart, calibrated on random residuals."""
+def toy_model(targets=(SIZE,), seed=0, members=1):
+    """A model with random weights that tell crystals apart, calibrated on random residuals; or an
+    ensemble of such models."""
+    if members > 1:
+        return _calibrated(Ensemble([toy_model(targets, seed + k) for k in range(members)]), seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         config = SMALL.replace(scale_site_features=True, norm="none", post_pool_norm="none")
@@ -63,11 +67,17 @@ def toy_model(targets=(SIZE,), seed=0):
         for parameter in model.parameters():
             if parameter.ndim == 2:
                 torch.nn.init.normal_(parameter, std=1.5 / parameter.shape[1] ** 0.5)
+    return _calibrated(model, seed)
+
+
+def _calibrated(model, seed):
     rng = np.random.default_rng(seed)
     crystals = toy_crystals(40, seed=100)
     encodings = np.stack([encoding for _, encoding in outputs(model, crystals)])
-    y = rng.normal(size=(40, len(targets)))
-    model.calibration = calibrate(y, np.zeros_like(y), encodings, encodings[20:])
+    y = rng.normal(size=(40, len(model.targets)))
+    apart = spread(model, encodings)
+    zeros = np.zeros_like(y)
+    model.calibration = calibrate(y, zeros, encodings, encodings[20:], spread=apart)
     return model.eval()
 
 
