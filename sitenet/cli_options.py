@@ -70,7 +70,9 @@ def with_fields(
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         signature = inspect.signature(command)
-        hints = typing.get_type_hints(command, include_extras=True)
+        # Of a function, Python 3.10 would wrap the hints of options that default to None.
+        of_class = type("Hints", (), {"__annotations__": command.__annotations__})
+        hints = typing.get_type_hints(of_class, command.__globals__, include_extras=True)
         parameters = [
             p.replace(annotation=hints[p.name], kind=inspect.Parameter.KEYWORD_ONLY)
             for p in signature.parameters.values()
