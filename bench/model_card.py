@@ -157,7 +157,7 @@ def card(run: Path, dataset: Path, facts: dict) -> str:
     unit = target["unit"]
     about = header["metadata"]
     p = Predictions.read(run / "predictions.csv", target["name"])
-    data = load_dataset(dataset)
+    model, data = load(run / "model.safetensors"), load_dataset(dataset)
     place = {name: k for k, name in enumerate(data.ids)}
     if strange := [i for i in p.ids if i not in place]:
         raise ValueError(f"{dataset} lacks {strange[0]}, which {run} predicts")
@@ -177,11 +177,11 @@ def card(run: Path, dataset: Path, facts: dict) -> str:
         "unit": unit,
         "what": target["name"].removesuffix("_" + unit.replace("/", "_per_")).replace("_", " "),
         "version": header["sitenet"],
-        "parameters": f"{sum(x.numel() for x in load(run / 'model.safetensors').parameters()):,}",
+        "parameters": f"{sum(x.numel() for x in model.parameters()):,}",
+        **_of_members(header.get("members", 1), about["epoch"]),
         "train": f"{counts['train']:,}",
         "valid": f"{counts['valid']:,}",
         "test": f"{len(p.ids):,}" if p.split == "test" else "0",
-        "epoch": about["epoch"],
         "epochs": header["config"]["training"]["epochs"],
         "least": least,
         "coverage": f"{p.covered.mean():.1%}",
@@ -193,6 +193,23 @@ def card(run: Path, dataset: Path, facts: dict) -> str:
     for name in ("mae", "rmse", "r2", "mae_of_mean", "mae_of_median", "interval"):
         values[name] = f"{scores[name]:.3f}"
     return string.Template(TEMPLATE.read_text(encoding="utf-8")).substitute(values)
+
+
+def _of_members(count: int, epochs: int | list[int]) -> dict[str, str]:
+    """What a card says otherwise of an ensemble."""
+    if count == 1:
+        return {
+            "members": "Site-Net",
+            "epoch": str(epochs),
+            "on_average": "",
+            "widths": "The interval has one\nwidth for all crystals.",
+        }
+    return {
+        "members": f"{count} Site-Nets together",
+        "epoch": ", ".join(map(str, epochs)),
+        "on_average": " on average",
+        "widths": "It is wider where\nthe members disagree.",
+    }
 
 
 def main() -> None:
