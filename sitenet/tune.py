@@ -7,11 +7,12 @@ test crystals stay unseen.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -139,58 +140,58 @@ def tune(
     told = [base.to_dict(), wanted, list(classes), fold, dataset.key, dataset.names]
     settings = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = _study(out, settings, sampler, pruner, base.training)
+    with _study(out, settings, sampler, pruner, base.training) as study:
 
-    def objective(trial: optuna.Trial) -> float:
-        values = {name: _suggest(trial, name, of) for name, of in wanted.items()}
+        def objective(trial: optuna.Trial) -> float:
+            values = {name: _suggest(trial, name, of) for name, of in wanted.items()}
 
-        def judge(entry: dict[str, Any]) -> None:
-            trial.report(_error(entry), entry["epoch"])
-            if trial.should_prune():
-                raise optuna.TrialPruned(f"hopeless after epoch {entry['epoch']}")
+            def judge(entry: dict[str, Any]) -> None:
+                trial.report(_error(entry), entry["epoch"])
+                if trial.should_prune():
+                    raise optuna.TrialPruned(f"hopeless after epoch {entry['epoch']}")
 
+            try:
+                settled = base.replace(members=1, **values)
+                result = train(
+                    dataset,
+                    None,
+                    settled,
+                    target=dataset.names,
+                    classes=classes,
+                    fold=fold,
+                    device=device,
+                    workers=workers,
+                    after_epoch=judge,
+                )
+            except (ValueError, RuntimeError) as error:  # settings that cannot be, or diverge
+                trial.set_user_attr("reason", str(error))
+                raise optuna.TrialPruned(str(error)) from None
+            return min(_error(entry) for entry in result.history)
+
+        def after_trial(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
+            _say(reporter, study, trial)
+            _write(study, base, wanted, out)
+            if len(_finished(study)) >= trials:
+                study.stop()
+
+        done = len(_finished(study))
+        if done:
+            reporter.say(f"goes on after {done} trials of {out}")
         try:
-            settled = base.replace(members=1, **values)
-            result = train(
-                dataset,
-                None,
-                settled,
-                target=dataset.names,
-                classes=classes,
-                fold=fold,
-                device=device,
-                workers=workers,
-                after_epoch=judge,
-            )
-        except (ValueError, RuntimeError) as error:  # settings that cannot be, or diverge
-            trial.set_user_attr("reason", str(error))
-            raise optuna.TrialPruned(str(error)) from None
-        return min(_error(entry) for entry in result.history)
-
-    def after_trial(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
-        _say(reporter, study, trial)
-        _write(study, base, wanted, out)
-        if len(_finished(study)) >= trials:
-            study.stop()
-
-    done = len(_finished(study))
-    if done:
-        reporter.say(f"goes on after {done} trials of {out}")
-    try:
-        if done < trials:
-            study.optimize(objective, timeout=timeout, callbacks=[after_trial])
-    except KeyboardInterrupt:
-        raise Stopped(
-            f"{len(_finished(study))} trials are in {out}: the same command goes on from there"
-        ) from None
-    if not _complete(study):
-        reasons = [t.user_attrs["reason"] for t in study.trials if "reason" in t.user_attrs]
-        raise RuntimeError(f"no trial succeeded{': ' + reasons[-1] if reasons else ''}")
-    best = study.best_trial
-    values = _values(best, wanted)
-    count = len(_finished(study))
-    path = out / "best.yaml"
-    return Tuned(base.replace(**values), values, study.best_value, best.number, count, path)
+            if done < trials:
+                study.optimize(objective, timeout=timeout, callbacks=[after_trial])
+        except KeyboardInterrupt:
+            raise Stopped(
+                f"{len(_finished(study))} trials are in {out}: the same command goes on from there"
+            ) from None
+        if not _complete(study):
+            reasons = [t.user_attrs["reason"] for t in study.trials if "reason" in t.user_attrs]
+            raise RuntimeError(f"no trial succeeded{': ' + reasons[-1] if reasons else ''}")
+        best = study.best_trial
+        values = _values(best, wanted)
+        count = len(_finished(study))
+        path = out / "best.yaml"
+        return Tuned(base.replace(**values), values, study.best_value, best.number, count, path)
 
 
 def _error(entry: Mapping[str, Any]) -> float:
@@ -263,7 +264,7 @@ def _kinds() -> dict[str, Any]:
     """The type of every field of a config."""
     kinds = typing.get_type_hints(SiteNetConfig) | typing.get_type_hints(TrainingConfig)
     names = {f.name for cls in (SiteNetConfig, TrainingConfig) for f in fields(cls)}
-    return {name: kinds[name] for name in names - {"training", "valid", "test", "seed"}}
+    return {name: kinds[name] for name in names - {"training", "members", "valid", "test", "seed"}}
 
 
 def _suggest(trial: optuna.Trial, name: str, of: Any) -> Any:
@@ -285,32 +286,38 @@ def _values(trial: optuna.trial.FrozenTrial, space: Mapping[str, Any]) -> dict[s
 # The study
 
 
+@contextlib.contextmanager
 def _study(
     out: Path, settings: str, sampler: str, pruner: str, training: TrainingConfig
-) -> optuna.Study:
+) -> Iterator[optuna.Study]:
+    """The study in a folder, new or not, whose file is closed in the end."""
     import optuna
 
     for name, value, known in (("sampler", sampler, SAMPLERS), ("pruner", pruner, PRUNERS)):
         if value not in known:
             raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
-    storage = f"sqlite:///{(out / 'study.db').absolute()}"
-    study = optuna.create_study(storage=storage, study_name="sitenet", load_if_exists=True)
-    if study.user_attrs.setdefault("settings", settings) != settings:
-        raise ValueError(
-            f"{out} holds a study with other data, config or space: choose another folder, or "
-            "remove it to start anew"
-        )
-    study.set_user_attr("settings", settings)
-    seed = training.seed + len(study.trials)  # not the same trials again
-    samplers = optuna.samplers
-    study.sampler = (samplers.TPESampler if sampler == "tpe" else samplers.RandomSampler)(seed=seed)
-    if pruner == "median":
-        study.pruner = optuna.pruners.MedianPruner(STARTUP)
-    elif pruner == "hyperband":
-        study.pruner = optuna.pruners.HyperbandPruner(max_resource=training.epochs)
-    else:
-        study.pruner = optuna.pruners.NopPruner()
-    return study
+    storage = optuna.storages.RDBStorage(f"sqlite:///{(out / 'study.db').absolute()}")
+    try:
+        study = optuna.create_study(storage=storage, study_name="sitenet", load_if_exists=True)
+        if study.user_attrs.setdefault("settings", settings) != settings:
+            raise ValueError(
+                f"{out} holds a study with other data, config or space: choose another folder, or "
+                "remove it to start anew"
+            )
+        study.set_user_attr("settings", settings)
+        seed = training.seed + len(study.trials)  # not the same trials again
+        of = optuna.samplers.TPESampler if sampler == "tpe" else optuna.samplers.RandomSampler
+        study.sampler = of(seed=seed)
+        if pruner == "median":
+            study.pruner = optuna.pruners.MedianPruner(STARTUP)
+        elif pruner == "hyperband":
+            study.pruner = optuna.pruners.HyperbandPruner(max_resource=training.epochs)
+        else:
+            study.pruner = optuna.pruners.NopPruner()
+        yield study
+    finally:
+        storage.remove_session()
+        storage.engine.dispose()
 
 
 def _complete(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
