@@ -278,6 +278,7 @@ def explain(
     max_sites: int | None = None,
     primitive: bool = True,
     merge: bool = True,
+    disorder: str = "error",
 ) -> Explanation | DatasetExplanation:
     """Say what a model attends to in a crystal, or in many.
 
@@ -289,6 +290,7 @@ def explain(
             as it is.
         primitive: whether to explain the primitive cell instead of the cell as it is.
         merge: whether to compute equal pairs once; attention is that of single sites either way.
+        disorder: what to do about partial occupancy, as in ``read_cif``.
 
     Returns:
         The explanation of one crystal, or of a list or iterator.
@@ -296,7 +298,12 @@ def explain(
     Raises:
         CifError, ValueError, TypeError: a structure cannot be used; says which and why.
     """
-    options: dict[str, Any] = {"max_sites": max_sites, "primitive": primitive, "merge": merge}
+    options: dict[str, Any] = {
+        "max_sites": max_sites,
+        "primitive": primitive,
+        "merge": merge,
+        "disorder": disorder,
+    }
     if not isinstance(structures, (list, tuple, Iterator)):
         return next(explain_each(model, [structures], **options))
     dataset = DatasetExplanation(model)
@@ -311,6 +318,7 @@ def explain_each(
     max_sites: int | None = None,
     primitive: bool = True,
     merge: bool = True,
+    disorder: str = "error",
 ) -> Iterator[Explanation]:
     """Explain crystals one by one, in their order; arguments as ``explain``."""
     # Of equal pairs, k_softmax keeps some and drops others.
@@ -319,7 +327,7 @@ def explain_each(
     known = model.element_table.isfinite().all(1).cpu().numpy()
     waiting: list[tuple[str, Crystal, Pairs]] = []
     for structure in structures:
-        crystal = as_crystal(structure)
+        crystal = as_crystal(structure, disorder)
         name = crystal.name or crystal.reduced_formula
         if unknown := set(crystal.numbers[~known[crystal.numbers]].tolist()):
             raise ValueError(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from sitenet import Crystal, SiteNet, find_pairs, read_cif
+from sitenet import CifError, Crystal, SiteNet, explain, find_pairs, read_cif
 from sitenet.disorder import find_places
 from sitenet.elements import site_features
 from sitenet.pairs import PairFinder, Pairs, pair_features
@@ -193,3 +193,10 @@ def test_prediction_from_a_file(model):
     step = abs(y[0] - y[2])
     assert step > 0
     assert abs(y[0] - y[1]) < 0.1 * step and abs(y[3] - y[4]) < 0.1 * abs(y[4] - y[2])
+    half = text.format(0.5, 0.5)
+    for use in (model.predict, lambda text, **options: explain(model, text, **options)):
+        with pytest.raises(CifError, match="partial occupancy"):
+            use(half)
+    by_text = explain(model, half, disorder="average").predicted
+    assert by_text == pytest.approx(explain(model, crystals[2]).predicted)
+    assert by_text == pytest.approx(model.predict(half, disorder="average"), rel=1e-4)
