@@ -100,6 +100,8 @@ def _fields(cls: type) -> list[inspect.Parameter]:
     found = []
     for f in dataclasses.fields(cls):
         kind = kinds[f.name]
+        given = [k for k in typing.get_args(kind) if k is not type(None)]
+        kind = given[0] if len(given) == 1 else kind  # of a number that may be left out
         if kind not in (int, float, str, bool):
             continue
         flag = f"--{f.name.replace('_', '-')}"

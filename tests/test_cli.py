@@ -99,7 +99,15 @@ def test_help_lists_every_command_and_loads_no_torch():
 def test_options_are_the_fields_of_the_config(sitenet, command):
     status, out, _ = sitenet(command, "--help")
     assert status == 0
-    for name in ("learning-rate", "epochs", "max-sites", "blocks", "last-activation", "merge"):
+    for name in (
+        "learning-rate",
+        "epochs",
+        "max-sites",
+        "blocks",
+        "last-activation",
+        "merge",
+        "distance-cutoff",
+    ):
         assert f"--{name}" in out
     assert "Training settings" in out and "SiteNet settings" in out
 
