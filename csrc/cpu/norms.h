@@ -62,10 +62,8 @@ inline Vec<T> normalise(Vec<T> (*partial)[kLanes<T>], Vec<T> first, int n, doubl
                         T *rstd) {
     const Vec<T> total = add_lanes<T>(partial[0]), squares = add_lanes<T>(partial[1]);
     const Vec<T> offset = total / T(n);
-    T variance[kLanes<T>];
-    store(variance, (squares - total * offset) / T(n));
-    for (int i = 0; i < kLanes<T>; ++i)
-        rstd[i] = 1 / std::sqrt((variance[i] < 0 ? T(0) : variance[i]) + T(eps));
+    const Vec<T> variance = at_least((squares - total * offset) / T(n), T(0));
+    store(rstd, 1 / square_root(variance + T(eps)));
     store(mean, first + offset);
     return offset;
 }

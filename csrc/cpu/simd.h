@@ -63,6 +63,21 @@ template <class T> static inline Vec<T> at_most(Vec<T> x, T high) {
     return x > v ? v : x;
 }
 
+static inline Vec<float> square_root(Vec<float> x) {
+#if defined(__AVX512F__)
+    return (Vec<float>)_mm512_maskz_sqrt_ps(kAllLanes, (__m512)x);
+#else
+    for (int i = 0; i < kLanes<float>; ++i)
+        x[i] = std::sqrt(x[i]);
+    return x;
+#endif
+}
+static inline Vec<double> square_root(Vec<double> x) {
+    for (int i = 0; i < kLanes<double>; ++i)
+        x[i] = std::sqrt(x[i]);
+    return x;
+}
+
 template <class T> static inline T sum_lanes(Vec<T> v) {
     T s[kLanes<T>];
     store(s, v);
