@@ -1,6 +1,6 @@
 // Activations of vectors, and their derivatives.
 //
-// E is the type of e: beside products in bfloat16 a rough exponential and reciprocal will do.
+// E is the type of e: beside products in bfloat16 a rough activation will do.
 #pragma once
 
 #include "../attention.h"
