@@ -242,6 +242,7 @@ def test_sources(tmp_path):
         "utf16.cif": text.encode("utf-16"),
         "latin.cif": text.replace("data_", "# \xe9 \x96\ndata_").encode("latin-1"),
         "packed.cif.gz": gzip.compress(text.encode()),
+        "parts.cif.gz": b"".join(gzip.compress(line.encode()) for line in text.splitlines(True)),
     }.items():
         path = tmp_path / name
         path.write_bytes(data)
@@ -418,6 +419,12 @@ def test_bombs_are_refused(tmp_path):
     assert "gzip" in refusal(path).reason
     path.write_bytes(b"\x1f\x8bnonsense")
     assert "gzip" in refusal(path).reason
+    path.write_bytes(gzip.compress(b"data_a\n") + b"rest")
+    assert "gzip" in refusal(path).reason
+    path.write_bytes(gzip.compress(b" " * 40_000) * 30)
+    assert "unpacks to more than" in refusal(path, limits=Limits(file_bytes=1_000_000)).reason
+    path.write_bytes(gzip.compress(b"") * 100_000)
+    assert "more than 1000 members" in refusal(path).reason
 
 
 def test_very_many_sites_are_refused_at_once():
