@@ -74,17 +74,40 @@ def published_name(name: str) -> str:
 def to_published(model: SiteNet) -> dict[str, Tensor]:
     """A model's weights under their published names.
 
+    What the published code does not do to its input and output goes into the weights beside them:
+    standardised site features and an embedding without a largest norm into the first layer, the
+    targets' mean and standard deviation into the decoder.
+
     Returns:
         Copies of the parameters, by published name (the ``state_dict`` of the published code).
 
     Raises:
         ValueError: the model has options that the published one lacks, by name.
     """
+    from sitenet.model import element_scale
+
     if model.config.unpublished:
         raise ValueError(
             f"the published Site-Net has no counterpart of {', '.join(model.config.unpublished)}"
         )
-    return {published_name(k): v.detach().clone() for k, v in model.state_dict().items()}
+    state = {k: v.detach().clone() for k, v in model.state_dict().items()}
+    width = model.config.embedding
+    weight, bias = state["site_layer.linear.weight"], state["site_layer.linear.bias"]
+    if model.config.scale_site_features:
+        mean, std = (x.to(weight) for x in element_scale(model.config))
+        features = weight[:, width : width + len(mean)]
+        features /= std
+        bias -= features @ mean
+    if not model.config.max_norm:
+        embedding = state["embedding.weight"]
+        longest = torch.linalg.vector_norm(embedding, dim=1).max() * (1 + 1e-6)
+        if longest > 1:
+            embedding /= longest
+            weight[:, :width] *= longest
+    state["decoder.weight"] *= model.target_std[:, None]
+    state["decoder.bias"] *= model.target_std
+    state["decoder.bias"] += model.target_mean
+    return {published_name(k): v for k, v in state.items()}
 
 
 def from_published(

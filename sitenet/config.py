@@ -205,15 +205,14 @@ class SiteNetConfig:
 
     @property
     def unpublished(self) -> list[str]:
-        """Options set to what no published Site-Net has, as ``name: value``."""
+        """Options set to what no published Site-Net has, nor weights can make up for, as
+        ``name: value``."""
         published = {
             "envelope": (False,),
             "residual": (False,),
             "interaction": ("renew",),
             "summary": ("all",),
             "distance_basis": (0,),
-            "scale_site_features": (False,),
-            "max_norm": (True,),
             "images": ("supercell",),
             "pooling": ("mean", "max"),
         }

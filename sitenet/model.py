@@ -617,6 +617,16 @@ def element_table(config: SiteNetConfig) -> Tensor:
             row = site_features([z], missing=config.missing)[0]
             table[z] = torch.as_tensor(row, dtype=table.dtype)[columns]
     if config.scale_site_features:
-        known = table[~table.isnan().any(1)]
-        table = (table - known.mean(0)) / known.std(0)
+        mean, std = _scale_of(table)
+        table = (table - mean) / std
     return table
+
+
+def element_scale(config: SiteNetConfig) -> tuple[Tensor, Tensor]:
+    """What ``scale_site_features`` takes off the elemental features, and divides them by."""
+    return _scale_of(element_table(config.replace(scale_site_features=False)))
+
+
+def _scale_of(table: Tensor) -> tuple[Tensor, Tensor]:
+    known = table[~table.isnan().any(1)]
+    return known.mean(0), known.std(0)

@@ -6,10 +6,12 @@ import pickle
 import sys
 import types
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
 from random_pairs import random_pairs
+from toy_crystals import toy_crystals
 
 import sitenet
 from sitenet import checkpoint
@@ -41,12 +43,34 @@ def test_paper_has_the_published_keys_and_sizes():
 
 
 def test_published_and_back(model):
+    model.targets = [Target()]
     state = model.to_published()
     again = SiteNet.from_published(SMALL, state)
     assert all(
         torch.equal(a, b) for a, b in zip(again.parameters(), model.parameters(), strict=True)
     )
     assert list(again.to_published()) == list(state)
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"scale_site_features": True}, {"max_norm": False}, {"missing": "mean"}]
+)
+@pytest.mark.parametrize("last", ["trelu", "identity"])
+def test_what_the_published_code_lacks_goes_into_the_weights(changes, last):
+    """Scaled targets and features and long rows of the embedding: the same predictions without."""
+    config = SMALL.replace(last_activation=last)
+    torch.manual_seed(1)
+    model = SiteNet(config.replace(**changes), [Target("gap", "eV", 1.5, 2.5)]).double().eval()
+    model.embedding.weight.data *= 3
+    model.decoder.bias.data.fill_(1)  # above 0, so that trelu hides nothing
+    kept = {k: v.clone() for k, v in model.state_dict().items()}
+    crystals = toy_crystals(6)
+    want = model.predict(crystals)
+    again = SiteNet.from_published(config, model.to_published()).double()
+    again.load_state_dict({k: v.double() for k, v in again.state_dict().items()})
+    np.testing.assert_allclose(again.predict(crystals), want, rtol=1e-4, atol=1e-4)
+    assert want.std() > 1e-3
+    assert all(torch.equal(v, kept[k]) for k, v in model.state_dict().items())
 
 
 def test_no_norm_has_no_norm_keys():
@@ -56,6 +80,7 @@ def test_no_norm_has_no_norm_keys():
 
 @pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"state_dict": s, "epoch": 3}])
 def test_lightning_checkpoint_file(model, tmp_path, wrap):
+    model.targets = [Target()]
     torch.save(wrap(model.to_published()), tmp_path / "published.ckpt")
     again = SiteNet.from_published(SMALL, tmp_path / "published.ckpt")
     assert all(
@@ -65,6 +90,7 @@ def test_lightning_checkpoint_file(model, tmp_path, wrap):
 
 def test_lightning_classes_beside_the_weights_do_no_harm(model, tmp_path, monkeypatch):
     """Hyperparameters and callbacks, of a Lightning that is not installed when loading."""
+    model.targets = [Target()]
     content = {"state_dict": model.to_published()}
     with monkeypatch.context() as patch:
         lightning = types.ModuleType("pytorch_lightning.callbacks")
