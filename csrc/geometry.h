@@ -112,6 +112,10 @@ SITENET_HD bool reduce(const double *cell, double smallest, Reduced &reduced) {
             b[i][k] = cell[3 * i + k];
             n[i][k] = i == k;
         }
+    double gram[3][3]; // b_i . b_j
+    for (int i = 0; i < 3; ++i)
+        for (int j = 0; j <= i; ++j)
+            gram[i][j] = gram[j][i] = dot3(b[i], b[j]);
     // Pairwise rounding first: Selling's steps subtract one vector at a time.
     for (int sweep = 0, changed = 1; changed; ++sweep) {
         if (sweep == 1000)
@@ -121,14 +125,15 @@ SITENET_HD bool reduce(const double *cell, double smallest, Reduced &reduced) {
             for (int j = 0; j < 3; ++j) {
                 if (i == j)
                     continue;
-                const double product = dot3(b[i], b[j]), square = dot3(b[j], b[j]);
-                if (!(std::fabs(product) > (0.5 + 1e-9) * square))
+                if (!(std::fabs(gram[i][j]) > (0.5 + 1e-9) * gram[j][j]))
                     continue;
-                const double m = std::rint(product / square);
+                const double m = std::rint(gram[i][j] / gram[j][j]);
                 for (int k = 0; k < 3; ++k) {
                     b[i][k] -= m * b[j][k];
                     n[i][k] -= m * n[j][k];
                 }
+                for (int k = 0; k < 3; ++k)
+                    gram[i][k] = gram[k][i] = dot3(b[i], b[k]);
                 changed = 1;
             }
     }
@@ -139,14 +144,13 @@ SITENET_HD bool reduce(const double *cell, double smallest, Reduced &reduced) {
     // Selling: a positive b_i . b_j goes by b_i -> -b_i, b_k += b_i, b_l += b_i, which lowers the
     // sum of squared lengths by 2 b_i . b_j. What is left below 1e-13 moves no d^2 by more than
     // that.
-    const double *a = b[0];
-    const double tiny = 1e-13 * (dot3(a, a) + dot3(a + 3, a + 3) + dot3(a + 6, a + 6));
+    const double tiny = 1e-13 * (gram[0][0] + gram[1][1] + gram[2][2]);
     for (int step = 0;; ++step) {
         int worst_i = 0, worst_j = 0;
         double worst = tiny;
         for (int i = 0; i < 3; ++i)
             for (int j = i + 1; j < 4; ++j) {
-                const double p = dot3(b[i], b[j]);
+                const double p = j < 3 && !step ? gram[i][j] : dot3(b[i], b[j]);
                 if (p > worst)
                     worst = p, worst_i = i, worst_j = j;
             }
@@ -168,9 +172,12 @@ SITENET_HD bool reduce(const double *cell, double smallest, Reduced &reduced) {
         }
     }
     int longest = 0;
-    for (int i = 1; i < 4; ++i)
-        if (dot3(b[i], b[i]) > dot3(b[longest], b[longest]))
-            longest = i;
+    double most = dot3(b[0], b[0]);
+    for (int i = 1; i < 4; ++i) {
+        const double square = dot3(b[i], b[i]);
+        if (square > most)
+            longest = i, most = square;
+    }
     for (int i = 0, row = 0; i < 4; ++i) {
         if (i == longest)
             continue;

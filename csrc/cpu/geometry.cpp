@@ -14,6 +14,7 @@
 #include "buffer.h"
 
 #include <cstring>
+#include <optional>
 
 namespace sitenet::SITENET_LEVEL {
 namespace {
@@ -117,8 +118,11 @@ bool forward_one(const DistanceInput<T> &in, const Range &range, const T *cell, 
     const int64_t stride_i = padded(n_i), stride_j = padded(n_j);
     const T *frac_i = in.frac_i + 3 * range.begin_i, *frac_j = in.frac_j + 3 * range.begin_j;
     const bool same = frac_i == frac_j && n_i == n_j;
-    Buffer<T> points(3 * (same ? stride_i : stride_i + stride_j));
-    T *points_i = points, *points_j = same ? points_i : points_i + 3 * stride_i;
+    T few[6 * chunk]; // of small crystals, which come in numbers, without an allocation
+    const int64_t room = 3 * (same ? stride_i : stride_i + stride_j);
+    std::optional<Buffer<T>> many;
+    T *points_i = room <= 6 * chunk ? few : many.emplace(room);
+    T *points_j = same ? points_i : points_i + 3 * stride_i;
     to_reduced(frac_i, n_i, inverse, points_i, stride_i);
     if (!same)
         to_reduced(frac_j, n_j, inverse, points_j, stride_j);
