@@ -208,7 +208,7 @@ def _of_members(count: int, epochs: int | list[int]) -> dict[str, str]:
         "members": f"{count} Site-Nets together",
         "epoch": ", ".join(map(str, epochs)),
         "on_average": " on average",
-        "widths": "It is wider where\nthe members disagree.",
+        "widths": "Intervals are wider where\nthe members disagree.",
     }
 
 
