@@ -121,6 +121,7 @@ def check(case, ways):
             assert (got - x).abs().max() <= tolerance * x.abs().max(), name
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # of the compiler's own parts
 @pytest.mark.parametrize("kind", ["Matbench", "synthetic"])
 @pytest.mark.parametrize("length", [50, 100, 500])
 def test_block(kind, length, table, full):
