@@ -283,7 +283,7 @@ def explain(
     """Say what a model attends to in a crystal, or in many.
 
     Args:
-        model: the model.
+        model: the model; the blocks of an ensemble are those of its members, one after another.
         structures: a Crystal, a path, CIF text, a pymatgen Structure or ASE Atoms; or a list or an
             iterator of them, of which any number can be explained in the memory of a few.
         max_sites: most sites of the supercell; None takes that of the model's config, 0 the cell
