@@ -215,6 +215,7 @@ class Run:
         truth = self.targets[index]
         if not np.isfinite(truth).any():
             return {}
+        parts = self._valid_batches() if self.config.valid_mean == "batches" else []
         found: dict[str, float] = {}
         chosen = 0.0
         for k, target in enumerate(self.model.targets):
@@ -226,8 +227,8 @@ class Run:
             if not whole["crystals"]:
                 continue
             mean = whole[error]
-            if self.config.valid_mean == "batches":
-                each = [scores(truth[batch, k], y[batch, k]) for batch in self._valid_batches()]
+            if parts:
+                each = [scores(truth[part, k], y[part, k]) for part in parts]
                 mean = float(np.mean([one[error] for one in each if one["crystals"]]))
                 found[f"valid_{target.name}_{error}_of_batches"] = mean
             chosen += mean / target.std
