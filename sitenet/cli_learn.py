@@ -56,6 +56,10 @@ def train(
     freeze: Annotated[
         bool, typer.Option(help="Learn only the layers after pooling; needs --start.")
     ] = False,
+    refit: Annotated[
+        bool,
+        typer.Option("--refit", help="Learn from the test's crystals too, their error once known."),
+    ] = False,
     device: options.Device = "cpu",
     workers: options.Workers = None,
     primitive: options.Primitive = True,
@@ -77,6 +81,7 @@ def train(
         split_column=split_column,
         start=start,
         freeze=freeze,
+        refit=refit,
         primitive=primitive,
         disorder=disorder,
         device=device,

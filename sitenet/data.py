@@ -191,6 +191,10 @@ class Split:
     valid: np.ndarray
     test: np.ndarray
 
+    def without_test(self) -> Split:
+        """The same, but to learn from the test's crystals too."""
+        return Split(np.sort(np.concatenate([self.train, self.test])), self.valid, self.test[:0])
+
 
 def split(data: Dataset, valid: float, test: float, seed: int, fold: str | None = None) -> Split:
     """Divide a dataset.

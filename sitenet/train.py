@@ -70,6 +70,7 @@ def train(
     split_column: str | None = None,
     start: str | Path | Model | None = None,
     freeze: bool = False,
+    refit: bool = False,
     primitive: bool = True,
     disorder: str = "error",
     device: str | torch.device = "cpu",
@@ -95,6 +96,8 @@ def train(
         start: a model to go on from (fine-tuning): weights, a file or a shipped name; of an
             ensemble, every member goes on.
         freeze: learn only the layers after pooling and the decoder.
+        refit: learn from the test's crystals too, once a run without it has told the error; the
+            validation crystals are those of that run, and nothing is tested.
         primitive: whether to find primitive cells first.
         disorder: "error" or "average", as in ``read_cif``.
         device: "cpu" or "cuda".
@@ -136,6 +139,8 @@ def train(
         parts = split(
             dataset, config.training.valid, config.training.test, config.training.seed, fold
         )
+        if refit:
+            parts = parts.without_test()
         targets = _targets(dataset, parts, classes, config)
         reporter.say(
             f"{len(parts.train)} crystals to learn from, {len(parts.valid)} to validate, "

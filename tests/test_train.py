@@ -331,6 +331,20 @@ def test_frozen_layers_stay(start):
         train(toy_dataset(30), config=FAST, freeze=True)
 
 
+def test_a_refit_learns_from_the_test_and_keeps_the_validation(tmp_path):
+    data = toy_dataset(30)
+    tested = train(data, tmp_path / "tested", FAST)
+    model = tmp_path / "tested" / "model.safetensors"
+    final = train(data, tmp_path / "final", FAST, start=model, refit=True)
+    validated = [row["id"] for row in predicted(tmp_path / "tested") if row["split"] == "valid"]
+    assert validated and validated == [row["id"] for row in predicted(tmp_path / "final")]
+    facts = read_metadata(model)["metadata"]["crystals"]
+    assert facts["test"] and len(tested.scores) == len(final.scores) + 1
+    facts = {"train": facts["train"] + facts["test"], "valid": facts["valid"], "test": 0}
+    final_file = tmp_path / "final" / "model.safetensors"
+    assert read_metadata(final_file)["metadata"]["crystals"] == facts
+
+
 def test_another_target_gets_a_decoder_of_its_own(start):
     data = toy_dataset(30, names=("a_eV", "b_eV"))
     result = train(data, config=FAST, target=["b_eV", "a_eV"], start=start, epochs=1)
@@ -366,6 +380,12 @@ def finished(tmp_path_factory):
     return folder, crystals, result
 
 
+def predicted(run: Path) -> list[dict[str, str]]:
+    """The rows of a run's predictions.csv."""
+    with open(run / "predictions.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def test_what_a_run_leaves(finished):
     folder, crystals, result = finished
     out = folder / "out"
@@ -394,8 +414,7 @@ def test_what_a_run_leaves(finished):
     assert facts["crystals"] == {"train": 17, "valid": 8, "test": 3}
     assert facts["scores"] == result.scores
     truth = dict(zip((c.name for c in crystals), toy_targets(crystals), strict=True))
-    with open(out / "predictions.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = predicted(out)
     assert [row["split"] for row in rows] == ["valid"] * 8 + ["test"] * 3
     for row in rows:
         assert float(row["size_A"]) == pytest.approx(truth[row["id"]], abs=1e-5)
