@@ -1,10 +1,12 @@
 """Write the card of trained weights: what they learned from, and where they are wrong.
 
-    python bench/model_card.py RUN DATASET FACTS.yaml --out docs/models/NAME.md
+    python bench/model_card.py RUN DATASET FACTS.yaml [--refit RUN] --out docs/models/NAME.md
 
 RUN is the folder of ``sitenet train`` (its predictions of the test, or of validation where there
 is no test), DATASET the file of ``sitenet prepare`` that it was trained on, FACTS what neither of
-them says (``bench/model_cards``). The text around the figures is ``docs/model_card.md``.
+them says (``bench/model_cards``). ``--refit`` names the folder of ``sitenet train --refit`` that
+went on from RUN, if its weights are those that ship. The text around the figures is
+``docs/model_card.md``.
 """
 
 from __future__ import annotations
@@ -140,7 +142,7 @@ def largest(p: Predictions, formulas: Sequence[str], unit: str) -> str:
     )
 
 
-def card(run: Path, dataset: Path, facts: dict) -> str:
+def card(run: Path, dataset: Path, facts: dict, refit: Path | None = None) -> str:
     """The page, as Markdown.
 
     Args:
@@ -148,9 +150,11 @@ def card(run: Path, dataset: Path, facts: dict) -> str:
         dataset: what it was trained on.
         facts: what they do not say: name, property, licence, data, protocol, limits, commands;
             optionally edges, and the config's name.
+        refit: folder of the refit whose weights ship, which was tested on nothing.
 
     Raises:
-        ValueError: a prediction is of a crystal that the dataset lacks.
+        ValueError: a prediction is of a crystal that the dataset lacks, or the refit's validation
+            is not that of the run.
     """
     header = read_metadata(run / "model.safetensors")
     (target,) = header["targets"]  # a card is on one property
@@ -189,6 +193,7 @@ def card(run: Path, dataset: Path, facts: dict) -> str:
         "by_element": by_element(p, holds, least),
         "by_size": by_size(p, np.array([len(c) for c in crystals])),
         "largest": largest(p, [c.reduced_formula for c in crystals], unit),
+        "refit": "" if refit is None else _of_refit(about, refit, target["name"], unit),
     }
     for name in ("mae", "rmse", "r2", "mae_of_mean", "mae_of_median", "interval"):
         values[name] = f"{scores[name]:.3f}"
@@ -212,16 +217,35 @@ def _of_members(count: int, epochs: int | list[int]) -> dict[str, str]:
     }
 
 
+def _of_refit(about: dict, refit: Path, target: str, unit: str) -> str:
+    """The line on what ships, where the tested weights then learned from the test too."""
+    after = read_metadata(refit / "model.safetensors")
+    counts = after["metadata"]["crystals"]
+    errors = [m["scores"]["valid"][target]["mae"] for m in (about, after["metadata"])]
+    if counts["valid"] != about["crystals"]["valid"]:
+        raise ValueError(
+            f"{refit} was validated on {counts['valid']} crystals, the run that it went on from on "
+            f"{about['crystals']['valid']}"
+        )
+    return (
+        f"\n| the weights that ship | went on from these for "
+        f"{after['config']['training']['epochs']} epochs on {counts['train']:,} crystals, those of "
+        f"the test among them; on the same {counts['valid']:,} of validation their mean absolute "
+        f"error is {errors[1]:.3f} {unit}, from {errors[0]:.3f} |"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("run", type=Path, help="folder of sitenet train")
     parser.add_argument("dataset", type=Path, help="file of sitenet prepare")
     parser.add_argument("facts", type=Path, help="YAML of what they do not say")
+    parser.add_argument("--refit", type=Path, help="folder of the refit whose weights ship")
     parser.add_argument("--out", type=Path, required=True, help="the Markdown page to write")
     options = parser.parse_args()
     options.out.parent.mkdir(parents=True, exist_ok=True)
     facts = yaml.safe_load(options.facts.read_text(encoding="utf-8"))
-    write_text(options.out, card(options.run, options.dataset, facts))
+    write_text(options.out, card(options.run, options.dataset, facts, options.refit))
 
 
 if __name__ == "__main__":

@@ -24,6 +24,9 @@ HEADER = (
 )
 
 
+SCORES = {"mae_of_mean": 1.25, "mae_of_median": 1.125, "interval": 0.6}
+
+
 @pytest.fixture
 def run(tmp_path):
     """A run folder that says of 40 crystals what is easy to check, and its dataset."""
@@ -43,13 +46,12 @@ def run(tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
     write_csv(folder / "predictions.csv", HEADER, rows)
-    scores = {"mae_of_mean": 1.25, "mae_of_median": 1.125, "interval": 0.6}
     SiteNet(SiteNetConfig(site_dim=4), [Target("gap_eV", "eV")]).save(
         folder / "model.safetensors",
         {
             "epoch": 3,
             "crystals": {"train": 100, "valid": 1, "test": 39},
-            "scores": {"test": {"gap_eV": scores}},
+            "scores": {"test": {"gap_eV": SCORES}},
         },
     )
     return folder, tmp_path / "dataset.parquet"
@@ -69,6 +71,28 @@ def test_it_says_what_the_predictions_say(run, name):
     for command in facts["commands"].strip().splitlines():
         assert command in page
     assert "$" not in page.replace("$name", "")
+
+
+def test_a_refit_is_said_beside_what_was_tested(run, tmp_path):
+    folder, dataset = run
+    facts = yaml.safe_load((ROOT / "bench" / "model_cards" / "mp-gap.yaml").read_text())
+    assert "that ship" not in card(folder, dataset, facts)
+    model = SiteNet(SiteNetConfig(site_dim=4), [Target("gap_eV", "eV")])
+    for where, mae, counts in (
+        (folder, 0.25, {"train": 100, "valid": 1, "test": 39}),
+        (tmp_path / "refit", 0.125, {"train": 139, "valid": 1, "test": 0}),
+    ):
+        where.mkdir(exist_ok=True)
+        scores = {k: {"gap_eV": {"mae": mae, **SCORES}} for k in ("valid", "test")}
+        facts_of_run = {"epoch": 3, "crystals": counts, "scores": scores}
+        model.save(where / "model.safetensors", facts_of_run)
+    page = card(folder, dataset, facts, tmp_path / "refit")
+    (line,) = [line for line in page.splitlines() if line.startswith("| the weights that ship |")]
+    assert "100 epochs on 139 crystals" in line and "0.125 eV, from 0.250 |" in line
+    facts_of_run["crystals"] = {"train": 138, "valid": 2, "test": 0}
+    model.save(tmp_path / "refit" / "model.safetensors", facts_of_run)
+    with pytest.raises(ValueError, match=r"validated on 2 crystals, the run .* on 1"):
+        card(folder, dataset, facts, tmp_path / "refit")
 
 
 def test_elements_are_those_of_the_crystals(run):
