@@ -12,22 +12,19 @@ from torch import Tensor, nn
 
 from sitenet.config import TrainingConfig
 from sitenet.model import SiteNet
+from sitenet.processes import multiplies_bfloat16
 
 
 class Optimizer:
     """The optimisers of a model's parameters as one.
 
-    ``adamw`` is the published one, with weight decay on all parameters. ``muon`` (Jordan et al.,
-    2024) takes the matrices between hidden layers, whose update it makes orthogonal and as large
-    as AdamW's (Liu et al., arXiv 2502.16982), and leaves the embedding, logits, decoder, biases
-    and norms to AdamW, with weight decay on matrices only.
+    ``adamw`` is the published one, with weight decay on all parameters. ``muon`` takes the matrices
+    between hidden layers (``Muon``), and leaves the embedding, logits, decoder, biases and norms to
+    AdamW, with weight decay on matrices only.
 
     Args:
         model: whose parameters are learned.
         config: of the training.
-
-    Raises:
-        ValueError: muon is asked for of a torch that lacks it.
     """
 
     def __init__(self, model: SiteNet, config: TrainingConfig) -> None:
@@ -38,19 +35,11 @@ class Optimizer:
         if config.optimizer == "adamw":
             self.parts = [_adamw([{"params": self.parameters}], config)]
             return
-        if not hasattr(torch.optim, "Muon"):
-            raise ValueError(f"optimizer: muon needs torch >= 2.9, this is {torch.__version__}")
         hidden = [p for n, p in named if p.ndim == 2 and not _is_outer(n)]
         rest = [p for n, p in named if p.ndim == 2 and _is_outer(n)]
         vectors = [p for p in self.parameters if p.ndim != 2]
         groups: list[dict] = [{"params": rest}, {"params": vectors, "weight_decay": 0.0}]
-        muon = torch.optim.Muon(
-            hidden,
-            lr=config.learning_rate,
-            weight_decay=config.weight_decay,
-            adjust_lr_fn="match_rms_adamw",
-        )
-        self.parts = [_adamw(groups, config), muon]
+        self.parts = [_adamw(groups, config), Muon(hidden, config)]
 
     def step(self, learning_rate: float) -> None:
         """Clip the gradients, take one step, and forget them."""
@@ -95,6 +84,81 @@ def _adamw(groups: list[dict], config: TrainingConfig) -> torch.optim.AdamW:
 
 def _is_outer(name: str) -> bool:
     return name.startswith(("embedding.", "decoder.")) or ".logits." in name
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose update is made orthogonal, and as large as AdamW's.
+
+    ``torch.optim.Muon`` takes its products in bfloat16, over a second a step on a CPU without
+    instructions for it; here they are in float32 there. Matrices of one shape, or its transpose,
+    are taken together.
+
+    Args:
+        matrices: the parameters.
+        config: of the training.
+
+    Source: Jordan et al., 2024 (https://kellerjordan.github.io/posts/muon); the size of the update
+    and the weight decay as in Liu et al., arXiv 2502.16982, eq. 4.
+    """
+
+    def __init__(self, matrices: list[nn.Parameter], config: TrainingConfig) -> None:
+        super().__init__(
+            matrices, {"lr": config.learning_rate, "weight_decay": config.weight_decay}
+        )
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Take a step; a matrix without a gradient stays as it is."""
+        for group in self.param_groups:
+            rate = group["lr"]
+            shapes: dict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = {}
+            for p in group["params"]:
+                if p.grad is not None:
+                    lies = p.shape[0] <= p.shape[1]
+                    update = self._update(p, p.grad)
+                    pair = (p, update) if lies else (p.T, update.T)
+                    shapes.setdefault(tuple(pair[0].shape), []).append(pair)
+            for (_, longest), pairs in shapes.items():
+                updates = torch.stack([update for _, update in pairs])
+                updates = orthogonal(updates, _product_dtype(updates))
+                for (p, _), update in zip(pairs, updates, strict=True):
+                    p.mul_(1 - rate * group["weight_decay"])
+                    p.add_(update, alpha=-0.2 * math.sqrt(longest) * rate)
+
+    def _update(self, p: Tensor, gradient: Tensor) -> Tensor:
+        """Nesterov's momentum."""
+        state = self.state[p]
+        if not state:
+            state["momentum_buffer"] = torch.zeros_like(p)
+        return gradient.lerp(state["momentum_buffer"].lerp_(gradient, 1 - _MOMENTUM), _MOMENTUM)
+
+
+_MOMENTUM = 0.95
+
+
+def _product_dtype(x: Tensor) -> torch.dtype:
+    fast = x.dtype == torch.float32 and multiplies_bfloat16(x.device)
+    return torch.bfloat16 if fast else x.dtype
+
+
+def orthogonal(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Matrices with the singular vectors of these, and singular values of some 0.7 to 1.2: five
+    Newton-Schulz steps with the coefficients of Jordan et al.
+
+    Args:
+        x: (n, rows, columns), no more rows than columns.
+        dtype: of the products.
+
+    Returns:
+        (n, rows, columns) in the dtype of x; zeros stay zeros.
+    """
+    y = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=1e-7)
+    y = y.to(dtype)
+    for _ in range(5):
+        gram = y @ y.mT
+        gram = torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
+        y = torch.baddbmm(y, gram, y, beta=3.4445)
+    return y.to(x.dtype)
 
 
 def learning_rate(step: int, steps: int, config: TrainingConfig) -> float:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from sitenet.ops import need_cuda
+from sitenet.ops import _C, need_cuda
 
 CHUNK = 64  # items that a worker takes at a time
 PARALLEL = 256  # items: fewer are not worth starting workers for
@@ -80,6 +80,12 @@ def choose_device(device: str | torch.device) -> torch.device:
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         torch.cuda.set_device(device)
     return device
+
+
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether the device has instructions for products in bfloat16; a CPU without them takes those
+    of torch many times slower than in float32."""
+    return device.type != "cpu" or _C.level.endswith("_bf16")
 
 
 # ---------------------------------------------------------------------------------------------

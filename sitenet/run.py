@@ -28,7 +28,7 @@ from sitenet.model import SiteNet
 from sitenet.optimizer import Average, Optimizer, batches, learning_rate
 from sitenet.pairs import Pairs
 from sitenet.predict import from_store
-from sitenet.processes import rank, world
+from sitenet.processes import multiplies_bfloat16, rank, world
 from sitenet.progress import Reporter
 from sitenet.store import PairStore
 
@@ -151,7 +151,7 @@ class Run:
 
     def _backward(self, pairs: Pairs, truth: Tensor, counts: Tensor) -> Tensor:
         """Add the gradients of a batch; returns its loss."""
-        low = self.config.precision == "bfloat16"
+        low = self.config.precision == "bfloat16" and multiplies_bfloat16(self.device)
         try:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=low):
                 output = self.model(pairs)

@@ -27,7 +27,14 @@ from sitenet.ensemble import Ensemble, Model
 from sitenet.files import write_text
 from sitenet.model import SiteNet, Target
 from sitenet.prepare import is_prepared, load_dataset, prepare
-from sitenet.processes import barrier, choose_device, process_group, rank, world
+from sitenet.processes import (
+    barrier,
+    choose_device,
+    multiplies_bfloat16,
+    process_group,
+    rank,
+    world,
+)
 from sitenet.progress import Reporter
 from sitenet.run import MODEL, STATE, Run
 from sitenet.sources import open_source
@@ -146,6 +153,8 @@ def train(
             f"{len(parts.train)} crystals to learn from, {len(parts.valid)} to validate, "
             f"{len(parts.test)} to test; {int(store.num_pairs.sum())} pairs"
         )
+        if config.training.precision == "bfloat16" and not multiplies_bfloat16(device):
+            reporter.say("products are in float32: this CPU has no instructions for bfloat16")
         _report_left_out(dataset, folder, reporter)
         _refuse_other_layout(folder, config)
         runs: list[Run] = []

@@ -2,16 +2,18 @@
 
 import copy
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from random_pairs import random_pairs
+from torch import nn
 from toy_crystals import SMALL
 
 from sitenet.config import TrainingConfig
 from sitenet.model import SiteNet
-from sitenet.optimizer import Average, Optimizer, batches, learning_rate
+from sitenet.optimizer import Average, Muon, Optimizer, batches, learning_rate, orthogonal
 
 
 def model_and_step(config=SMALL, seed=0):
@@ -89,10 +91,58 @@ def test_muon_takes_the_matrices_between_hidden_layers():
     assert root_mean_square == pytest.approx(0.2 * 0.02, rel=0.3)  # as large as AdamW's
 
 
-def test_muon_needs_a_torch_that_has_it(monkeypatch):
-    monkeypatch.delattr(torch.optim, "Muon")
-    with pytest.raises(ValueError, match=r"muon needs torch >= 2\.9, this is"):
-        Optimizer(model_and_step()[0], TrainingConfig(optimizer="muon"))
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_orthogonal_keeps_singular_vectors_and_levels_their_values(dtype):
+    torch.manual_seed(0)
+    x = torch.randn(3, 20, 50, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+    y = orthogonal(x, dtype)
+    assert y.dtype == x.dtype
+    u, _, v = torch.linalg.svd(x, full_matrices=False)
+    inner = u.mT @ y @ v.mT
+    values = inner.diagonal(dim1=1, dim2=2)
+    # The odd polynomial, five times over, of singular values between 0.01 and 1 is within 0.65
+    # and 1.25; a rounded factor adds 2^-8 of the norm.
+    assert 0.65 < values.min() and values.max() < 1.25
+    beside = (inner - torch.diag_embed(values)).abs().max()
+    assert beside < {torch.float64: 1e-12, torch.float32: 1e-4, torch.bfloat16: 0.05}[dtype]
+    assert not orthogonal(torch.zeros(1, 2, 3), torch.float32).any()
+
+
+def matrices():
+    """Two of one shape, one of its transpose, one that is square, one without a gradient."""
+    torch.manual_seed(0)
+    shapes = [(6, 9), (6, 9), (9, 6), (5, 5), (4, 4)]
+    return [nn.Parameter(torch.randn(shape)) for shape in shapes]
+
+
+def test_a_step_of_muon_is_that_of_torch():
+    if not hasattr(torch.optim, "Muon"):
+        pytest.skip("torch >= 2.9 has a Muon to compare with")
+    training = TrainingConfig(learning_rate=0.02, weight_decay=0.1)
+    ours, theirs = matrices(), matrices()
+    torch_muon = torch.optim.Muon(theirs, lr=0.02, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    muon = Muon(ours, training)
+    for _ in range(4):
+        for a, b in zip(ours[:-1], theirs[:-1], strict=True):
+            a.grad = torch.randn_like(a)
+            b.grad = a.grad.clone()
+        muon.step()
+        torch_muon.step()
+    for a, b, start in zip(ours, theirs, matrices(), strict=True):
+        # Torch's products are in bfloat16; 4 steps of 0.2 sqrt(9) 0.02 move a weight by some 0.02.
+        torch.testing.assert_close(a, b, rtol=0, atol=2e-3)
+        assert torch.equal(a, start) == (a.grad is None)
+
+
+@pytest.mark.parametrize("level, dtype", [("x86_64_v4_bf16", "bfloat16"), ("x86_64_v3", "float32")])
+def test_muon_takes_bfloat16_where_the_cpu_has_it(monkeypatch, level, dtype):
+    monkeypatch.setattr("sitenet.processes._C", SimpleNamespace(level=level))
+    seen = []
+    monkeypatch.setattr("sitenet.optimizer.orthogonal", lambda x, d: seen.append(d) or x)
+    (p,) = matrices()[:1]
+    p.grad = torch.ones_like(p)
+    Muon([p], TrainingConfig()).step()
+    assert seen == [getattr(torch, dtype)]
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])

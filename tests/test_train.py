@@ -1,6 +1,7 @@
 """Training from data to a run folder: what it learns, leaves behind, and goes on from."""
 
 import csv
+import io
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ import pytest
 import safetensors.torch
 import torch
 import yaml
+from rich.console import Console
 from toy_crystals import OPTIONS, SMALL, toy_dataset, toy_targets, write_folder
 
 from sitenet import load
@@ -23,6 +25,7 @@ from sitenet.data import LeftOut, split
 from sitenet.model import SiteNet, Target
 from sitenet.pairs import Pairs, find_pairs
 from sitenet.prepare import prepare
+from sitenet.progress import Reporter
 from sitenet.run import Run
 from sitenet.store import PairStore, columns_of, pair_options
 from sitenet.train import Stopped, train
@@ -192,19 +195,36 @@ def test_targets_are_scaled_by_the_training_crystals():
     assert (target.mean, target.std, target.unit) == (0, 1, "Å")
 
 
-def test_bfloat16_learns_nearly_the_same():
-    losses = [
-        [h["train_loss"] for h in train(toy_dataset(30), config=FAST, precision=p).history]
+def with_bfloat16(monkeypatch, there):
+    """Losses in float32 and in bfloat16 on a CPU that has its instructions, or not, and what the
+    second run said."""
+    for module in ("run", "train"):
+        monkeypatch.setattr(f"sitenet.{module}.multiplies_bfloat16", lambda device: there)
+    said = io.StringIO()
+    reporter = Reporter(Console(file=said))
+    results = [
+        train(toy_dataset(30), config=FAST, precision=p, reporter=reporter)
         for p in ("float32", "bfloat16")
     ]
-    assert losses[0] != losses[1]
-    np.testing.assert_allclose(*losses, rtol=0.05)
+    return *([h["train_loss"] for h in r.history] for r in results), said.getvalue().splitlines()
+
+
+def test_bfloat16_learns_nearly_the_same(monkeypatch):
+    single, low, lines = with_bfloat16(monkeypatch, True)
+    assert single != low
+    np.testing.assert_allclose(low, single, rtol=0.05)
+    assert not any("bfloat16" in line for line in lines)
+
+
+def test_a_cpu_without_bfloat16_learns_in_float32_and_says_so(monkeypatch):
+    single, low, lines = with_bfloat16(monkeypatch, False)
+    assert single == low
+    want = "products are in float32: this CPU has no instructions for bfloat16"
+    assert lines.count(want) == 1
 
 
 @pytest.mark.parametrize("changes", [{"ema": 0.9}, {"optimizer": "muon"}, {"schedule": "onecycle"}])
 def test_options_learn_too(changes):
-    if "optimizer" in changes and not hasattr(torch.optim, "Muon"):
-        pytest.skip("needs torch >= 2.9")
     result = train(toy_dataset(40), config=FAST, epochs=8, **changes)
     losses = [h["train_loss"] for h in result.history]
     assert min(losses[-3:]) < 0.96 * losses[0]
@@ -507,8 +527,6 @@ EVERYTHING = {"ema": 0.8, "schedule": "cosine", "accumulate": 2, "patience": 9, 
 
 @pytest.mark.parametrize("options", [{}, EVERYTHING], ids=["published", "everything"])
 def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, options):
-    if "optimizer" in options and not hasattr(torch.optim, "Muon"):
-        pytest.skip("needs torch >= 2.9")
     options = options | {"epochs": 5}
     script = KILLED.format(tests=str(TESTS), threads=torch.get_num_threads(), options=options)
     killed = subprocess.run([sys.executable, "-c", script, str(tmp_path / "a")])
