@@ -133,7 +133,8 @@ def test_accumulated_batches_are_one_larger_batch(count):
         assert small.train_epoch() == pytest.approx(large.train_epoch(), rel=1e-6)
     assert small.step == large.step == 4 and small.steps == large.steps
     for a, b in zip(small.model.parameters(), large.model.parameters(), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-9)
+        # AdamW makes rounding of 1e-13 in a gradient of 0 a step of 1e-2 / 1e-7 * 1e-13.
+        torch.testing.assert_close(a, b, rtol=1e-7, atol=3e-8)
 
 
 def test_a_missing_value_pulls_nowhere():
