@@ -76,7 +76,7 @@ def test_it_says_what_the_predictions_say(run, name):
 def test_a_refit_is_said_beside_what_was_tested(run, tmp_path):
     folder, dataset = run
     facts = yaml.safe_load((ROOT / "bench" / "model_cards" / "mp-gap.yaml").read_text())
-    assert "that ship" not in card(folder, dataset, facts)
+    assert "| the weights that ship |" not in card(folder, dataset, facts)
     model = SiteNet(SiteNetConfig(site_dim=4), [Target("gap_eV", "eV")])
     for where, mae, counts in (
         (folder, 0.25, {"train": 100, "valid": 1, "test": 39}),
