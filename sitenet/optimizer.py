@@ -89,9 +89,9 @@ def _is_outer(name: str) -> bool:
 class Muon(torch.optim.Optimizer):
     """Momentum whose update is made orthogonal, and as large as AdamW's.
 
-    ``torch.optim.Muon`` takes its products in bfloat16, over a second a step on a CPU without
-    instructions for it; here they are in float32 there. Matrices of one shape, or its transpose,
-    are taken together.
+    ``torch.optim.Muon`` takes its products in bfloat16, some thirty times longer on a CPU without
+    instructions for it (``bench/bench_optimizer.py``) than here, where they are in float32 then.
+    Matrices of one shape, or its transpose, are taken together.
 
     Args:
         matrices: the parameters.
