@@ -28,6 +28,10 @@ from sitenet.ops import _C, attention, geometry
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
 CPU = torch.device("cpu")
+SANITIZERS = {
+    "address": ("-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"),
+    "thread": ("-O1", "-fsanitize=thread"),
+}
 SLAB = 1024  # pairs of the backward whose dz is kept at a time; 65,536 on a GPU
 
 
@@ -61,8 +65,8 @@ def builds(tmp_path_factory):
         return
     pool = ThreadPoolExecutor(2)
     jobs = {"emulated": pool.submit(build, tmp_path_factory.mktemp("emulated"), "-O1")}
-    flags = ("-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
-    jobs["sanitized"] = pool.submit(build, tmp_path_factory.mktemp("sanitized"), *flags)
+    for name, flags in SANITIZERS.items():
+        jobs[name] = pool.submit(build, tmp_path_factory.mktemp(name), *flags)
     if shutil.which("nvcc"):
         folder = tmp_path_factory.mktemp("nvcc")
         jobs |= {x.name: pool.submit(compile_for_gpu, x, folder) for x in SOURCES}
@@ -250,24 +254,52 @@ SANITIZED = " or ".join(
 )
 
 
-@pytest.mark.slow
-@pytest.mark.skipif("SITENET_EMULATED" in os.environ, reason="this is the sanitized run")
-def test_sanitizers_find_nothing(builds):
-    """Small cases of this file with every address and undefined operation checked."""
-    libraries = [
+def run_sanitized(builds, name, *command):
+    """Run Python with a sanitizer's build of the kernels; a finding is an exit status."""
+    libraries = {"address": ("asan", "ubsan"), "thread": ("tsan",)}[name]
+    paths = [
         subprocess.check_output(["g++", f"-print-file-name=lib{x}.so"], text=True).strip()
-        for x in ("asan", "ubsan")
+        for x in libraries
     ]
     environment = {
         **os.environ,
-        "SITENET_EMULATED": str(builds["sanitized"].result()),
-        "LD_PRELOAD": ":".join(libraries),
+        "SITENET_EMULATED": str(builds[name].result()),
+        "LD_PRELOAD": ":".join(paths),
         "ASAN_OPTIONS": "detect_leaks=0",
+        "TSAN_OPTIONS": "exitcode=66",
+        "OMP_NUM_THREADS": "1",  # torch's own threads say nothing of when they wait
     }
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
-    command += ["-k", SANITIZED]
-    run = subprocess.run(command, env=environment, capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, *command], env=environment, capture_output=True, text=True
+    )
+
+
+OUTSIDE = pytest.mark.skipif("SITENET_EMULATED" in os.environ, reason="this is the sanitized run")
+
+
+@pytest.mark.slow
+@OUTSIDE
+@pytest.mark.parametrize("name", SANITIZERS)
+def test_sanitizers_find_nothing(builds, name):
+    """Small cases of this file with every address, undefined operation and race looked for."""
+    command = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", SANITIZED, __file__]
+    run = run_sanitized(builds, name, *command)
     assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-4000:]
+
+
+@pytest.mark.slow
+@OUTSIDE
+@pytest.mark.parametrize("hand", range(3), ids=["warp", "block", "grid"])
+def test_races_are_found(builds, hand):
+    """A value read without waiting for its writer is found, and nothing where it was waited for;
+    blocks cannot wait for each other."""
+    load = "import importlib.util as u, os; s = u.spec_from_file_location('emulated', "
+    load += "os.environ['SITENET_EMULATED']); m = u.module_from_spec(s); s.loader.exec_module(m); "
+    for wait in (False, True):
+        run = run_sanitized(builds, "thread", "-c", f"{load}m.race({hand}, {wait})")
+        racy = hand == 2 or not wait
+        assert run.returncode == (66 if racy else 0), run.stderr[-4000:]
+        assert ("data race" in run.stderr) == racy
 
 
 @pytest.mark.slow

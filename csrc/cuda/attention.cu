@@ -100,7 +100,6 @@ template <class T, class E> class ForwardWarp {
             normal_columns(walk, 1);
             __syncwarp();
             attend(rows, pairs.count);
-            __syncwarp();
         }
         finish();
     }
@@ -211,6 +210,7 @@ template <class T, class E> class ForwardWarp {
                 const T largest = top > before ? top : before;
                 const T w = mine ? exponential(logit - (largest == kNone<T> ? T(0) : largest)) : 0;
                 const T sum = warp_sum(w);
+                __syncwarp(); // all have read largest[h]; shuffles do not order memory
                 if (mine)
                     *weight = w;
                 if (at.lane == 0) {

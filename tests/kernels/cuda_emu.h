@@ -1,8 +1,10 @@
 // A GPU for one CPU thread: runs a kernel's blocks one after another, each CUDA thread as a fiber.
 //
 // Good for: indexing, masks, tails, shared memory, shuffles, the fragment layouts of tensor-core
-// instructions (as the PTX manual gives them), gcc's sanitizers and gdb inside a kernel. Not for:
-// speed, races between warps, limits of a launch. Those need a GPU.
+// instructions (as the PTX manual gives them), gcc's sanitizers and gdb inside a kernel. With
+// -fsanitize=thread each CUDA thread is one to the sanitizer too, and only barriers and the ends of
+// launches order what they do: a race between lanes, warps or blocks is found though they run in
+// turn. Not for: speed, limits of a launch. Those need a GPU.
 #pragma once
 
 #include <algorithm>
@@ -10,6 +12,7 @@
 #include <csetjmp>
 #include <cstdint>
 #include <cstring>
+#include <deque>
 #include <functional>
 #include <memory>
 #include <stdexcept>
@@ -42,41 +45,68 @@ struct alignas(16) uint4 {
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/common_interface_defs.h>
-#define EMU_SANITIZED 1
+#elif defined(__SANITIZE_THREAD__)
+#include <sanitizer/tsan_interface.h>
+// The emulator's own steps, which no CUDA thread takes.
+#define EMU_OWN __attribute__((no_sanitize("thread")))
+#endif
+#ifndef EMU_OWN
+#define EMU_OWN
 #endif
 
 namespace emu {
 
-constexpr unsigned kWarpLanes = 32;
+constexpr unsigned kWarpLanes = 32, kMostWarps = 32;
 constexpr size_t kStackBytes = 128 << 10, kMailboxBytes = 32;
 
 struct Fiber {
     ucontext_t context;
     jmp_buf point;
-    std::unique_ptr<char[]> stack;
+    struct Stack *stack;
     bool started, done;
     int waits[2];   // barriers reached: of the warp, of the block
     unsigned posts; // exchanges begun
     dim3 index;
     alignas(16) unsigned char mailbox[2][kMailboxBytes];
 };
+// What a fiber runs on: memory, and a thread of the thread sanitizer.
+struct Stack {
+    std::unique_ptr<char[]> bytes{new char[kStackBytes]};
+#if defined(__SANITIZE_THREAD__)
+    void *thread = __tsan_create_fiber(0);
+#endif
+};
 
-inline std::vector<Fiber> fibers;
+inline std::deque<Stack> stacks;
+inline std::vector<Fiber> all_fibers;
+inline Fiber *fibers; // of the block, and how many
+inline unsigned num_fibers;
 inline ucontext_t scheduler;
 inline jmp_buf scheduler_point;
 inline unsigned current, live;
 inline std::function<void()> body;
 inline std::unique_ptr<unsigned char[]> shared_bytes;
-inline unsigned char *shared() { return shared_bytes.get(); }
+inline unsigned char *shared_begin;
+inline unsigned char *shared() { return shared_begin; }
+// Under the thread sanitizer blocks share neither stacks nor shared memory: who used them before
+// would look like a race. So many threads of a launch have stacks of their own; later ones take
+// theirs again, and pass for the same thread.
+constexpr unsigned kMostStacks = 2048;
+#if defined(__SANITIZE_THREAD__)
+constexpr bool kOwnStacks = true;
+inline std::vector<std::unique_ptr<unsigned char[]>> shared_before;
+#else
+constexpr bool kOwnStacks = false;
+#endif
 
 // swapcontext asks the kernel for signal masks, so after a fiber's first entry jumps are cheaper;
-// under the sanitizer, which cannot follow them, contexts are swapped and announced.
-#ifdef EMU_SANITIZED
+// under a sanitizer, which cannot follow them, contexts are swapped and announced.
+#if defined(__SANITIZE_ADDRESS__)
 inline const void *main_stack;
 inline size_t main_bytes;
 inline void enter_fiber(Fiber &f) {
     void *fake;
-    __sanitizer_start_switch_fiber(&fake, f.stack.get(), kStackBytes);
+    __sanitizer_start_switch_fiber(&fake, f.stack->bytes.get(), kStackBytes);
     swapcontext(&scheduler, &f.context);
     __sanitizer_finish_switch_fiber(fake, nullptr, nullptr);
 }
@@ -89,6 +119,21 @@ inline void yield() {
 }
 inline void begin_fiber() { __sanitizer_finish_switch_fiber(nullptr, &main_stack, &main_bytes); }
 inline void end_fiber() { __sanitizer_start_switch_fiber(nullptr, main_stack, main_bytes); }
+#elif defined(__SANITIZE_THREAD__)
+inline void *main_thread;
+EMU_OWN inline void enter_fiber(Fiber &f) {
+    __tsan_switch_to_fiber(f.stack->thread, __tsan_switch_to_fiber_no_sync);
+    swapcontext(&scheduler, &f.context);
+}
+EMU_OWN inline void yield() {
+    Fiber &f = fibers[current];
+    __tsan_switch_to_fiber(main_thread, __tsan_switch_to_fiber_no_sync);
+    swapcontext(&f.context, &scheduler);
+}
+inline void begin_fiber() {}
+EMU_OWN inline void end_fiber() {
+    __tsan_switch_to_fiber(main_thread, __tsan_switch_to_fiber_no_sync);
+}
 #else
 inline void enter_fiber(Fiber &f) {
     if (_setjmp(scheduler_point))
@@ -106,9 +151,22 @@ inline void begin_fiber() {}
 inline void end_fiber() { _longjmp(scheduler_point, 1); }
 #endif
 
-inline void run_fiber() {
+// What came before a release of a token comes before what follows an acquisition of it.
+#if defined(__SANITIZE_THREAD__)
+inline void release(void *token) { __tsan_release(token); }
+inline void acquire(void *token) { __tsan_acquire(token); }
+#else
+inline void release(void *) {}
+inline void acquire(void *) {}
+#endif
+// The tokens; those of barriers by kind, warp, and turn.
+inline char block_begin, launch_end, barriers[2][kMostWarps][2];
+
+EMU_OWN inline void run_fiber() {
     begin_fiber();
+    acquire(&block_begin);
     body();
+    release(&launch_end);
     fibers[current].done = true;
     --live;
     end_fiber();
@@ -117,56 +175,69 @@ inline void run_fiber() {
 // A fiber at its k-th barrier of a kind waits until every unfinished fiber in [first, last) is
 // there.
 enum Kind { kOfWarp, kOfBlock };
-inline void barrier(Kind kind, unsigned first, unsigned last) {
+EMU_OWN inline void barrier(Kind kind, unsigned first, unsigned last, bool orders_memory) {
     const int k = ++fibers[current].waits[kind];
+    void *const token = &barriers[kind][first / kWarpLanes][k % 2];
+    if (orders_memory)
+        release(token);
     for (;;) {
-        bool all = true;
-        for (unsigned i = first; all && i < last; ++i)
-            all = fibers[i].done || fibers[i].waits[kind] >= k;
-        if (all)
-            return;
+        bool arrived = true;
+        for (unsigned i = first; arrived && i < last; ++i)
+            arrived = fibers[i].done || fibers[i].waits[kind] >= k;
+        if (arrived)
+            break;
         yield();
     }
+    if (orders_memory)
+        acquire(token);
 }
 
-inline unsigned warp_begin() { return current / kWarpLanes * kWarpLanes; }
-inline void warp_barrier() {
-    const unsigned first = warp_begin();
-    barrier(kOfWarp, first, std::min<unsigned>(first + kWarpLanes, unsigned(fibers.size())));
+EMU_OWN inline unsigned warp_begin() { return current / kWarpLanes * kWarpLanes; }
+EMU_OWN inline void warp_barrier(bool orders_memory) {
+    const unsigned first = warp_begin(), end = first + kWarpLanes;
+    barrier(kOfWarp, first, end < num_fibers ? end : num_fibers, orders_memory);
 }
 
-// Posts a value to the lanes of the warp, two mailboxes by turns, so that one barrier is enough.
-template <class T> unsigned post(const T &value) {
+// Posts a value to the lanes of the warp, two mailboxes by turns, so that one barrier is enough. As
+// with shuffles, nothing else is ordered by it.
+template <class T> EMU_OWN unsigned post(const T &value) {
     static_assert(sizeof(T) <= kMailboxBytes, "a mailbox is small");
     Fiber &f = fibers[current];
     const unsigned turn = f.posts++ % 2;
     std::memcpy(f.mailbox[turn], &value, sizeof(T));
-    warp_barrier();
+    warp_barrier(false);
     return turn;
 }
-template <class T> T posted(unsigned lane, unsigned turn) {
+template <class T> EMU_OWN T posted(unsigned lane, unsigned turn) {
     const unsigned source = warp_begin() + lane;
     T value{};
-    if (source < fibers.size())
+    if (source < num_fibers)
         std::memcpy(&value, fibers[source].mailbox[turn], sizeof(T));
     return value;
 }
 template <class T> T exchange(T value, unsigned lane) { return posted<T>(lane, post(value)); }
 
-inline void run_block(dim3 block) {
-    const unsigned n = block.x * block.y * block.z;
-    if (fibers.size() != n)
-        fibers = std::vector<Fiber>(n);
+EMU_OWN inline Stack *stack(unsigned i) {
+    while (stacks.size() <= i % kMostStacks)
+        stacks.emplace_back();
+    return &stacks[i % kMostStacks];
+}
+
+EMU_OWN inline void run_block(dim3 block, unsigned number) {
+    const unsigned n = block.x * block.y * block.z, first = kOwnStacks ? number * n : 0;
+    if (num_fibers != n)
+        all_fibers = std::vector<Fiber>(n);
+    fibers = all_fibers.data();
+    num_fibers = n;
     for (unsigned i = 0; i < n; ++i) {
         Fiber &f = fibers[i];
         f.started = f.done = false;
         f.waits[kOfWarp] = f.waits[kOfBlock] = 0;
         f.posts = 0;
         f.index = dim3(i % block.x, i / block.x % block.y, i / (block.x * block.y));
-        if (!f.stack)
-            f.stack.reset(new char[kStackBytes]);
+        f.stack = stack(first + i);
         getcontext(&f.context);
-        f.context.uc_stack.ss_sp = f.stack.get();
+        f.context.uc_stack.ss_sp = f.stack->bytes.get();
         f.context.uc_stack.ss_size = kStackBytes;
         f.context.uc_link = &scheduler;
         makecontext(&f.context, run_fiber, 0);
@@ -185,18 +256,32 @@ inline void run_block(dim3 block) {
 }
 
 template <class... P, class... A>
-void launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t bytes, cudaStream_t, A... args) {
+EMU_OWN void launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t bytes, cudaStream_t,
+                    A... args) {
     gridDim = grid;
     blockDim = block;
     body = [=] { kernel(args...); };
+#if defined(__SANITIZE_THREAD__)
+    main_thread = __tsan_get_current_fiber();
+#endif
+    unsigned number = 0;
     for (unsigned z = 0; z < grid.z; ++z)
         for (unsigned y = 0; y < grid.y; ++y)
             for (unsigned x = 0; x < grid.x; ++x) {
                 blockIdx = dim3(x, y, z);
+#if defined(__SANITIZE_THREAD__)
+                shared_before.push_back(std::move(shared_bytes));
+#endif
                 shared_bytes.reset(new unsigned char[bytes]);
-                std::memset(shared_bytes.get(), 0xff, bytes); // NaN: shows reads before writes
-                run_block(block);
+                shared_begin = shared_bytes.get();
+                std::memset(shared_begin, 0xff, bytes); // NaN: shows reads before writes
+                release(&block_begin);
+                run_block(block, number++);
             }
+    acquire(&launch_end);
+#if defined(__SANITIZE_THREAD__)
+    shared_before.clear();
+#endif
 }
 
 inline float from_bf16(uint32_t half) {
@@ -261,8 +346,8 @@ inline uint32_t transpose_8x8(uint32_t x) {
 
 } // namespace emu
 
-inline void __syncthreads() { emu::barrier(emu::kOfBlock, 0, unsigned(emu::fibers.size())); }
-inline void __syncwarp(unsigned = ~0u) { emu::warp_barrier(); }
+inline void __syncthreads() { emu::barrier(emu::kOfBlock, 0, emu::num_fibers, true); }
+inline void __syncwarp(unsigned = ~0u) { emu::warp_barrier(true); }
 template <class T> T __shfl_xor_sync(unsigned, T v, int mask) {
     return emu::exchange(v, emu::current % emu::kWarpLanes ^ unsigned(mask));
 }

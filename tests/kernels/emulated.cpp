@@ -6,4 +6,30 @@
 
 #include "../../csrc/cuda/bindings.h"
 
-PYBIND11_MODULE(emulated, m) { sitenet::cuda::bind(m); }
+namespace {
+
+// Races that a check must find: each thread reads what its neighbour wrote, in its warp, its block
+// or the next block, and has waited for it or not.
+enum Hand { kInWarp, kInBlock, kInGrid };
+__global__ void hand_on(int *numbers, Hand hand, bool wait) {
+    const int me = blockIdx.x * blockDim.x + threadIdx.x, all = gridDim.x * blockDim.x;
+    const int group = hand == kInWarp ? sitenet::kWarp : hand == kInBlock ? int(blockDim.x) : all;
+    numbers[me] = me;
+    if (wait && hand == kInWarp)
+        __syncwarp();
+    if (wait && hand == kInBlock)
+        __syncthreads();
+    numbers[all + me] = numbers[me / group * group + (me + group - 1) % group];
+}
+
+void race(int hand, bool wait) {
+    std::vector<int> numbers(2 * 2 * 2 * sitenet::kWarp);
+    LAUNCH("race", hand_on, 2, 2 * sitenet::kWarp, 0, nullptr, numbers.data(), Hand(hand), wait);
+}
+
+} // namespace
+
+PYBIND11_MODULE(emulated, m) {
+    sitenet::cuda::bind(m);
+    m.def("race", race);
+}
