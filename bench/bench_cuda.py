@@ -13,13 +13,16 @@ import pytest
 import torch
 from cases import Time, matbench_crystals, random_cell
 
+from sitenet.config import load_config
+from sitenet.data import Split
 from sitenet.environment import info
 from sitenet.model import Block, Layer, Rows, SiteNet
 from sitenet.ops.attention import attention
 from sitenet.ops.geometry import minimum_image_distances_batch
 from sitenet.pairs import find_pairs
 from sitenet.reference import PublishedBlock
-from sitenet.store import PairStore, columns_of
+from sitenet.run import Run
+from sitenet.store import PairStore, columns_of, pair_options
 
 pytestmark = pytest.mark.cuda
 DEVICE = "cuda"
@@ -285,26 +288,24 @@ def test_distances(sites, crystals, row, peak):
     row("Minimum-image distances, float32", header, f"{crystals} x {sites} sites", *cells)
 
 
-@pytest.mark.parametrize("low", [False, True], ids=["f32", "bf16"])
-def test_epoch(low, row, full):
-    """Training on merged pairs of Matbench crystals that stay on the GPU."""
-    found = [find_pairs(c) for c in matbench_crystals(4000 if full else 1000)]
-    store = PairStore.of([columns_of(p) for p in found]).to(DEVICE)
-    model = SiteNet.from_config("paper").to(DEVICE).train()
-    optimizer = torch.optim.AdamW(model.parameters(), fused=True, amsgrad=True)
-    size = 256
-    batches = torch.arange(len(found), device=DEVICE).split(size)
-
-    def epoch():
-        for batch in batches:
-            with torch.autocast("cuda", torch.bfloat16, enabled=low):
-                loss = model(store.batch(batch)).square().mean()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-
-    t = measure_gpu(epoch, repeats=10)
+@pytest.mark.parametrize("capture", [False, True], ids=["kernels", "graphs"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["paper", "sphere"])
+def test_epoch(name, precision, capture, row, full):
+    """Training as ``sitenet train`` does, on Matbench crystals that stay on the GPU."""
+    config = load_config(name).replace(precision=precision, capture=capture)
+    crystals = matbench_crystals(4000 if full else 1000)
+    found = [find_pairs(c, **pair_options(config)) for c in crystals]
+    store = PairStore.of([columns_of(p) for p in found])
+    targets = np.random.default_rng(0).uniform(0, 4, (len(found), 1))
+    model = SiteNet(config).to(DEVICE)
+    everything, none = np.arange(len(found)), np.empty(0, int)
+    run = Run(model, store, targets, Split(everything, none, none))
+    t = measure_gpu(run.train_epoch, repeats=10)
     rate = len(found) / t.median
-    header = ("precision", "crystals/s", "s for an epoch of 85,000", "host")
-    cells = ("bf16" if low else "fp32", f"{rate:.0f}", f"{EPOCH / rate:.2f}")
-    row("Training, 100-site supercells", header, *cells, f"{os.cpu_count()} cores")
+    steps = run.steps // config.training.epochs
+    header = ("config", "precision", "host starts", "crystals/s", "ms a step")
+    header += ("s for an epoch of 85,000", "host")
+    cells = (name, precision, "graphs" if capture else "kernels", f"{rate:.0f}")
+    cells += (f"{t.median / steps * 1e3:.2f}", f"{EPOCH / rate:.2f}", f"{os.cpu_count()} cores")
+    row("Training", header, *cells)

@@ -109,6 +109,7 @@ class TrainingConfig:
     warmup: float = _setting(0.0, "part of the run in which the learning rate rises from 0")
     ema: float = _setting(0.0, "decay a step of the averaged weights that are kept; 0: none")
     precision: str = _setting("float32", "factors of the kernels' products: float32 or bfloat16")
+    capture: bool = _setting(False, "on a GPU, take training steps as CUDA graphs")
     scale_targets: bool = _setting(False, "learn targets less their mean, in standard deviations")
     seed: int = _setting(42, "seed of the split, the weights and the order of batches")
     valid: float = _setting(0.1, "part of the crystals that chooses the best epoch")

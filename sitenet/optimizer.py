@@ -41,8 +41,12 @@ class Optimizer:
         groups: list[dict] = [{"params": rest}, {"params": vectors, "weight_decay": 0.0}]
         self.parts = [_adamw(groups, config), Muon(hidden, config)]
 
-    def step(self, learning_rate: float) -> None:
-        """Clip the gradients, take one step, and forget them."""
+    def step(self, learning_rate: float | Tensor) -> None:
+        """Clip the gradients, take one step, and forget them.
+
+        Args:
+            learning_rate: in a CUDA graph a tensor, which another number can be written to.
+        """
         if self.clip_norm:
             nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
         for part in self.parts:
@@ -79,6 +83,7 @@ def _adamw(groups: list[dict], config: TrainingConfig) -> torch.optim.AdamW:
         eps=config.epsilon,
         amsgrad=config.amsgrad,
         fused=True,
+        capturable=config.capture,
     )
 
 
@@ -123,7 +128,7 @@ class Muon(torch.optim.Optimizer):
                 updates = orthogonal(updates, _product_dtype(updates))
                 for (p, _), update in zip(pairs, updates, strict=True):
                     p.mul_(1 - rate * group["weight_decay"])
-                    p.add_(update, alpha=-0.2 * math.sqrt(longest) * rate)
+                    p.sub_(update * (0.2 * math.sqrt(longest) * rate))
 
     def _update(self, p: Tensor, gradient: Tensor) -> Tensor:
         """Nesterov's momentum."""

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 import yaml
 from torch import Tensor
 
+from sitenet.captured import CapturedSteps
 from sitenet.config import SiteNetConfig
 from sitenet.data import Split
 from sitenet.ensemble import Model
@@ -30,7 +31,7 @@ from sitenet.pairs import Pairs
 from sitenet.predict import from_store
 from sitenet.processes import multiplies_bfloat16, rank, world
 from sitenet.progress import Reporter
-from sitenet.store import PairStore
+from sitenet.store import PairStore, placed
 
 STATE = "state.safetensors"
 MODEL = "model.safetensors"
@@ -70,6 +71,8 @@ class Run:
         self.reporter = reporter or Reporter()
         self.after_epoch = after_epoch
         self.optimizer = Optimizer(model, self.config)
+        self.captured = self._captured() if self.config.capture else None
+        self.rate = torch.zeros((), device=self.device)  # the learning rate that graphs read
         self.average = None
         if self.config.ema:
             self.average = Average(model, copy.deepcopy(model), self.config.ema)
@@ -131,10 +134,53 @@ class Run:
             )
         return float(total.mean())
 
+    def _captured(self) -> CapturedSteps:
+        """Steps as CUDA graphs.
+
+        Raises:
+            ValueError: they cannot be; says why.
+        """
+        reasons = {
+            "needs a GPU (device: cuda)": self.device.type != "cuda",
+            "takes one batch a step (accumulate: 1)": self.config.accumulate > 1,
+            "works in one process": world() > 1,
+            "knows no disordered crystals": len(self.store.columns["mixed_rows"]) > 0,
+            "knows no sine distances": "sine_distance" in self.store.columns,
+            "needs the fused kernels": self.model.blocks[0].plain,
+        }
+        for reason, holds in reasons.items():
+            if holds:
+                raise ValueError(f"capture: true {reason}")
+        return CapturedSteps(self.store, self.padded_step)
+
+    def padded_step(self, index: Tensor, num_rows: int, num_pairs: int) -> Tensor:
+        """One step of the optimiser on a batch of ``PairStore.padded_batch``; returns its loss.
+        Nothing here waits for the device or copies from the host."""
+        truth = self.known[index.clamp(min=0)].masked_fill((index < 0)[:, None], torch.nan)
+        counts = (~truth.isnan()).sum(0)
+        loss = self._backward(self.store.padded_batch(index, num_rows, num_pairs), truth, counts)
+        self.optimizer.step(self.rate)
+        return loss
+
     def _take_step(self, step: list[np.ndarray]) -> Tensor:
         """One step of the optimiser on the batches of crystals together; returns this process's
         part of their loss."""
-        truths = [self.known[torch.as_tensor(batch, device=self.device)] for batch in step]
+        rate = learning_rate(self.step, self.steps, self.config)
+        if self.captured is not None:
+            self.rate.fill_(rate)
+            total = self.captured(step[0])
+        else:
+            total = self._add_up_batches(step)
+            self._add_up_gradients()
+            self.optimizer.step(rate)
+        self.step += 1
+        if self.average is not None:
+            self.average.update(self.step)
+        return total
+
+    def _add_up_batches(self, step: list[np.ndarray]) -> Tensor:
+        """Add the gradients of a step's batches; returns this process's part of their loss."""
+        truths = [self.known[placed(batch, self.device)] for batch in step]
         counts = torch.stack([(~truth.isnan()).sum(0) for truth in truths]).sum(0)
         total = self.known.new_zeros(())
         for batch, truth in zip(step, truths, strict=True):
@@ -142,11 +188,6 @@ class Run:
             self._scale_embedding(batch)
             if len(batch[mine]):
                 total += self._backward(self.store.batch(batch[mine]), truth[mine], counts)
-        self._add_up_gradients()
-        self.optimizer.step(learning_rate(self.step, self.steps, self.config))
-        self.step += 1
-        if self.average is not None:
-            self.average.update(self.step)
         return total
 
     def _backward(self, pairs: Pairs, truth: Tensor, counts: Tensor) -> Tensor:

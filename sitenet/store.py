@@ -27,6 +27,7 @@ from sitenet.crystal import Crystal
 from sitenet.elements import SYMBOLS, site_features
 from sitenet.model import element_table
 from sitenet.pairs import Pairs, find_pairs
+from sitenet.reference import row_of_pair
 
 Columns = dict[str, np.ndarray]
 
@@ -135,6 +136,12 @@ def _dtype(name: str) -> type:
     return np.float32 if name == "sine_distance" else COLUMNS[name][1]
 
 
+def placed(numbers: np.ndarray, device: torch.device) -> Tensor:
+    """An array as a tensor on a device; the host does not wait for the copy."""
+    found = torch.from_numpy(numbers)
+    return found.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else found
+
+
 def _ranges(starts: Tensor, lengths: Tensor, total: int) -> Tensor:
     """starts[0], starts[0] + 1, ... (lengths[0] of them), starts[1], ...; total in all."""
     ends = lengths.cumsum(0)
@@ -198,10 +205,9 @@ class PairStore:
             row.
         """
         c = self.columns
-        device = c["sites"].device
         numbers = np.asarray(crystals, dtype=np.int64)
         all_rows, all_pairs, all_mixed = self._sizes[:, numbers].sum(1).tolist()
-        index = torch.from_numpy(numbers).to(device)
+        index = placed(numbers, c["sites"].device)
         first_row = self._row_of_crystal[index]
         num_rows = self._row_of_crystal[index + 1] - first_row
         first_pair = self._pair_of_row[first_row]
@@ -210,20 +216,8 @@ class PairStore:
         pairs = _ranges(first_pair, num_pairs, all_pairs)
         begin = _begins(num_rows)  # (crystals + 1,)
         shift = torch.repeat_interleave(begin[:-1], num_pairs, output_size=all_pairs)
-        found = Pairs(
-            offsets=_begins(c["num_pairs"][rows]),
-            sites=c["sites"][pairs] + shift.int(),
-            distance=c["distance"][pairs],
-            multiplicity=c["multiplicity"][pairs],
-            numbers=c["numbers"][rows].long(),
-            oxidation=c["oxidation"][rows],
-            count=c["count"][rows],
-            orbit=torch.empty(0, dtype=torch.int32, device=device),
-            crystals=begin,
-            num_sites=c["num_sites"][index].long(),
-            images=c["images"][index].long(),
-            sine_distance=c["sine_distance"][pairs] if "sine_distance" in c else None,
-        )
+        found = self._take(index, rows, pairs, _begins(c["num_pairs"][rows]), begin)
+        found.sites += shift.int()
         if all_mixed:
             first = self._mixed_of_crystal[index]
             lengths = self._mixed_of_crystal[index + 1] - first
@@ -234,11 +228,78 @@ class PairStore:
             found.mixed_shares = c["mixed_shares"][species]
         return found
 
+    def room(self, crystals: Sequence[int] | np.ndarray) -> tuple[int, int]:
+        """Rows and pairs of some crystals together."""
+        rows, pairs, _ = self._sizes[:, np.asarray(crystals, dtype=np.int64)].sum(1).tolist()
+        return rows, pairs
+
+    def padded_batch(self, index: Tensor, num_rows: int, num_pairs: int) -> Pairs:
+        """The pairs of some crystals in arrays of given sizes, made without a look at the numbers,
+        so that a CUDA graph can do it again for other crystals.
+
+        The places of ``index`` that are left over hold crystals of padding: one row each without
+        pairs, and in the last one what else is missing, all pairs in its last row. Their sites are
+        those of the batch's first row.
+
+        Args:
+            index: (crystals,) int64 on the store's device; -1 from the first place of padding on,
+                of which there is one at least.
+            num_rows: of the arrays; the crystals' and one for each place of padding at least.
+            num_pairs: of the arrays; the crystals' at least.
+
+        Raises:
+            ValueError: the store holds disordered crystals or sine distances.
+        """
+        c = self.columns
+        if len(c["mixed_rows"]) or "sine_distance" in c:
+            raise ValueError("disordered crystals and sine distances cannot be padded")
+        padding = index < 0
+        index = torch.where(padding, index[0], index)
+        first_row = self._row_of_crystal[index]
+        lengths = torch.where(padding, 1, self._row_of_crystal[index + 1] - first_row)
+        lengths[-1] += num_rows - lengths.sum()
+        begin = _begins(lengths)
+        crystal = row_of_pair(begin, num_rows)
+        rows = first_row[crystal] + torch.arange(num_rows, device=index.device) - begin[crystal]
+        rows = torch.where(padding[crystal], first_row[0], rows)
+        lengths = torch.where(padding[crystal], 0, c["num_pairs"][rows].long())
+        lengths[-1] = num_pairs - lengths.sum()
+        offsets = _begins(lengths)
+        row = row_of_pair(offsets, num_pairs)
+        pairs = self._pair_of_row[rows[row]] - offsets[row]
+        pairs += torch.arange(num_pairs, device=index.device)
+        added = row == num_rows - 1
+        found = self._take(index, rows, torch.where(added, 0, pairs), offsets, begin)
+        found.sites = torch.where(added, num_rows - 1, found.sites + begin[crystal[row]]).int()
+        found.distance = torch.where(added, 1.0, found.distance)
+        return found
+
+    def _take(
+        self, index: Tensor, rows: Tensor, pairs: Tensor, offsets: Tensor, begin: Tensor
+    ) -> Pairs:
+        """Rows and pairs of the store as those of a batch, ``sites`` still counted from each
+        crystal's first row."""
+        c = self.columns
+        return Pairs(
+            offsets=offsets,
+            sites=c["sites"][pairs],
+            distance=c["distance"][pairs],
+            multiplicity=c["multiplicity"][pairs],
+            numbers=c["numbers"][rows].long(),
+            oxidation=c["oxidation"][rows],
+            count=c["count"][rows],
+            orbit=torch.empty(0, dtype=torch.int32, device=index.device),
+            crystals=begin,
+            num_sites=c["num_sites"][index].long(),
+            images=c["images"][index].long(),
+            sine_distance=c["sine_distance"][pairs] if "sine_distance" in c else None,
+        )
+
     def elements(self, crystals: Sequence[int] | np.ndarray) -> Tensor:
         """Atomic numbers of all rows and species of some crystals, (n,) int64."""
         numbers = np.asarray(crystals, dtype=np.int64)
         total, _, species = self._sizes[:, numbers].sum(1).tolist()
-        index = torch.from_numpy(numbers).to(self._row_of_crystal.device)
+        index = placed(numbers, self._row_of_crystal.device)
         found = []
         for column, begin, size in (
             ("numbers", self._row_of_crystal, total),

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import test_attention
+import test_captured
 import test_geometry
 import torch
 from test_kernels import GEOMETRY
@@ -177,6 +178,23 @@ def test_kernels_run_on_the_current_stream(gpu):
         got = attention.attention(*late, attention_dim=30)[0]
     stream.synchronize()
     assert torch.equal(got, want)
+
+
+@cuda
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("config", test_captured.CONFIGS.values(), ids=test_captured.CONFIGS)
+def test_captured_training_is_training(gpu, config, precision):
+    """Steps from CUDA graphs: the losses of steps that are not."""
+    data = test_captured.toy_dataset(23)
+    config = config.replace(precision=precision)
+    losses = []
+    for capture in (False, True):
+        run = test_captured.run_of(config.replace(capture=capture), data, device=gpu)
+        losses.append([run.train_epoch() for _ in range(6)])
+    assert losses[0][-1] < losses[0][0]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3 if precision == "float32" else 0.05)
+    captured = [g for g in run.captured.graphs.values() if g.graph is not None]
+    assert len(captured) > 1
 
 
 @cuda

@@ -57,7 +57,7 @@ def timeless(history):
     return [{k: v for k, v in h.items() if "second" not in k} for h in history]
 
 
-def run_of(config=FAST, data=None, seed=0, double=False, parts=None, kind="value"):
+def run_of(config=FAST, data=None, seed=0, double=False, parts=None, kind="value", device="cpu"):
     """A Run over toy crystals, without files."""
     data = toy_dataset(12) if data is None else data
     torch.manual_seed(seed)
@@ -65,7 +65,8 @@ def run_of(config=FAST, data=None, seed=0, double=False, parts=None, kind="value
     pairs = [find_pairs(c, **pair_options(config)) for c in data.crystals]
     store = PairStore.of([columns_of(p) for p in pairs])
     parts = parts or split(data, 0, 0, seed=0)
-    return Run(model.double() if double else model, store, data.targets, parts)
+    model = model.to(device).double() if double else model.to(device)
+    return Run(model, store, data.targets, parts)
 
 
 # ---------------------------------------------------------------------------------------------
