@@ -237,9 +237,9 @@ class PairStore:
         """The pairs of some crystals in arrays of given sizes, made without a look at the numbers,
         so that a CUDA graph can do it again for other crystals.
 
-        The places of ``index`` that are left over hold crystals of padding: one row each without
-        pairs, and in the last one what else is missing, all pairs in its last row. Their sites are
-        those of the batch's first row.
+        The places of ``index`` that are left over hold crystals of padding: one row each, and in
+        the last one what rows are missing else. They share the missing pairs evenly, each with
+        itself at 1 A, and their sites are those of the batch's first row.
 
         Args:
             index: (crystals,) int64 on the store's device; -1 from the first place of padding on,
@@ -260,17 +260,20 @@ class PairStore:
         lengths[-1] += num_rows - lengths.sum()
         begin = _begins(lengths)
         crystal = row_of_pair(begin, num_rows)
-        rows = first_row[crystal] + torch.arange(num_rows, device=index.device) - begin[crystal]
-        rows = torch.where(padding[crystal], first_row[0], rows)
-        lengths = torch.where(padding[crystal], 0, c["num_pairs"][rows].long())
-        lengths[-1] = num_pairs - lengths.sum()
-        offsets = _begins(lengths)
+        row = torch.arange(num_rows, device=index.device)
+        added_rows = padding[crystal]
+        rows = torch.where(added_rows, first_row[0], first_row[crystal] + row - begin[crystal])
+        lengths = torch.where(added_rows, 0, c["num_pairs"][rows].long())
+        missing, places = num_pairs - lengths.sum(), added_rows.sum()
+        place = row - (num_rows - places)  # of a row of padding among those
+        share = (place + 1) * missing // places - place * missing // places
+        offsets = _begins(torch.where(added_rows, share, lengths))
         row = row_of_pair(offsets, num_pairs)
+        added = added_rows[row]
         pairs = self._pair_of_row[rows[row]] - offsets[row]
         pairs += torch.arange(num_pairs, device=index.device)
-        added = row == num_rows - 1
         found = self._take(index, rows, torch.where(added, 0, pairs), offsets, begin)
-        found.sites = torch.where(added, num_rows - 1, found.sites + begin[crystal[row]]).int()
+        found.sites = torch.where(added, row, found.sites + begin[crystal[row]]).int()
         found.distance = torch.where(added, 1.0, found.distance)
         return found
 
