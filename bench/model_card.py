@@ -4,8 +4,8 @@
 
 RUN is the folder of ``sitenet train`` (its predictions of the test, or of validation where there
 is no test), DATASET the file of ``sitenet prepare`` that it was trained on, FACTS what neither of
-them says (``bench/model_cards``). ``--refit`` names the folder of ``sitenet train --refit`` that
-went on from RUN, if its weights are those that ship. The text around the figures is
+them says (``bench/model_cards``). ``--refit`` names the folder of a ``sitenet train --refit`` with
+the validation of RUN, if its weights are those that ship. The text around the figures is
 ``docs/model_card.md``.
 """
 
@@ -149,7 +149,7 @@ def card(run: Path, dataset: Path, facts: dict, refit: Path | None = None) -> st
         run: folder of ``sitenet train``.
         dataset: what it was trained on.
         facts: what they do not say: name, property, licence, data, protocol, limits, commands;
-            optionally edges, and the config's name.
+            optionally edges, the config's name, and epochs where members have their own.
         refit: folder of the refit whose weights ship, which was tested on nothing.
 
     Raises:
@@ -186,7 +186,7 @@ def card(run: Path, dataset: Path, facts: dict, refit: Path | None = None) -> st
         "train": f"{counts['train']:,}",
         "valid": f"{counts['valid']:,}",
         "test": f"{len(p.ids):,}" if p.split == "test" else "0",
-        "epochs": header["config"]["training"]["epochs"],
+        "epochs": facts.get("epochs", header["config"]["training"]["epochs"]),
         "least": least,
         "coverage": f"{p.covered.mean():.1%}",
         "by_range": by_range(p, unit, facts.get("edges")),
@@ -228,10 +228,9 @@ def _of_refit(about: dict, refit: Path, target: str, unit: str) -> str:
             f"{about['crystals']['valid']}"
         )
     return (
-        f"\n| the weights that ship | went on from these for "
-        f"{after['config']['training']['epochs']} epochs on {counts['train']:,} crystals, those of "
-        f"the test among them; on the same {counts['valid']:,} of validation their mean absolute "
-        f"error is {errors[1]:.3f} {unit}, from {errors[0]:.3f} |"
+        f"\n| the weights that ship | learned from {counts['train']:,} crystals, those of the test "
+        f"among them; on the same {counts['valid']:,} of validation their mean absolute error is "
+        f"{errors[1]:.3f} {unit}, from {errors[0]:.3f} |"
     )
 
 

@@ -88,7 +88,7 @@ def test_a_refit_is_said_beside_what_was_tested(run, tmp_path):
         model.save(where / "model.safetensors", facts_of_run)
     page = card(folder, dataset, facts, tmp_path / "refit")
     (line,) = [line for line in page.splitlines() if line.startswith("| the weights that ship |")]
-    assert "100 epochs on 139 crystals" in line and "0.125 eV, from 0.250 |" in line
+    assert "learned from 139 crystals" in line and "0.125 eV, from 0.250 |" in line
     facts_of_run["crystals"] = {"train": 138, "valid": 2, "test": 0}
     model.save(tmp_path / "refit" / "model.safetensors", facts_of_run)
     with pytest.raises(ValueError, match=r"validated on 2 crystals, the run .* on 1"):
