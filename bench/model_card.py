@@ -149,7 +149,7 @@ def card(run: Path, dataset: Path, facts: dict, refit: Path | None = None) -> st
         run: folder of ``sitenet train``.
         dataset: what it was trained on.
         facts: what they do not say: name, property, licence, data, protocol, limits, commands;
-            optionally edges, the config's name, and epochs where members have their own.
+            optionally edges, and the config's name.
         refit: folder of the refit whose weights ship, which was tested on nothing.
 
     Raises:
@@ -186,7 +186,7 @@ def card(run: Path, dataset: Path, facts: dict, refit: Path | None = None) -> st
         "train": f"{counts['train']:,}",
         "valid": f"{counts['valid']:,}",
         "test": f"{len(p.ids):,}" if p.split == "test" else "0",
-        "epochs": facts.get("epochs", header["config"]["training"]["epochs"]),
+        "epochs": header["config"]["training"]["epochs"],
         "least": least,
         "coverage": f"{p.covered.mean():.1%}",
         "by_range": by_range(p, unit, facts.get("edges")),
