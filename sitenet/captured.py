@@ -1,4 +1,4 @@
-"""Training steps as CUDA graphs: the host starts one graph a step instead of hundreds of kernels.
+"""Training steps as CUDA graphs: the host starts one graph a step instead of its many kernels.
 
 A graph has fixed sizes and addresses. So a batch is gathered on the GPU, from the crystals' numbers
 in a buffer, and padded (``PairStore.padded_batch``) to one of a few sizes. A size is run kernel by
