@@ -6,11 +6,9 @@ file's content and the settings.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +17,7 @@ import numpy as np
 from sitenet.config import SiteNetConfig
 from sitenet.crystal import Crystal
 from sitenet.data import Dataset, LeftOut
+from sitenet.files import locked
 from sitenet.processes import default_workers, in_order
 from sitenet.store import Columns, PairMaker, PairStore, StoreWriter
 
@@ -46,7 +45,7 @@ def pairs_of_dataset(
         bad = _find(data.crystals, make, workers, found.append, advance)
         return _without(data, bad), PairStore.of(found)
     folder.parent.mkdir(exist_ok=True)
-    with _locked(folder.with_name(f".{folder.name}.lock")):
+    with locked(folder.with_name(f".{folder.name}.lock")):
         store = _open(folder)
         if store is not None:
             advance(len(data))
@@ -66,14 +65,6 @@ def _folder(data: Dataset, path: Path, make: PairMaker) -> Path:
     content = f"{data.key} {sorted(make.options.items())} {unusable}"
     key = hashlib.sha256(content.encode()).hexdigest()[:16]
     return path.with_name(f"{path.stem}.pairs") / key
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Let other processes that want the same pairs wait for them."""
-    with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _open(folder: Path) -> PairStore | None:

@@ -51,7 +51,18 @@ def train(
     ] = None,
     split_column: options.SplitColumn = None,
     start: Annotated[
-        str | None, typer.Option(help="Fine-tune this model: a file, or a shipped name.")
+        list[str] | None,
+        typer.Option(
+            help="Fine-tune this model: a file, or a shipped name; repeat for an ensemble of them."
+        ),
+    ] = None,
+    member: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Train only this member of the ensemble, beside other such commands; then the "
+            "command without it puts them together.",
+        ),
     ] = None,
     freeze: Annotated[
         bool, typer.Option(help="Learn only the layers after pooling; needs --start.")
@@ -79,7 +90,8 @@ def train(
         classes=tuple(classes or ()),
         fold=fold,
         split_column=split_column,
-        start=start,
+        start=start or None,
+        member=member,
         freeze=freeze,
         refit=refit,
         primitive=primitive,
@@ -88,9 +100,16 @@ def train(
         workers=workers,
         reporter=reporter(),
     )
-    if is_first():
-        print_scores(result.scores, result.model.targets, as_json)
-        reporter().say(f"everything is in {out}")
+    if not is_first():
+        return
+    if member is not None:
+        reporter().say(
+            f"member {member} is in {result.folder}; once all are there, the same command without "
+            "--member puts them together"
+        )
+        return
+    print_scores(result.scores, result.model.targets, as_json)
+    reporter().say(f"everything is in {out}")
 
 
 @with_fields(*ALL_FIELDS)

@@ -6,6 +6,7 @@ processes and their gradients added up, so that they take the steps of one.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import warnings
@@ -24,7 +25,7 @@ from sitenet.checkpoint import load
 from sitenet.config import SiteNetConfig, load_config
 from sitenet.data import Dataset, Preparation, Split, read, split, write_left_out
 from sitenet.ensemble import Ensemble, Model
-from sitenet.files import write_text
+from sitenet.files import locked, write_text
 from sitenet.model import SiteNet, Target
 from sitenet.prepare import is_prepared, load_dataset, prepare
 from sitenet.processes import (
@@ -75,7 +76,8 @@ def train(
     classes: Sequence[str] = (),
     fold: str | None = None,
     split_column: str | None = None,
-    start: str | Path | Model | None = None,
+    start: str | Path | Model | Sequence[str | Path | Model] | None = None,
+    member: int | None = None,
     freeze: bool = False,
     refit: bool = False,
     primitive: bool = True,
@@ -101,7 +103,9 @@ def train(
         fold: the value of the split column whose crystals are the test.
         split_column: of the source.
         start: a model to go on from (fine-tuning): weights, a file or a shipped name; of an
-            ensemble, every member goes on.
+            ensemble, every member goes on. Several models are the members of one ensemble.
+        member: number of the one member to train, from 1, so that each can have a process of its
+            own; the call without it then puts them together.
         freeze: learn only the layers after pooling and the decoder.
         refit: learn from the test's crystals too, once a run without it has told the error; the
             validation crystals are those of that run, and nothing is tested.
@@ -117,20 +121,22 @@ def train(
         The best model with its history and its errors.
 
     Raises:
-        ValueError: the data, the config or the state in the folder cannot be used.
+        ValueError: the data, the config or the state in the folder cannot be used, or another
+            process trains there.
         RuntimeError: the device is not there, or the loss diverged.
         Stopped: interrupted; says how to go on.
     """
     device = choose_device(device)
     config = load_config(config)
-    given = load(start) if isinstance(start, (str, Path)) else start
-    if given is not None:
-        config = given.config.replace(training=config.training)
-        if isinstance(given, Ensemble):
-            config = config.replace(members=len(given.members))
+    given = _given(start)
+    if given:
+        config = given[0].config.replace(training=config.training)
+        if len(given) > 1:
+            config = config.replace(members=len(given))
     elif freeze:
         raise ValueError("freeze needs a model to start from")
     config = config.replace(**changes)
+    _check_members(config, given, member, out, changes)
     names = [target] if isinstance(target, str) else target
     folder = None if out is None else Path(out)
     how = Preparation(primitive, disorder)
@@ -149,6 +155,8 @@ def train(
         if refit:
             parts = parts.without_test()
         targets = _targets(dataset, parts, classes, config)
+        if given and _same_properties(given[0].targets, targets):
+            targets = given[0].targets  # its decoder was learned in their scale
         reporter.say(
             f"{len(parts.train)} crystals to learn from, {len(parts.valid)} to validate, "
             f"{len(parts.test)} to test; {int(store.num_pairs.sum())} pairs"
@@ -158,32 +166,61 @@ def train(
         _report_left_out(dataset, folder, reporter)
         _refuse_other_layout(folder, config)
         runs: list[Run] = []
-        for one, place, first in _members(config, folder, given):
+        for number, one, place, first in _members(config, folder, given, member):
             model = _start(one, first, targets, freeze).to(device)
             if not runs:
                 _warn_of_negative(model, dataset.targets[parts.train])
             settings = _settings(model.config, dataset, parts, first, freeze)
             run = Run(model, store, dataset.targets, parts, place, settings, reporter, after_epoch)
-            title = f"member {len(runs) + 1} of {config.training.members}: "
+            title = f"member {number} of {config.training.members}: "
             _train_one(run, title if config.training.members > 1 else "", reporter)
             runs.append(run)
+        if member is not None:
+            return Result(runs[0].best, runs[0].history, {}, dataset.left_out, runs[0].folder)
         return _finish(runs, dataset, folder, config, reporter)
 
 
-def _members(
-    config: SiteNetConfig, folder: Path | None, given: Model | None
-) -> Iterator[tuple[SiteNetConfig, Path | None, SiteNet | None]]:
-    """Config, folder and start of each model to train."""
+def _given(start: str | Path | Model | Sequence[str | Path | Model] | None) -> list[SiteNet]:
+    """The models to start from: none, one for all members, or one for each."""
+    if start is None:
+        return []
+    several = [start] if isinstance(start, (str, Path, SiteNet, Ensemble)) else start
+    models = [load(x) if isinstance(x, (str, Path)) else x for x in several]
+    return [m for model in models for m in getattr(model, "members", [model])]
+
+
+def _check_members(
+    config: SiteNetConfig,
+    given: Sequence[SiteNet],
+    member: int | None,
+    out: str | Path | None,
+    changes: Mapping[str, Any],
+) -> None:
     count = config.training.members
-    if isinstance(given, Ensemble) and count != len(given.members):
-        raise ValueError(f"the model to start from has {len(given.members)} members, not {count}")
-    for k in range(count):
+    if len(given) > 1 and count != len(given):
+        raise ValueError(f"the model to start from has {len(given)} members, not {count}")
+    for number, model in enumerate(given[1:], 2):
+        if model.config.replace(training=config.training).replace(**changes) != config:
+            raise ValueError(f"model {number} to start from has another config than the 1st")
+    if member is not None:
+        if count < 2 or not 1 <= member <= count:
+            raise ValueError(f"no member {member}: the ensemble has {count} (members: {count})")
+        if out is None:
+            raise ValueError("a member alone needs a run folder, from which the ensemble takes it")
+
+
+def _members(
+    config: SiteNetConfig, folder: Path | None, given: Sequence[SiteNet], only: int | None
+) -> Iterator[tuple[int, SiteNetConfig, Path | None, SiteNet | None]]:
+    """Number, config, folder and start of each model to train."""
+    count = config.training.members
+    for k in range(count) if only is None else [only - 1]:
         place = folder
         if folder is not None and count > 1:
             place = folder / f"member-{k + 1}"
             place.mkdir(exist_ok=True)
-        first = given.members[k] if isinstance(given, Ensemble) else given
-        yield config.replace(members=1, seed=config.training.seed + k), place, first
+        first = given[k if len(given) > 1 else 0] if given else None
+        yield k + 1, config.replace(members=1, seed=config.training.seed + k), place, first
 
 
 def _refuse_other_layout(folder: Path | None, config: SiteNetConfig) -> None:
@@ -203,18 +240,31 @@ def _refuse_other_layout(folder: Path | None, config: SiteNetConfig) -> None:
 def _train_one(run: Run, title: str, reporter: Reporter) -> None:
     """Train a model to its end, or go on with it."""
     folder = run.folder
-    if run.resume():
-        reporter.say(f"{title}goes on after epoch {run.epoch} of {folder}")
-    elif folder is not None and not rank():
-        _write_config(run.model.config, folder)
-    reporter.say(f"{title}{sum(p.numel() for p in run.optimizer.parameters)} parameters")
-    try:
-        run.run()
-    except KeyboardInterrupt:
-        if folder is None:
-            raise
-        where = f"epoch {run.epoch} was under way; what came before it is in {folder}"
-        raise Stopped(f"{where}: the same command goes on from there") from None
+    with _alone(folder):
+        if run.resume():
+            reporter.say(f"{title}goes on after epoch {run.epoch} of {folder}")
+        elif folder is not None and not rank():
+            _write_config(run.model.config, folder)
+        reporter.say(f"{title}{sum(p.numel() for p in run.optimizer.parameters)} parameters")
+        try:
+            run.run()
+        except KeyboardInterrupt:
+            if folder is None:
+                raise
+            where = f"epoch {run.epoch} was under way; what came before it is in {folder}"
+            raise Stopped(f"{where}: the same command goes on from there") from None
+
+
+@contextlib.contextmanager
+def _alone(folder: Path | None) -> Iterator[None]:
+    """Train in a folder where no other run does (the processes of one count as one)."""
+    if folder is None or rank():
+        yield
+        return
+    with locked(folder / ".lock", wait=False) as got:
+        if not got:
+            raise ValueError(f"another process is training in {folder}")
+        yield
 
 
 def _write_config(config: SiteNetConfig, folder: Path) -> None:
@@ -302,11 +352,11 @@ def _start(
     if given is None:
         return model
     content = given.state_dict()
-    if [(t.name, t.kind) for t in given.targets] == [(t.name, t.kind) for t in targets]:
-        model.targets = given.targets  # the decoder was learned in their scale
-    else:
-        own = model.state_dict()
-        content |= {k: own[k] for k in ("decoder.weight", "decoder.bias")}
+    own = model.state_dict()
+    for name in ("decoder.weight", "decoder.bias"):
+        content[name] = own[name]
+    if _same_properties(given.targets, targets):
+        content |= _decoder(given, targets)
     try:
         model.load_state_dict(content)
     except RuntimeError as error:
@@ -316,6 +366,20 @@ def _start(
         model.post_pool.requires_grad_(True)
         model.decoder.requires_grad_(True)
     return model
+
+
+def _same_properties(given: Sequence[Target], targets: Sequence[Target]) -> bool:
+    return [(t.name, t.kind) for t in given] == [(t.name, t.kind) for t in targets]
+
+
+def _decoder(given: SiteNet, targets: Sequence[Target]) -> dict[str, torch.Tensor]:
+    """The decoder of a model as one whose output is in the scale of these targets."""
+    weight, bias = given.decoder.weight.detach().clone(), given.decoder.bias.detach().clone()
+    for k, (old, new) in enumerate(zip(given.targets, targets, strict=True)):
+        if old != new:
+            weight[k] *= old.std / new.std
+            bias[k] = (bias[k] * old.std + old.mean - new.mean) / new.std
+    return {"decoder.weight": weight, "decoder.bias": bias}
 
 
 def _warn_of_negative(model: SiteNet, values: np.ndarray) -> None:

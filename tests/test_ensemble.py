@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,9 +14,11 @@ from sitenet.batch import predict_sources
 from sitenet.checkpoint import read_metadata
 from sitenet.ensemble import Ensemble
 from sitenet.evaluation import evaluate_data
+from sitenet.files import locked
 from sitenet.model import Target
 from sitenet.pairs import PairFinder
 from sitenet.predict import outputs
+from sitenet.run import MODEL
 from sitenet.store import pair_options
 from sitenet.train import train
 
@@ -205,6 +208,53 @@ def test_every_member_is_fine_tuned(trained, tmp_path):
         train(toy_dataset(20), config=FAST, start=whole.model, members=3)
 
 
+def test_members_begin_as_models_of_their_own(trained, tmp_path):
+    """Learned from other data, their decoders are in other scales: the ensemble has the first's."""
+    first, _ = trained[1].model.members
+    data = toy_dataset(20, seed=3)
+    other = train(replace(data, targets=3 * data.targets + 1), config=FAST, seed=9).model
+    other.save(tmp_path / "other.safetensors")
+    assert other.targets[0].std > 2 * first.targets[0].std
+    files = [first, tmp_path / "other.safetensors"]
+    result = train(data, config=FAST, start=files, learning_rate=1e-12, epochs=1)
+    assert result.model.targets == first.targets
+    for member, model in zip(result.model.members, (first, other), strict=True):
+        np.testing.assert_allclose(member.predict(CRYSTALS), model.predict(CRYSTALS), rtol=1e-5)
+    other.config = other.config.replace(pooling="max")
+    with pytest.raises(ValueError, match="model 2 to start from has another config"):
+        train(data, config=FAST, start=[first, other])
+    train(data, config=FAST, start=[first, other], pooling="mean", epochs=1)
+
+
+def test_members_are_trained_by_processes_of_their_own(trained, tmp_path):
+    """And put together they are what one process trains."""
+    _, whole = trained
+    options = {"data": toy_dataset(30), "out": tmp_path, "config": FAST, "members": 2}
+    for number in (2, 1):
+        alone = train(**options, member=number)
+        assert alone.folder == tmp_path / f"member-{number}" and not alone.scores
+        assert same(alone.model, whole.model.members[number - 1])
+    assert not (tmp_path / "model.safetensors").exists()
+    with locked(tmp_path / "member-2/.lock"), pytest.raises(ValueError, match="another process"):
+        train(**options)
+    again = []
+    result = train(**options, after_epoch=again.append)
+    assert not again and same(result.model, whole.model) and result.scores == whole.scores
+
+
+@pytest.mark.parametrize(
+    "options, reason",
+    [
+        ({"member": 3, "members": 2}, "no member 3: the ensemble has 2"),
+        ({"member": 1}, "no member 1: the ensemble has 1"),
+        ({"member": 1, "members": 2, "out": None}, "a member alone needs a run folder"),
+    ],
+)
+def test_members_that_cannot_be_trained_alone(tmp_path, options, reason):
+    with pytest.raises(ValueError, match=reason):
+        train(toy_dataset(12), **{"out": tmp_path / "run", "config": FAST} | options)
+
+
 def test_one_model_and_an_ensemble_share_no_folder(trained, tmp_path):
     folder, _ = trained
     with pytest.raises(ValueError, match="holds a run of an ensemble, this is one of a single"):
@@ -227,17 +277,28 @@ def test_a_gap_has_no_interval_below_zero(tmp_path):
         assert (rows[:, 0] - half).min() < 0
 
 
-def test_the_command_line_takes_members(tmp_path):
+def test_the_command_line_takes_members(tmp_path, capsys):
     from sitenet.cli import main
+
+    def train_by_command(*options):
+        with pytest.raises(SystemExit) as exit:
+            main(["train", str(tmp_path), "--epochs", "1", "--config", config, *options])
+        assert exit.value.code == 0
+        return capsys.readouterr()
 
     for c in toy_crystals(12):
         (tmp_path / f"{c.name}.cif").write_text(cif_of(c))
     table = "".join(f"c{k},{k}\n" for k in range(12))
     (tmp_path / "id_prop.csv").write_text("id,size\n" + table)
     settings = {"hidden": [7], "pre_pool": [6], "post_pool": [6], "heads": 2, "site_dim": 4}
+    config, run = f"{tmp_path}/c.yaml", tmp_path / "r"
     (tmp_path / "c.yaml").write_text(json.dumps(settings))
-    options = "--members 2 --epochs 1 --config".split()
-    with pytest.raises(SystemExit) as exit:
-        main(["train", str(tmp_path), *options, f"{tmp_path}/c.yaml", "--out", f"{tmp_path}/r"])
-    assert exit.value.code == 0
-    assert isinstance(load(tmp_path / "r/model.safetensors"), Ensemble)
+    options = ["--members", "2", "--out", str(run)]
+    said = train_by_command(*options, "--member", "2").err
+    assert "member 2 of 2: " in said and f"member 2 is in {run}/member-2" in said
+    assert not (run / "member-1").exists() and not (run / MODEL).exists()
+    train_by_command(*options)
+    assert isinstance(load(run / MODEL), Ensemble)
+    files = [f"{run}/member-2/{MODEL}", f"{run}/{MODEL}"]
+    train_by_command("--start", files[0], "--start", files[1], "--out", f"{tmp_path}/three")
+    assert len(load(tmp_path / "three" / MODEL).members) == 3

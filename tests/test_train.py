@@ -413,6 +413,7 @@ def test_what_a_run_leaves(finished):
     out = folder / "out"
     files = {p.name for p in out.iterdir() if not p.name.startswith("events.")}
     assert files == {
+        ".lock",
         "config.yaml",
         "left_out.csv",
         "learning_curve.png",
