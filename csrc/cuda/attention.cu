@@ -117,24 +117,13 @@ template <class T, class E> class ForwardWarp {
     int current;
 
     __device__ void logits(const Walk<T, E> &walk, const PairsOfLane &pairs, int head) {
-        const int num_heads = s.heads - head < kHeads ? s.heads - head : kHeads;
-        const T *weight = scratch.packed.logit_weight + 4 * (head + at.quad * s.heads);
-        GroupSums<T, kHeads> sums;
-#pragma unroll 1
-        for (int step = 0; step < columns.first[1]; ++step) {
-            T m[2][4];
-            walk.z_of(step, m);
-            activate(m, s.activation);
-            sums.add(m, kStep * step, s.hidden, num_heads,
-                     [&](int, int h) { return load4(weight + (kStep * step * s.heads + 4 * h)); });
-        }
-        sums.finish();
+        const GroupSums<T, kHeads> sums = hidden_sums(walk, s, head);
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
             const Normaliser<T> n = sums.normaliser(r, s.hidden, s.norm, T(s.eps));
 #pragma unroll
             for (int h = 0; h < kHeads; ++h) {
-                if (h >= num_heads || at.quad)
+                if (head + h >= s.heads || at.quad)
                     continue;
                 const T logit = sums.normal_dot(r, h, scratch.packed.logit_sums[head + h], n) +
                                 p.log_multiplicity[pairs.pair[r]];

@@ -70,18 +70,7 @@ template <class T, class E> class GradientWarp {
     E *dz;
 
     __device__ void logits(int head, Normaliser<T> n[2]) {
-        const int num_heads = s.heads - head < kHeads ? s.heads - head : kHeads;
-        const T *w = scratch.packed.logit_weight + 4 * (head + at.quad * s.heads);
-        GroupSums<T, kHeads> sums;
-#pragma unroll 1
-        for (int step = 0; step < columns.first[1]; ++step) {
-            T m[2][4];
-            walk.z_of(step, m);
-            activate(m, s.activation);
-            sums.add(m, kStep * step, s.hidden, num_heads,
-                     [&](int, int h) { return load4(w + (kStep * step * s.heads + 4 * h)); });
-        }
-        sums.finish();
+        const GroupSums<T, kHeads> sums = hidden_sums(walk, s, head);
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
             n[r] = sums.normaliser(r, s.hidden, s.norm, T(s.eps));
@@ -89,7 +78,7 @@ template <class T, class E> class GradientWarp {
             const T *logsum = p.logsum + int64_t(pairs.row[r]) * s.heads + head;
 #pragma unroll
             for (int h = 0; h < kHeads; ++h) {
-                if (h >= num_heads || at.quad)
+                if (head + h >= s.heads || at.quad)
                     continue;
                 const T l = sums.normal_dot(r, h, scratch.packed.logit_sums[head + h], n[r]);
                 const bool kept = lm != kNone<T> && pairs.valid(r);

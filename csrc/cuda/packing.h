@@ -303,4 +303,23 @@ template <class T, int Dots> struct GroupSums {
     }
 };
 
+// Of the hidden columns, with one dot product for each of the heads from `head` on.
+template <class T, class E>
+__device__ inline GroupSums<T, kHeads> hidden_sums(const Walk<T, E> &walk, const AttentionShape &s,
+                                                   int head) {
+    const int num_heads = s.heads - head < kHeads ? s.heads - head : kHeads;
+    const T *weight = walk.packed.logit_weight + 4 * (head + LaneOf().quad * s.heads);
+    GroupSums<T, kHeads> sums;
+#pragma unroll 1
+    for (int step = 0; step < walk.packed.columns.first[1]; ++step) {
+        T m[2][4];
+        walk.z_of(step, m);
+        activate(m, s.activation);
+        sums.add(m, kStep * step, s.hidden, num_heads,
+                 [&](int, int h) { return load4(weight + (kStep * step * s.heads + 4 * h)); });
+    }
+    sums.finish();
+    return sums;
+}
+
 } // namespace sitenet::cuda
