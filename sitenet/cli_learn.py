@@ -103,6 +103,8 @@ def train(
     if not is_first():
         return
     if member is not None:
+        if as_json:
+            print_json({"member": member, "out": str(result.folder)})
         reporter().say(
             f"member {member} is in {result.folder}; once all are there, the same command without "
             "--member puts them together"

@@ -294,8 +294,9 @@ def test_the_command_line_takes_members(tmp_path, capsys):
     config, run = f"{tmp_path}/c.yaml", tmp_path / "r"
     (tmp_path / "c.yaml").write_text(json.dumps(settings))
     options = ["--members", "2", "--out", str(run)]
-    said = train_by_command(*options, "--member", "2").err
-    assert "member 2 of 2: " in said and f"member 2 is in {run}/member-2" in said
+    said = train_by_command(*options, "--member", "2", "--json")
+    assert json.loads(said.out) == {"member": 2, "out": f"{run}/member-2"}
+    assert "member 2 of 2: " in said.err and f"member 2 is in {run}/member-2" in said.err
     assert not (run / "member-1").exists() and not (run / MODEL).exists()
     train_by_command(*options)
     assert isinstance(load(run / MODEL), Ensemble)
