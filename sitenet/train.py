@@ -352,11 +352,8 @@ def _start(
     if given is None:
         return model
     content = given.state_dict()
-    own = model.state_dict()
-    for name in ("decoder.weight", "decoder.bias"):
-        content[name] = own[name]
-    if _same_properties(given.targets, targets):
-        content |= _decoder(given, targets)
+    decoder = given if _same_properties(given.targets, targets) else model
+    content |= _decoder(decoder, targets)
     try:
         model.load_state_dict(content)
     except RuntimeError as error:
@@ -372,10 +369,10 @@ def _same_properties(given: Sequence[Target], targets: Sequence[Target]) -> bool
     return [(t.name, t.kind) for t in given] == [(t.name, t.kind) for t in targets]
 
 
-def _decoder(given: SiteNet, targets: Sequence[Target]) -> dict[str, torch.Tensor]:
+def _decoder(model: SiteNet, targets: Sequence[Target]) -> dict[str, torch.Tensor]:
     """The decoder of a model as one whose output is in the scale of these targets."""
-    weight, bias = given.decoder.weight.detach().clone(), given.decoder.bias.detach().clone()
-    for k, (old, new) in enumerate(zip(given.targets, targets, strict=True)):
+    weight, bias = model.decoder.weight.detach().clone(), model.decoder.bias.detach().clone()
+    for k, (old, new) in enumerate(zip(model.targets, targets, strict=True)):
         if old != new:
             weight[k] *= old.std / new.std
             bias[k] = (bias[k] * old.std + old.mean - new.mean) / new.std
