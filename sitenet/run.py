@@ -166,13 +166,16 @@ class Run:
         """One step of the optimiser on the batches of crystals together; returns this process's
         part of their loss."""
         rate = learning_rate(self.step, self.steps, self.config)
-        if self.captured is not None:
-            self.rate.fill_(rate)
-            total = self.captured(step[0])
-        else:
-            total = self._add_up_batches(step)
-            self._add_up_gradients()
-            self.optimizer.step(rate)
+        try:
+            if self.captured is not None:
+                self.rate.fill_(rate)
+                total = self.captured(step[0])
+            else:
+                total = self._add_up_batches(step)
+                self._add_up_gradients()
+                self.optimizer.step(rate)
+        except torch.OutOfMemoryError:
+            raise RuntimeError(self._out_of_memory(step)) from None
         self.step += 1
         if self.average is not None:
             self.average.update(self.step)
@@ -193,19 +196,24 @@ class Run:
     def _backward(self, pairs: Pairs, truth: Tensor, counts: Tensor) -> Tensor:
         """Add the gradients of a batch; returns its loss."""
         low = self.config.precision == "bfloat16" and multiplies_bfloat16(self.device)
-        try:
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=low):
-                output = self.model(pairs)
-            loss = self.loss(output, truth, counts)
-            loss.backward()
-        except torch.OutOfMemoryError:
-            name = "batch_sites" if self.config.batch_sites else "batch_crystals"
-            size = max(1, getattr(self.config, name) // 2)
-            raise RuntimeError(
-                f"out of GPU memory with {pairs.num_pairs} pairs in a batch; try {name} {size} "
-                f"with accumulate {2 * self.config.accumulate}"
-            ) from None
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=low):
+            output = self.model(pairs)
+        loss = self.loss(output, truth, counts)
+        loss.backward()
         return loss.detach()
+
+    def _out_of_memory(self, step: list[np.ndarray]) -> str:
+        """What to do where a step does not fit."""
+        largest = max(step, key=lambda batch: self.store.num_pairs[batch].sum())
+        pairs = int(self.store.num_pairs[largest].sum())
+        said = f"out of GPU memory with {pairs} pairs in a batch of {len(largest)} crystals; "
+        if len(largest) == 1:
+            return said + "this crystal is too large for this GPU: try device cpu"
+        name = "batch_sites" if self.config.batch_sites else "batch_crystals"
+        said += f"try {name} {max(1, getattr(self.config, name) // 2)}"
+        if self.config.capture:  # one batch a step
+            return said
+        return f"{said} with accumulate {2 * self.config.accumulate}"
 
     def _scale_embedding(self, batch: np.ndarray) -> None:
         """What the model does to its embedding for the crystals of this process, for those of the
@@ -298,6 +306,7 @@ class Run:
                 self.save()
                 log(self.history[-1])
                 self.after_epoch(self.history[-1])
+        self.captured = None  # an ensemble's next member needs the memory of its graphs
 
     def _is_stale(self) -> bool:
         patience = self.config.patience

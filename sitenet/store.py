@@ -314,10 +314,22 @@ class PairStore:
         return torch.cat(found)
 
     def to(self, device: torch.device | str) -> PairStore:
-        """A copy on another device, or this one if it is there."""
+        """A copy on another device, or this one if it is there.
+
+        Raises:
+            RuntimeError: it does not fit into the GPU's memory; says how large it is.
+        """
         if self.columns["sites"].device == torch.device(device):
             return self
-        return PairStore({k: v.cpu().numpy() for k, v in self.columns.items()}, device, self.facts)
+        columns = {k: v.cpu().numpy() for k, v in self.columns.items()}
+        try:
+            return PairStore(columns, device, self.facts)
+        except torch.OutOfMemoryError:
+            size = sum(x.nbytes for x in columns.values()) / 2**30
+            raise RuntimeError(
+                f"out of GPU memory: the pairs of {len(self)} crystals take {size:.2f} GiB; try "
+                "fewer (max_crystals), or device cpu"
+            ) from None
 
     @classmethod
     def of(cls, parts: Sequence[Columns]) -> PairStore:

@@ -165,6 +165,7 @@ def train(
             reporter.say("products are in float32: this CPU has no instructions for bfloat16")
         _report_left_out(dataset, folder, reporter)
         _refuse_other_layout(folder, config)
+        store = store.to(device)  # once for all members
         runs: list[Run] = []
         for number, one, place, first in _members(config, folder, given, member):
             model = _start(one, first, targets, freeze).to(device)
@@ -398,8 +399,12 @@ def _settings(
     digest = hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True).encode())
     digest.update(f"{data.names} {freeze} ".encode())
     digest.update("\n".join(data.ids).encode())
-    for values in (data.targets, parts.train, parts.valid, parts.test):
-        digest.update(np.ascontiguousarray(values).tobytes())
+    arrays = [data.targets, parts.train, parts.valid, parts.test]
+    for crystal in data.crystals:
+        arrays += [crystal.cell, crystal.frac, crystal.numbers]
+        arrays += [x for x in (crystal.oxidation, crystal.occupancy) if x is not None]
+    for values in arrays:
+        digest.update(np.ascontiguousarray(values))
     for x in given.state_dict().values() if given is not None else ():
         digest.update(x.cpu().numpy().tobytes())
     return digest.hexdigest()

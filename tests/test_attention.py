@@ -329,6 +329,24 @@ def test_the_number_of_threads_is_honoured():
                 torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-5)
 
 
+ASKS = """
+import torch
+from sitenet.ops.attention import allows_tf32
+assert not allows_tf32()
+for precision in ("high", "medium", "highest"):
+    torch.set_float32_matmul_precision(precision)
+    assert allows_tf32() == (precision != "highest")
+matmul = torch.backends.cuda.matmul
+for precision in ("tf32", "ieee") if hasattr(matmul, "fp32_precision") else ():
+    matmul.fp32_precision = precision
+    assert allows_tf32() == (precision == "tf32")
+"""
+
+
+def test_tf32_is_asked_for_in_either_way_of_torch():
+    subprocess.run([sys.executable, "-c", ASKS], check=True)
+
+
 def _attend_in_worker(tensors):
     return float(ops.attention(*tensors, attention_dim=30)[0].abs().sum())
 

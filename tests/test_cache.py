@@ -160,7 +160,6 @@ def _use(data, results):
     results.put((len(names), own(store, data)))
 
 
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
 def test_processes_wait_for_one_of_them(prepared):
     context = multiprocessing.get_context("fork")
     results = context.Queue()

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 import torch
 from test_store import STORES, store_of
-from test_train import FAST, run_of
+from test_train import FAST, out_of_memory, run_of
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from toy_crystals import SMALL, toy_crystals, toy_dataset
 
-from sitenet.captured import CapturedSteps, rounded
+from sitenet.captured import CapturedSteps, padded_size, rounded
 from sitenet.config import InteractionFeature, SiteNetConfig, load_config
 from sitenet.crystal import Crystal
 from sitenet.model import SiteNet
 from sitenet.optimizer import Optimizer
-from sitenet.store import pair_options
+from sitenet.store import PairStore, pair_options
 from sitenet.train import train
 
 SPHERE = load_config("sphere").replace(
@@ -46,12 +46,21 @@ def padded(run):
     return run
 
 
-def test_sizes_are_few_and_little_is_added():
+@pytest.mark.parametrize("parts", [1, 4, 8])
+def test_sizes_are_few_and_little_is_added(parts):
     numbers = range(1, 5000)
-    assert all(n <= rounded(n) <= n * 9 / 8 for n in numbers)
+    assert all(n <= rounded(n, parts) <= n * (1 + 1 / parts) for n in numbers)
     for power in (16, 512, 2048):
-        assert len({rounded(n) for n in range(power, 2 * power)}) <= 9
-    assert rounded(1024) == 1024 and rounded(1025) == 1152
+        assert len({rounded(n, parts) for n in range(power, 2 * power)}) == parts + 1
+        assert rounded(power, parts) == power
+    assert rounded(1025, 8) == 1152
+
+
+def test_every_place_of_padding_has_a_row():
+    for crystals, rows in ((1, 1), (3, 60), (64, 800), (63, 64)):
+        places, all_rows, pairs = padded_size(crystals, rows, 9 * rows)
+        assert places > crystals
+        assert all_rows >= rows + places - crystals and pairs >= 9 * rows
 
 
 @pytest.mark.parametrize("extra", [(0, 0), (1, 0), (5, 40)], ids=str)
@@ -168,3 +177,11 @@ def test_a_store_that_cannot_be_padded_says_so(name):
     _, store = STORES[name]
     with pytest.raises(ValueError, match="cannot be padded"):
         store.padded_batch(torch.tensor([0, -1]), 100, 1000)
+
+
+def test_out_of_memory_advises_nothing_that_capture_refuses(monkeypatch):
+    run = padded(run_of(FAST))
+    run.config = FAST.replace(capture=True).training
+    monkeypatch.setattr(PairStore, "padded_batch", out_of_memory)
+    with pytest.raises(RuntimeError, match="pairs in a batch of 4 crystals; try batch_crystals 2$"):
+        run.train_epoch()

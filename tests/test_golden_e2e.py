@@ -128,22 +128,22 @@ def test_golden_features(path):
 
 
 @functools.cache
-def published_model():
+def published_model(device="cpu"):
     if not STATE.exists():
         pytest.skip(f"no {STATE}")
     state = {k: torch.as_tensor(v) for k, v in load(STATE).items()}
-    return SiteNet.from_published("paper", state).double().eval()
+    return SiteNet.from_published("paper", state).double().eval().to(device)
 
 
 @each_file
 @pytest.mark.parametrize("merge", [False, True], ids=["unmerged", "merged"])
-def test_golden_prediction(path, merge):
+def test_golden_prediction(path, merge, device):
     z = load(path)
     if not z["valid"]:
         pytest.skip("an element without site features: the published code leaves it out")
     pairs = find_pairs(stored_crystal(z), supercell=z["super_matrix"], merge=merge)
     with torch.inference_mode():
-        prediction = published_model()(pairs).item()
+        prediction = published_model(device)(pairs.to(device)).item()
     assert prediction == pytest.approx(float(z["prediction"]), rel=1e-5, abs=1e-5)
 
 

@@ -5,6 +5,7 @@ import importlib
 import numpy as np
 import pytest
 import torch
+from test_train import out_of_memory
 from toy_crystals import SMALL, cif_of, toy_crystals
 
 from sitenet.cif import CifError
@@ -187,3 +188,9 @@ def test_batches_hold_as_many_pairs_as_fit(monkeypatch):
 
 def test_it_runs_on_every_device(device):
     np.testing.assert_allclose(model_of().to(device).predict(CRYSTALS), Y, rtol=1e-4, atol=1e-4)
+
+
+def test_memory_that_is_full_is_told(monkeypatch):
+    monkeypatch.setattr(PairStore, "batch", out_of_memory)
+    with pytest.raises(RuntimeError, match=r"^out of GPU memory with \d+ pairs of \d+ crystals; "):
+        MODEL.predict(CRYSTALS)

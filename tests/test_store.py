@@ -220,7 +220,6 @@ def _sum(folder, results):
     results.put(float(store.columns["distance"].double().sum()))
 
 
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
 def test_processes_share_a_store(kept):
     context = multiprocessing.get_context("fork")
     results = context.Queue()

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -297,17 +298,31 @@ def test_a_loss_that_is_no_number_is_told(monkeypatch):
         train(toy_dataset(20), config=FAST)
 
 
+@pytest.mark.parametrize("place", [(SiteNet, "forward"), (PairStore, "batch")])
 @pytest.mark.parametrize(
     ("changes", "advice"),
-    [({}, "batch_crystals 2 with accumulate 2"), ({"batch_sites": 90}, "batch_sites 45")],
+    [
+        ({}, "of 4 crystals; try batch_crystals 2 with accumulate 2"),
+        ({"accumulate": 2}, "of 4 crystals; try batch_crystals 2 with accumulate 4"),
+        ({"batch_sites": 90}, "of 16 crystals; try batch_sites 45 with accumulate 2"),
+        ({"batch_crystals": 1}, "of 1 crystals; this crystal is too large for this GPU: try dev"),
+    ],
 )
-def test_out_of_memory_says_what_to_try(monkeypatch, changes, advice):
-    def full(self, pairs):
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    monkeypatch.setattr(SiteNet, "forward", full)
-    with pytest.raises(RuntimeError, match=f"pairs in a batch; try {advice}"):
+def test_out_of_memory_says_what_to_try(monkeypatch, place, changes, advice):
+    monkeypatch.setattr(*place, out_of_memory)
+    with pytest.raises(RuntimeError, match=f"^out of GPU memory with .* pairs in a batch {advice}"):
         train(toy_dataset(20), config=FAST, **changes)
+
+
+def out_of_memory(*_, **__):
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def test_pairs_beyond_the_memory_say_how_large_they_are(monkeypatch):
+    run = run_of()
+    monkeypatch.setattr(PairStore, "__init__", out_of_memory)
+    with pytest.raises(RuntimeError, match=r"the pairs of 12 crystals take 0\.00 GiB; try fewer"):
+        run.store.to("meta")
 
 
 def test_the_same_call_gives_the_same_bits_and_leaves_the_random_state_alone():
@@ -498,6 +513,22 @@ def test_other_data_is_refused(finished, start):
             train(data, folder / "out", FAST, **{"epochs": 4, "valid": 0.3} | more)
 
 
+def test_other_structures_under_the_same_names_are_refused(tmp_path):
+    train(toy_dataset(20), tmp_path, FAST, epochs=1)
+    changes = [
+        lambda c: replace(c, frac=c.frac + [0, 0, 1e-9]),
+        lambda c: replace(c, cell=c.cell * 1.001),
+        lambda c: replace(c, numbers=c.numbers + 1),
+        lambda c: replace(c, oxidation=np.zeros(len(c))),
+    ]
+    for change in changes:
+        data = toy_dataset(20)
+        data.crystals[7] = change(data.crystals[7])
+        with pytest.raises(ValueError, match="holds a run with other data or settings: choose"):
+            train(data, tmp_path, FAST, epochs=1)
+    train(toy_dataset(20), tmp_path, FAST, epochs=1)
+
+
 def test_a_damaged_state_is_named(tmp_path):
     train(toy_dataset(20), tmp_path, FAST, epochs=1)
     state = tmp_path / "state.safetensors"
@@ -554,15 +585,34 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, options):
     ).read_bytes()
 
 
-def test_an_interrupted_run_says_how_to_go_on(tmp_path):
-    def stop(entry):
-        if entry["epoch"] == 2:
-            raise KeyboardInterrupt
+def stop_after_two(entry):
+    if entry["epoch"] == 2:
+        raise KeyboardInterrupt
 
+
+@pytest.mark.parametrize("options", [{}, EVERYTHING], ids=["published", "everything"])
+def test_it_trains_on_every_device(tmp_path, device, options):
+    """The losses of the CPU, also when stopped and gone on with; what it leaves loads anywhere."""
+    options = options | {"epochs": 4}
+    want = train(toy_dataset(24), config=FAST, **options)
+    options["device"] = device
+    with pytest.raises(Stopped):
+        train(toy_dataset(24), tmp_path, FAST, after_epoch=stop_after_two, **options)
+    got = train(toy_dataset(24), tmp_path, FAST, **options)
+    assert got.model.element_table.device.type == device.type
+    for name in ("train_loss", "valid_error"):
+        values = [[h[name] for h in result.history] for result in (got, want)]
+        np.testing.assert_allclose(*values, rtol=0.02)
+    crystals = toy_dataset(24).crystals
+    predicted = load(tmp_path / "model.safetensors").predict(crystals)
+    np.testing.assert_allclose(got.model.predict(crystals), predicted, rtol=1e-3)
+
+
+def test_an_interrupted_run_says_how_to_go_on(tmp_path):
     with pytest.raises(Stopped, match=f"what came before it is in {tmp_path}: the same command"):
-        train(toy_dataset(20), tmp_path, FAST, after_epoch=stop)
+        train(toy_dataset(20), tmp_path, FAST, after_epoch=stop_after_two)
     with pytest.raises(KeyboardInterrupt) as caught:
-        train(toy_dataset(20), None, FAST, after_epoch=stop)
+        train(toy_dataset(20), None, FAST, after_epoch=stop_after_two)
     assert not isinstance(caught.value, Stopped)
     result = train(toy_dataset(20), tmp_path, FAST)
     assert timeless(result.history) == timeless(train(toy_dataset(20), config=FAST).history)

@@ -7,8 +7,9 @@
 //      logits, then again for dz; grad_logit_weight as one partial sum a block;
 //   2. grad_e_kernel, a warp for 16 pairs (backward_products.h): dz W;
 //   3. grad_weight_kernel, a warp for 32 columns and 512 pairs: partial sums of dz^T e;
-//   4. sum_sites_kernel, a block for a row of grad_site_i or grad_site_j: its pairs' dz, pairs of
-//      row i being consecutive and those of site j listed by `pairs_of_site`;
+//   4. sum_sites_kernel, blocks that go through the rows of grad_site_i and grad_site_j which have
+//      pairs in the slab: their dz, pairs of row i being consecutive and those of site j listed by
+//      `pairs_of_site`;
 //   5. sum_weight_kernel, sum_logit_weight_kernel: the partial sums of 1 and 3 (backward_sums.h).
 //
 // Memory traffic per pair at the published size in bfloat16: 96 bytes of e and 96 of grad_e_out in,
@@ -54,9 +55,11 @@ void run_slab(const AttentionBackward<T, E> &p, const BackwardScratch<T, E> &scr
            grid_of(splits, int(divide_up(columns.steps, kWeightSteps * kBlockWarps)),
                    int(divide_up(s.width, kTileWidth))),
            threads, 0, stream, p, scratch, begin, end);
+    const int most = s.rows > s.sites ? s.rows : s.sites;
     LAUNCH(op, (sum_sites_kernel<T, E>),
-           grid_of(int64_t(s.rows) + s.sites, int(divide_up(columns.padded(), 4 * kWarp))), threads,
-           4 * threads * sizeof(T), stream, p, scratch, by_site, begin, end);
+           grid_of(most < kSumBlocks ? most : kSumBlocks,
+                   int(divide_up(columns.padded(), 4 * kWarp)), 2),
+           threads, 4 * threads * sizeof(T), stream, p, scratch, by_site, begin, end);
     const int sum_threads = 8 * kWarp, sum_bytes = sum_threads * int(sizeof(T));
     LAUNCH(op, sum_weight_kernel<T>,
            grid_of(divide_up(int64_t(columns.padded()) * scratch.padded_width, kWarp)), sum_threads,
@@ -100,6 +103,9 @@ void attention_backward(const AttentionBackward<T, E> &p, const PairsOfSites &by
     LAUNCH(op, pack_grad_y_kernel<T>, grid_of(divide_up(int64_t(s.rows) * s.heads, threads)),
            threads, 0, stream, p.y, p.grad_y, s.rows, s.attention, s.heads, scratch.grad_y,
            scratch.y_dot, scratch.grad_y_sums);
+    LAUNCH(op, site_ranges_kernel, grid_of(divide_up(s.pairs, kSlab)), kRangeThreads,
+           2 * kRangeThreads * int(sizeof(int32_t)), stream, p.sites_of_pair, s.pairs,
+           scratch.site_ranges);
     for (int64_t begin = 0; begin == 0 || begin < s.pairs; begin += kSlab)
         run_slab(p, scratch, by_site, begin, begin + kSlab < s.pairs ? begin + kSlab : s.pairs,
                  stream);

@@ -14,6 +14,8 @@ constexpr int64_t kSlab = SITENET_SLAB; // pairs
 constexpr int kSplit = 512;             // pairs whose dz^T e one warp sums
 constexpr int kWeightSteps = 2;         // steps of columns it sums them for
 constexpr int kTileWidth = 8 * kTiles;
+constexpr int kRangeThreads = 256;          // that look for the sites of a slab
+constexpr int kSumBlocks = int(kSlab / 64); // at most, that share the rows or sites of a slab
 static_assert(kSlab % kSplit == 0 && kSplit % kGroup == 0, "slabs are whole groups");
 
 template <class T, class E> struct BackwardScratch {
@@ -25,6 +27,7 @@ template <class T, class E> struct BackwardScratch {
     uint4 *e_fragments;     // tensor cores: e as right factor over pairs (store_transposed)
     T *weight_partials;     // (splits, padded columns, padded width)
     T *logit_partials;      // (blocks, heads, padded hidden)
+    int32_t *site_ranges;   // (slabs, 2): the lowest site of a slab's pairs, and behind the highest
     int padded_width;
     int64_t slab; // pairs of the largest slab, rounded up to whole groups
 
@@ -42,6 +45,7 @@ template <class T, class E> struct BackwardScratch {
         weight_partials = scratch.take<T>(divide_up(slab, kSplit) * columns * padded_width);
         logit_partials =
             scratch.take<T>(divide_up(slab, kGroup) * s.heads * packed.padded_hidden());
+        site_ranges = scratch.take<int32_t>(2 * divide_up(s.pairs, kSlab));
     }
 };
 

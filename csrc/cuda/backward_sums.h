@@ -19,7 +19,39 @@ __device__ inline int64_t lower_bound(const int64_t *list, int64_t begin, int64_
     return begin;
 }
 
-// grid: rows of grad_site_i, then of grad_site_j; 128 columns. The block's warps share the pairs.
+// The sites of each slab's pairs, from the lowest to behind the highest, so that later slabs look
+// at no others: grid: slabs.
+__global__ void __launch_bounds__(kRangeThreads)
+    site_ranges_kernel(const int32_t *__restrict__ sites_of_pair, int64_t pairs,
+                       int32_t *__restrict__ ranges) {
+    DYNAMIC_SHARED(int32_t, shared); // lowest, then highest of each thread
+    const int64_t begin = blockIdx.x * kSlab;
+    const int64_t end = begin + kSlab < pairs ? begin + kSlab : pairs;
+    int32_t low = sites_of_pair[begin], high = low;
+    for (int64_t pair = begin + threadIdx.x; pair < end; pair += kRangeThreads) {
+        const int32_t site = sites_of_pair[pair];
+        low = site < low ? site : low;
+        high = site > high ? site : high;
+    }
+    int32_t *lows = shared, *highs = shared + kRangeThreads;
+    lows[threadIdx.x] = low;
+    highs[threadIdx.x] = high;
+    for (int half = kRangeThreads / 2; half > 0; half /= 2) {
+        __syncthreads();
+        if (int(threadIdx.x) >= half)
+            continue;
+        const int i = threadIdx.x, other = i + half;
+        lows[i] = lows[other] < lows[i] ? lows[other] : lows[i];
+        highs[i] = highs[other] > highs[i] ? highs[other] : highs[i];
+    }
+    if (threadIdx.x > 0)
+        return;
+    ranges[2 * blockIdx.x] = lows[0];
+    ranges[2 * blockIdx.x + 1] = highs[0] + 1;
+}
+
+// grid: blocks that share the rows; 128 columns; grad_site_i, grad_site_j. A block's warps share
+// the pairs of a row. The first slab goes through all rows, as it sets those without pairs to 0.
 template <class T, class E>
 __global__ void __launch_bounds__(kBlockWarps *kWarp)
     sum_sites_kernel(AttentionBackward<T, E> p, BackwardScratch<T, E> scratch, PairsOfSites by_site,
@@ -28,41 +60,49 @@ __global__ void __launch_bounds__(kBlockWarps *kWarp)
     const Columns &columns = scratch.packed.columns;
     const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, padded = columns.padded();
     const int column = 4 * (blockIdx.y * kWarp + lane);
-    const bool of_j = int(blockIdx.x) >= p.shape.rows;
-    const int row = of_j ? blockIdx.x - p.shape.rows : blockIdx.x;
+    const bool of_j = blockIdx.z == 1;
     const int64_t *list = by_site.pairs_of_site;
-    int64_t from, to;
-    if (of_j) {
-        from = by_site.offsets_of_site[row];
-        to = by_site.offsets_of_site[row + 1];
-        from = lower_bound(list, from, to, begin);
-        to = lower_bound(list, from, to, end);
-    } else {
-        from = p.offsets[row] > begin ? p.offsets[row] : begin;
-        to = p.offsets[row + 1] < end ? p.offsets[row + 1] : end;
+    const int64_t *offsets = of_j ? by_site.offsets_of_site : p.offsets;
+    T *grad = of_j ? p.grad_site_j : p.grad_site_i;
+    int first = 0, last = of_j ? p.shape.sites : p.shape.rows;
+    if (begin > 0) {
+        const int32_t *of_slab = scratch.site_ranges + begin / kSlab * 2;
+        first = of_j ? of_slab[0] : scratch.packed.row_of_pair[begin];
+        last = of_j ? of_slab[1] : scratch.packed.row_of_pair[end - 1] + 1;
     }
-    if (from >= to && begin > 0)
-        return;
-    T sum[4] = {};
-    if (column < padded)
-        for (int64_t i = from + warp; i < to; i += kBlockWarps) {
-            const int64_t pair = (of_j ? list[i] : i) - begin;
-            const Four<E> x = load4(scratch.dz + pair * padded + column);
-#pragma unroll
-            for (int j = 0; j < 4; ++j)
-                sum[j] += number(x.v[j]);
+    for (int row = first + blockIdx.x; row < last; row += gridDim.x) {
+        int64_t from = offsets[row], to = offsets[row + 1];
+        if (of_j && from < to) {
+            from = list[from] < begin ? lower_bound(list, from, to, begin) : from;
+            to = list[to - 1] >= end ? lower_bound(list, from, to, end) : to;
+        } else {
+            from = from > begin ? from : begin;
+            to = to < end ? to : end;
         }
-    store4(shared + 4 * threadIdx.x, sum);
-    __syncthreads();
-    T *out = (of_j ? p.grad_site_j : p.grad_site_i) + int64_t(row) * columns.num_dense;
-    for (int i = threadIdx.x; i < 4 * kWarp; i += blockDim.x) {
-        const int c = 4 * kWarp * blockIdx.y + i, dense = c < padded ? columns.dense_of(c) : -1;
-        if (dense < 0)
+        if (from >= to && begin > 0)
             continue;
-        T total = begin > 0 ? out[dense] : T(0);
-        for (int w = 0; w < kBlockWarps; ++w)
-            total += shared[4 * kWarp * w + i];
-        out[dense] = total;
+        T sum[4] = {};
+        if (column < padded)
+            for (int64_t i = from + warp; i < to; i += kBlockWarps) {
+                const int64_t pair = (of_j ? list[i] : i) - begin;
+                const Four<E> x = load4(scratch.dz + pair * padded + column);
+#pragma unroll
+                for (int j = 0; j < 4; ++j)
+                    sum[j] += number(x.v[j]);
+            }
+        store4(shared + 4 * threadIdx.x, sum);
+        __syncthreads();
+        T *out = grad + int64_t(row) * columns.num_dense;
+        for (int i = threadIdx.x; i < 4 * kWarp; i += blockDim.x) {
+            const int c = 4 * kWarp * blockIdx.y + i, dense = c < padded ? columns.dense_of(c) : -1;
+            if (dense < 0)
+                continue;
+            T total = begin > 0 ? out[dense] : T(0);
+            for (int w = 0; w < kBlockWarps; ++w)
+                total += shared[4 * kWarp * w + i];
+            out[dense] = total;
+        }
+        __syncthreads(); // before the next row's sums
     }
 }
 

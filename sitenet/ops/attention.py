@@ -4,7 +4,8 @@
 torch. Both functions differentiate with respect to all their floating-point tensors but
 ``log_multiplicity``. In bfloat16 (under ``torch.autocast``, or with ``e`` given in it) the products
 with ``weight`` take bfloat16 factors and sum in float32; everything else stays float32. On CUDA
-they take tf32 factors where ``torch.set_float32_matmul_precision`` allows it.
+they take tf32 factors where torch allows it (``torch.set_float32_matmul_precision``, or
+``torch.backends.cuda.matmul.fp32_precision``).
 """
 
 from typing import Any
@@ -130,13 +131,20 @@ def _run_cpu(name: str, x: Tensor, e_dtype: torch.dtype, shape: Any, *tensors: T
 def _run_cuda(name: str, x: Tensor, e_dtype: torch.dtype, shape: Any, *tensors: Tensor | None):
     need_cuda()
     suffix = _suffix(name, x, e_dtype)
-    exact = torch.get_float32_matmul_precision() == "highest"
-    if suffix == "f32" and not exact and name.startswith("attention"):
+    if suffix == "f32" and name.startswith("attention") and allows_tf32():
         suffix = "tf32"
     room = getattr(_C, f"{name}_scratch_{suffix}_cuda", None)
     if room is not None:
         tensors = (*tensors, scratch(room(shape), x))
     launch(getattr(_C, f"{name}_{suffix}_cuda"), x, shape, *map(_address, tensors))
+
+
+def allows_tf32() -> bool:
+    """Whether torch lets products of float32 take tf32 factors on a GPU."""
+    matmul = torch.backends.cuda.matmul
+    if hasattr(matmul, "fp32_precision"):  # once it is set, the older question is an error
+        return matmul.fp32_precision == "tf32"
+    return torch.get_float32_matmul_precision() != "highest"
 
 
 def _embedding_shape(features: Tensor, weight: Tensor, activation: int, norm: bool, eps: float):
