@@ -267,7 +267,9 @@ def test_op(name, way, row, peak):
     )
 
 
-@pytest.mark.parametrize(("sites", "crystals"), [(8, 200_000), (100, 2000), (500, 100)])
+@pytest.mark.parametrize(
+    ("sites", "crystals"), [(8, 2_000_000), (100, 2000), (100, 20_000), (500, 100)]
+)
 def test_distances(sites, crystals, row, peak):
     rng = np.random.default_rng(sites)
     some = np.stack([random_cell(rng) for _ in range(100)])

@@ -404,7 +404,7 @@ def _settings(
         arrays += [crystal.cell, crystal.frac, crystal.numbers]
         arrays += [x for x in (crystal.oxidation, crystal.occupancy) if x is not None]
     for values in arrays:
-        digest.update(np.ascontiguousarray(values))
+        digest.update(np.ascontiguousarray(values).tobytes())
     for x in given.state_dict().values() if given is not None else ():
         digest.update(x.cpu().numpy().tobytes())
     return digest.hexdigest()

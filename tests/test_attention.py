@@ -120,7 +120,7 @@ def test_attention(dims, activation, norm, dtype, device):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["f64", "f32"])
 @pytest.mark.parametrize(("activation", "norm"), OPTIONS)
-@pytest.mark.parametrize(("features", "width"), [(1, 1), (2, 48), (3, 17), (2, 64)])
+@pytest.mark.parametrize(("features", "width"), [(1, 1), (2, 48), (3, 17), (2, 64), (20, 160)])
 def test_pair_embedding(features, width, activation, norm, dtype, device):
     for num_pairs in (0, 1, 300):
         generator = torch.Generator().manual_seed(0)

@@ -183,5 +183,5 @@ def test_out_of_memory_advises_nothing_that_capture_refuses(monkeypatch):
     run = padded(run_of(FAST))
     run.config = FAST.replace(capture=True).training
     monkeypatch.setattr(PairStore, "padded_batch", out_of_memory)
-    with pytest.raises(RuntimeError, match="pairs in a batch of 4 crystals; try batch_crystals 2$"):
+    with pytest.raises(RuntimeError, match=r"in a batch of 4 crystals; try batch_crystals 2$"):
         run.train_epoch()

@@ -174,7 +174,7 @@ def test_activations_and_norms(emulated, dims, activation, norm):
 
 
 @pytest.mark.parametrize(("activation", "norm"), test_attention.OPTIONS)
-@pytest.mark.parametrize(("features", "width"), [(1, 1), (2, 48), (3, 17), (2, 64)])
+@pytest.mark.parametrize(("features", "width"), [(1, 1), (2, 48), (3, 17), (17, 48), (20, 160)])
 def test_pair_embedding(emulated, features, width, activation, norm):
     for dtype in (torch.float64, torch.float32):
         test_attention.test_pair_embedding(features, width, activation, norm, dtype, CPU)

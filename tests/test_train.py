@@ -516,7 +516,7 @@ def test_other_data_is_refused(finished, start):
 def test_other_structures_under_the_same_names_are_refused(tmp_path):
     train(toy_dataset(20), tmp_path, FAST, epochs=1)
     changes = [
-        lambda c: replace(c, frac=c.frac + [0, 0, 1e-9]),
+        lambda c: replace(c, frac=c.frac + 1e-9),
         lambda c: replace(c, cell=c.cell * 1.001),
         lambda c: replace(c, numbers=c.numbers + 1),
         lambda c: replace(c, oxidation=np.zeros(len(c))),

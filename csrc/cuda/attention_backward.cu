@@ -10,7 +10,8 @@
 //   4. sum_sites_kernel, blocks that go through the rows of grad_site_i and grad_site_j which have
 //      pairs in the slab: their dz, pairs of row i being consecutive and those of site j listed by
 //      `pairs_of_site`;
-//   5. sum_weight_kernel, sum_logit_weight_kernel: the partial sums of 1 and 3 (backward_sums.h).
+//   5. sum_weight_kernel, sum_logit_parts_kernel: the partial sums of 3 and 1 (backward_sums.h);
+//      sum_logit_weight_kernel after the last slab.
 //
 // Memory traffic per pair at the published size in bfloat16: 96 bytes of e and 96 of grad_e_out in,
 // 96 of grad_e out, some 40 of indices; through the second-level cache 640 bytes of dz written and
@@ -65,10 +66,10 @@ void run_slab(const AttentionBackward<T, E> &p, const BackwardScratch<T, E> &scr
            grid_of(divide_up(int64_t(columns.padded()) * scratch.padded_width, kWarp)), sum_threads,
            sum_bytes, stream, scratch.weight_partials, splits, columns, s.width,
            scratch.padded_width, accumulate, p.grad_weight);
-    LAUNCH(op, sum_logit_weight_kernel<T>,
-           grid_of(divide_up(int64_t(s.heads) * padded_hidden, kWarp)), sum_threads, sum_bytes,
-           stream, scratch.logit_partials, blocks, s.heads, s.hidden, padded_hidden, accumulate,
-           p.grad_logit_weight);
+    const int64_t size = int64_t(s.heads) * padded_hidden;
+    LAUNCH(op, sum_logit_parts_kernel<T>, grid_of(divide_up(size, kWarp), kLogitParts), sum_threads,
+           sum_bytes, stream, scratch.logit_partials, blocks, size,
+           scratch.logit_parts + begin / kSlab * kLogitParts * size);
 }
 
 } // namespace
@@ -109,6 +110,11 @@ void attention_backward(const AttentionBackward<T, E> &p, const PairsOfSites &by
     for (int64_t begin = 0; begin == 0 || begin < s.pairs; begin += kSlab)
         run_slab(p, scratch, by_site, begin, begin + kSlab < s.pairs ? begin + kSlab : s.pairs,
                  stream);
+    const int padded_hidden = scratch.packed.padded_hidden(), sum_threads = 8 * kWarp;
+    LAUNCH(op, sum_logit_weight_kernel<T>,
+           grid_of(divide_up(int64_t(s.heads) * padded_hidden, kWarp)), sum_threads,
+           sum_threads * int(sizeof(T)), stream, scratch.logit_parts, slabs_of(s) * kLogitParts,
+           s.heads, s.hidden, padded_hidden, p.grad_logit_weight);
 }
 
 #define INSTANTIATE(T, E)                                                                          \

@@ -16,7 +16,12 @@ constexpr int kWeightSteps = 2;         // steps of columns it sums them for
 constexpr int kTileWidth = 8 * kTiles;
 constexpr int kRangeThreads = 256;          // that look for the sites of a slab
 constexpr int kSumBlocks = int(kSlab / 64); // at most, that share the rows or sites of a slab
+constexpr int kLogitParts = 8;              // of the sum of what a slab's blocks leave
 static_assert(kSlab % kSplit == 0 && kSplit % kGroup == 0, "slabs are whole groups");
+
+SITENET_HD int64_t slabs_of(const AttentionShape &s) {
+    return s.pairs > kSlab ? divide_up(s.pairs, kSlab) : 1;
+}
 
 template <class T, class E> struct BackwardScratch {
     Packed<T, E> packed;
@@ -27,6 +32,7 @@ template <class T, class E> struct BackwardScratch {
     uint4 *e_fragments;     // tensor cores: e as right factor over pairs (store_transposed)
     T *weight_partials;     // (splits, padded columns, padded width)
     T *logit_partials;      // (blocks, heads, padded hidden)
+    T *logit_parts;         // (slabs, kLogitParts, heads, padded hidden)
     int32_t *site_ranges;   // (slabs, 2): the lowest site of a slab's pairs, and behind the highest
     int padded_width;
     int64_t slab; // pairs of the largest slab, rounded up to whole groups
@@ -45,7 +51,8 @@ template <class T, class E> struct BackwardScratch {
         weight_partials = scratch.take<T>(divide_up(slab, kSplit) * columns * padded_width);
         logit_partials =
             scratch.take<T>(divide_up(slab, kGroup) * s.heads * packed.padded_hidden());
-        site_ranges = scratch.take<int32_t>(2 * divide_up(s.pairs, kSlab));
+        logit_parts = scratch.take<T>(slabs_of(s) * kLogitParts * s.heads * packed.padded_hidden());
+        site_ranges = scratch.take<int32_t>(2 * slabs_of(s));
     }
 };
 

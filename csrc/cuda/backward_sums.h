@@ -50,41 +50,37 @@ __global__ void __launch_bounds__(kRangeThreads)
     ranges[2 * blockIdx.x + 1] = highs[0] + 1;
 }
 
-// grid: blocks that share the rows; 128 columns; grad_site_i, grad_site_j. A block's warps share
-// the pairs of a row. The first slab goes through all rows, as it sets those without pairs to 0.
-template <class T, class E>
-__global__ void __launch_bounds__(kBlockWarps *kWarp)
-    sum_sites_kernel(AttentionBackward<T, E> p, BackwardScratch<T, E> scratch, PairsOfSites by_site,
-                     int64_t begin, int64_t end) {
-    DYNAMIC_SHARED(T, shared); // (warps, lanes, 4)
+// The rows of grad_site_i, or of grad_site_j, that have pairs in the slab; in the first slab all,
+// as those without pairs are 0. The grid's blocks share the rows, a block's warps a row's pairs.
+template <bool kOfJ, class T, class E>
+__device__ void sum_rows(const AttentionBackward<T, E> &p, const BackwardScratch<T, E> &scratch,
+                         const PairsOfSites &by_site, int64_t begin, int64_t end, T *shared) {
     const Columns &columns = scratch.packed.columns;
     const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, padded = columns.padded();
     const int column = 4 * (blockIdx.y * kWarp + lane);
-    const bool of_j = blockIdx.z == 1;
-    const int64_t *list = by_site.pairs_of_site;
-    const int64_t *offsets = of_j ? by_site.offsets_of_site : p.offsets;
-    T *grad = of_j ? p.grad_site_j : p.grad_site_i;
-    int first = 0, last = of_j ? p.shape.sites : p.shape.rows;
+    int first = 0, last = kOfJ ? p.shape.sites : p.shape.rows;
     if (begin > 0) {
-        const int32_t *of_slab = scratch.site_ranges + begin / kSlab * 2;
-        first = of_j ? of_slab[0] : scratch.packed.row_of_pair[begin];
-        last = of_j ? of_slab[1] : scratch.packed.row_of_pair[end - 1] + 1;
+        const int32_t *sites = scratch.site_ranges + begin / kSlab * 2;
+        first = kOfJ ? sites[0] : scratch.packed.row_of_pair[begin];
+        last = kOfJ ? sites[1] : scratch.packed.row_of_pair[end - 1] + 1;
     }
+    const int64_t *list = by_site.pairs_of_site;
+    const int64_t *offsets = kOfJ ? by_site.offsets_of_site : p.offsets;
     for (int row = first + blockIdx.x; row < last; row += gridDim.x) {
         int64_t from = offsets[row], to = offsets[row + 1];
-        if (of_j && from < to) {
-            from = list[from] < begin ? lower_bound(list, from, to, begin) : from;
-            to = list[to - 1] >= end ? lower_bound(list, from, to, end) : to;
-        } else {
+        if (!kOfJ) {
             from = from > begin ? from : begin;
             to = to < end ? to : end;
+        } else if (from < to) {
+            from = list[from] < begin ? lower_bound(list, from, to, begin) : from;
+            to = list[to - 1] >= end ? lower_bound(list, from, to, end) : to;
         }
         if (from >= to && begin > 0)
             continue;
         T sum[4] = {};
         if (column < padded)
             for (int64_t i = from + warp; i < to; i += kBlockWarps) {
-                const int64_t pair = (of_j ? list[i] : i) - begin;
+                const int64_t pair = (kOfJ ? list[i] : i) - begin;
                 const Four<E> x = load4(scratch.dz + pair * padded + column);
 #pragma unroll
                 for (int j = 0; j < 4; ++j)
@@ -92,7 +88,7 @@ __global__ void __launch_bounds__(kBlockWarps *kWarp)
             }
         store4(shared + 4 * threadIdx.x, sum);
         __syncthreads();
-        T *out = grad + int64_t(row) * columns.num_dense;
+        T *out = (kOfJ ? p.grad_site_j : p.grad_site_i) + int64_t(row) * columns.num_dense;
         for (int i = threadIdx.x; i < 4 * kWarp; i += blockDim.x) {
             const int c = 4 * kWarp * blockIdx.y + i, dense = c < padded ? columns.dense_of(c) : -1;
             if (dense < 0)
@@ -104,6 +100,19 @@ __global__ void __launch_bounds__(kBlockWarps *kWarp)
         }
         __syncthreads(); // before the next row's sums
     }
+}
+
+// grid: blocks for the rows; 128 columns; grad_site_i, grad_site_j. With fewer registers than 8
+// blocks leave it, the compiler would spill.
+template <class T, class E>
+__global__ void __launch_bounds__(kBlockWarps *kWarp, 8)
+    sum_sites_kernel(AttentionBackward<T, E> p, BackwardScratch<T, E> scratch, PairsOfSites by_site,
+                     int64_t begin, int64_t end) {
+    DYNAMIC_SHARED(T, shared); // (warps, lanes, 4)
+    if (blockIdx.z == 0)
+        sum_rows<false>(p, scratch, by_site, begin, end, shared);
+    else
+        sum_rows<true>(p, scratch, by_site, begin, end, shared);
 }
 
 // to[i] (+)= the sum over `count` parts of from[part * size + i]; a block takes 32 i, its warps
@@ -139,12 +148,24 @@ __global__ void sum_weight_kernel(const T *__restrict__ partials, int64_t count,
     });
 }
 
+// Of the sums that the slab's blocks left for grad_logit_weight, one for each part: grid: 32 of the
+// sums' entries; kLogitParts. So that many blocks share a sum that is long and narrow.
 template <class T>
-__global__ void sum_logit_weight_kernel(const T *__restrict__ partials, int64_t count, int heads,
-                                        int hidden, int padded, bool accumulate,
-                                        T *__restrict__ grad_logit_weight) {
+__global__ void sum_logit_parts_kernel(const T *__restrict__ partials, int64_t count, int64_t size,
+                                       T *__restrict__ parts) {
     DYNAMIC_SHARED(T, shared);
-    sum_partials(partials, count, int64_t(heads) * padded, accumulate, shared, grad_logit_weight,
+    const int64_t first = blockIdx.y * count / kLogitParts;
+    const int64_t last = (blockIdx.y + 1) * count / kLogitParts;
+    sum_partials(partials + first * size, last - first, size, false, shared,
+                 parts + blockIdx.y * size, [](int64_t i) { return i; });
+}
+
+// Of those parts of all slabs.
+template <class T>
+__global__ void sum_logit_weight_kernel(const T *__restrict__ parts, int64_t count, int heads,
+                                        int hidden, int padded, T *__restrict__ grad_logit_weight) {
+    DYNAMIC_SHARED(T, shared);
+    sum_partials(parts, count, int64_t(heads) * padded, false, shared, grad_logit_weight,
                  [&](int64_t i) -> int64_t {
                      return i % padded < hidden ? i / padded * hidden + i % padded : -1;
                  });

@@ -2,7 +2,8 @@
 //
 // Four lanes share a pair, each with four of every 16 columns, so a warp holds 8 pairs and one
 // reduction within the quad gives the norm. The columns are computed twice, once for the norm and
-// once to leave: with two features that is cheaper than keeping them.
+// once to leave: with two features that is cheaper than keeping them. A block has the layer in
+// shared memory.
 //
 // Memory traffic per pair at the published size (2 -> 48) in bfloat16: 8 bytes in and 96 out;
 // backward 8 and 96 in, and 8 out if features want a gradient. Operations per pair: 2 * 48 Mish of
@@ -26,6 +27,28 @@ template <class T> struct Embedding {
     EmbeddingShape shape;
     const T *features, *weight, *bias;
 };
+
+// Numbers of the weight and the bias that a block keeps in shared memory beside `bytes` of its
+// warps: all or, of a layer too large for it, none.
+template <class T> int staged_size(const EmbeddingShape &s, int bytes) {
+    const int64_t size = int64_t(s.width) * (s.num_features + 1);
+    const int room =
+        kSharedBytes / 4 < kSharedBytes - bytes ? kSharedBytes / 4 : kSharedBytes - bytes;
+    return size * int64_t(sizeof(T)) <= room ? int(size) : 0;
+}
+
+// The layer, its numbers in shared memory if there is room for them.
+template <class T> __device__ Embedding<T> staged(Embedding<T> p, int size, T *shared) {
+    if (size == 0)
+        return p;
+    const int weights = p.shape.width * p.shape.num_features;
+    for (int i = threadIdx.x; i < size; i += blockDim.x)
+        shared[i] = i < weights ? p.weight[i] : p.bias[i - weights];
+    __syncthreads();
+    p.weight = shared;
+    p.bias = shared + weights;
+    return p;
+}
 
 // One pair of a quad.
 template <class T> class EmbeddingPair {
@@ -55,14 +78,20 @@ template <class T> class EmbeddingPair {
     // Activation and derivative of this lane's four columns of the 16 from c on.
     __device__ void columns(int c, T m[4], T d[4]) const {
         T z[2][4] = {}, derivative[2][4];
+        const int count = p.shape.num_features;
+        const T *weight[4];
 #pragma unroll
-        for (int j = 0; j < 4; ++j)
-            if (inside(c, j)) {
-                const int k = c + 4 * LaneOf().quad + j;
-                z[0][j] = p.bias[k];
-                for (int f = 0; f < p.shape.num_features; ++f)
-                    z[0][j] += features[f] * p.weight[k * p.shape.num_features + f];
-            }
+        for (int j = 0; j < 4; ++j) { // columns past the last one are that again
+            const int k = inside(c, j) ? c + 4 * LaneOf().quad + j : p.shape.width - 1;
+            z[0][j] = p.bias[k];
+            weight[j] = p.weight + k * count;
+        }
+        for (int f = 0; f < count; ++f) {
+            const T x = features[f];
+#pragma unroll
+            for (int j = 0; j < 4; ++j)
+                z[0][j] += x * weight[j][f];
+        }
         activate(z, derivative, p.shape.activation);
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
@@ -79,7 +108,9 @@ template <class T> class EmbeddingPair {
 };
 
 template <class T, class E>
-__global__ void embedding_forward_kernel(Embedding<T> p, E *__restrict__ e) {
+__global__ void embedding_forward_kernel(Embedding<T> layer, int stage, E *__restrict__ e) {
+    DYNAMIC_SHARED(T, shared);
+    const Embedding<T> p = staged(layer, stage, shared);
     const LaneOf at;
     const int width = p.shape.width;
     const int64_t warp = int64_t(blockIdx.x) * kBlockWarps + threadIdx.x / kWarp;
@@ -143,15 +174,17 @@ __device__ void embedding_dz(const EmbeddingBackward<T, E> &p, const EmbeddingPa
 }
 
 template <class T, class E>
-__global__ void embedding_backward_kernel(EmbeddingBackward<T, E> p, T *__restrict__ partials) {
-    DYNAMIC_SHARED(T, shared);
+__global__ void embedding_backward_kernel(EmbeddingBackward<T, E> p, int stage,
+                                          T *__restrict__ partials) {
+    DYNAMIC_SHARED(T, memory);
+    T *shared = memory + stage;
     const EmbeddingShape &s = p.shape;
+    const Embedding<T> forward = staged<T>({s, p.features, p.weight, p.bias}, stage, memory);
     const LaneOf at;
     const int warps = blockDim.x / kWarp, warp = threadIdx.x / kWarp, outputs = s.num_features + 1;
     T *dz = shared + warp * embedding_room(s), *sums = dz + kWarpPairs * s.width;
     for (int i = at.lane; i < s.width * outputs; i += kWarp)
         sums[i] = 0;
-    const Embedding<T> forward = {s, p.features, p.weight, p.bias};
     const int64_t begin = int64_t(blockIdx.x) * kBlockPairs;
     const int64_t end = begin + kBlockPairs < s.pairs ? begin + kBlockPairs : s.pairs;
     for (int64_t first = begin + warp * kWarpPairs; first < end; first += warps * kWarpPairs) {
@@ -173,7 +206,7 @@ __global__ void embedding_backward_kernel(EmbeddingBackward<T, E> p, T *__restri
                 const int t = i / s.num_features, f = i % s.num_features;
                 T sum = 0;
                 for (int k = 0; k < s.width; ++k)
-                    sum += dz[t * s.width + k] * p.weight[k * s.num_features + f];
+                    sum += dz[t * s.width + k] * forward.weight[k * s.num_features + f];
                 p.grad_features[(first + t) * s.num_features + f] = sum;
             }
         __syncwarp();
@@ -206,9 +239,10 @@ __global__ void sum_embedding_kernel(EmbeddingBackward<T, E> p, const T *__restr
 
 template <class T, class E> void embedding_forward(const EmbeddingForward<T, E> &p, void *handle) {
     const Embedding<T> embedding = {p.shape, p.features, p.weight, p.bias};
+    const int stage = staged_size<T>(p.shape, 0);
     LAUNCH("pair_embedding_forward", (embedding_forward_kernel<T, E>),
-           grid_of(divide_up(p.shape.pairs, kBlockWarps * kWarpPairs)), kBlockWarps * kWarp, 0,
-           static_cast<cudaStream_t>(handle), embedding, p.e);
+           grid_of(divide_up(p.shape.pairs, kBlockWarps * kWarpPairs)), kBlockWarps * kWarp,
+           stage * int(sizeof(T)), static_cast<cudaStream_t>(handle), embedding, stage, p.e);
 }
 
 template <class T, class E> int64_t embedding_backward_scratch(const EmbeddingShape &s) {
@@ -220,14 +254,16 @@ void embedding_backward(const EmbeddingBackward<T, E> &p, void *scratch, void *h
     const char *op = "pair_embedding_backward";
     const auto stream = static_cast<cudaStream_t>(handle);
     const int bytes = embedding_room(p.shape) * int(sizeof(T));
-    const int warps = kSharedBytes / bytes < kBlockWarps ? kSharedBytes / bytes : kBlockWarps;
+    const int stage = staged_size<T>(p.shape, bytes);
+    const int most = (kSharedBytes - stage * int(sizeof(T))) / bytes;
+    const int warps = most < kBlockWarps ? most : kBlockWarps;
     if (warps == 0)
         throw std::runtime_error(
             "pair_embedding_backward: its width does not fit into shared memory");
     const int64_t blocks = divide_up(p.shape.pairs, kBlockPairs);
     T *partials = static_cast<T *>(scratch);
-    LAUNCH(op, (embedding_backward_kernel<T, E>), grid_of(blocks), warps * kWarp, warps * bytes,
-           stream, p, partials);
+    LAUNCH(op, (embedding_backward_kernel<T, E>), grid_of(blocks), warps * kWarp,
+           stage * int(sizeof(T)) + warps * bytes, stream, p, stage, partials);
     LAUNCH(op, (sum_embedding_kernel<T, E>),
            grid_of(int64_t(p.shape.width) * (p.shape.num_features + 1)), kWarp, 0, stream, p,
            partials, blocks);
