@@ -3,6 +3,8 @@
 import os
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as compute
 import pyarrow.parquet as parquet
 import pytest
 from conftest import ROOT, SHARED
@@ -15,6 +17,7 @@ from sitenet.sources import open_source
 from sitenet.uncertainty import half_widths
 
 WHOLE = SHARED / "data" / "matbench_mp_gap_folds1234.parquet"
+ENERGIES = SHARED / "data" / "mp2018_formation_energy.parquet"
 SAMPLE = SHARED / "data" / "matbench_mp_gap_sample_4000.parquet"
 CRYSTALS = int(os.environ.get("SITENET_MERGE_CRYSTALS", 250))
 UNITS = {"mp-gap": "eV", "mp-eform": "eV/atom"}
@@ -22,10 +25,13 @@ UNITS = {"mp-gap": "eV", "mp-eform": "eV/atom"}
 
 @pytest.fixture(scope="module")
 def sample():
-    for path in (SAMPLE, WHOLE):
-        if not path.exists():
-            pytest.skip(f"no {path}")
-    return read(open_source(SAMPLE, ["band_gap_eV"]))
+    return read(open_source(there(SAMPLE), ["band_gap_eV"]))
+
+
+def there(path):
+    if not path.exists():
+        pytest.skip(f"no {path}")
+    return path
 
 
 @pytest.mark.parametrize("name", UNITS)
@@ -53,24 +59,61 @@ def test_metals_and_insulators_are_told_apart():
     assert (gaps[2:] > 3).all()
 
 
-def validation_of_mp_gap():
-    """Ids of the crystals that its commands validate on, drawn from the folds alone."""
-    columns = parquet.read_table(WHOLE, columns=["id", "matbench_fold"]).to_pydict()
-    ids, folds = columns["id"], list(map(str, columns["matbench_fold"]))
+@pytest.mark.parametrize("name", UNITS)
+def test_the_card_is_on_the_weights_that_ship(name):
+    card = (ROOT / "docs" / "models" / f"{name}.md").read_text(encoding="utf-8")
+    model = sitenet.load(name)
+    size = sum(p.numel() for p in model.parameters())
+    assert f"| {len(model.members)} Site-Nets together, config `sphere`, {size:,} param" in card
+    facts = read_metadata(shipped_weights()[name])["metadata"]
+    kind, words = ("test", "**") if facts["crystals"]["test"] else ("valid", "error is ")
+    error = facts["scores"][kind][model.targets[0].name]["mae"]
+    assert f"{words}{error:.3f} {UNITS[name]}" in card
+
+
+def part(name, ids, folds, **options):
+    """The ids of a part of a split, which hangs on how many crystals there are alone."""
     data = Dataset(ids, [], np.empty((len(ids), 0)), (), (), folds)
-    return {ids[k] for k in split(data, valid=0.03, test=0.1, seed=42, fold="1").valid}
+    return {ids[k] for k in getattr(split(data, seed=42, **options), name)}
+
+
+def some_of_mp_gap(_):
+    """Some of the crystals that its commands validate on, and how many there are."""
+    columns = parquet.read_table(there(WHOLE), columns=["id", "matbench_fold"]).to_pydict()
+    folds = list(map(str, columns["matbench_fold"]))
+    ids = part("valid", columns["id"], folds, valid=0.03, test=0.1, fold="1")
+    data = read(open_source(there(SAMPLE), ["band_gap_eV"]))
+    return data.select([k for k, name in enumerate(data.ids) if name in ids]), len(ids)
+
+
+def some_of_mp_eform(path):
+    """Some of the crystals that its commands test on, and how many there are."""
+    table = parquet.read_table(there(ENERGIES))
+    names = ("formation_energy_eV_per_atom", "megnet2018_e_form_eV_per_atom")
+    apart = compute.abs(compute.subtract(*(table[name] for name in names)))
+    table = table.filter(compute.less_equal(apart, 0.1))
+    ids = table["id"].to_pylist()
+    tested = part("test", ids, [""] * len(ids), valid=0.05, test=0.1)
+    chosen = sorted(tested)[:CRYSTALS]
+    parquet.write_table(table.filter(compute.is_in(table["id"], pa.array(chosen))), path)
+    return read(open_source(path, names[:1])), len(tested)
 
 
 @pytest.mark.slow
-def test_the_validation_error_is_that_of_the_card(sample):
-    ids = validation_of_mp_gap()
-    chosen = sample.select([k for k, name in enumerate(sample.ids) if name in ids])
+@pytest.mark.parametrize(
+    ("name", "kind", "crystals"),
+    [("mp-gap", "valid", some_of_mp_gap), ("mp-eform", "test", some_of_mp_eform)],
+    ids=UNITS,
+)
+def test_the_error_is_that_of_the_card(name, kind, crystals, tmp_path):
+    chosen, count = crystals(tmp_path / "some.parquet")
     assert len(chosen) > 50
-    predictions, left_out = evaluate_data(sitenet.load("mp-gap"), chosen)
+    predictions, left_out = evaluate_data(sitenet.load(name), chosen)
     assert not left_out
-    found = predictions.scores()["all"]["band_gap_eV"]
-    card = read_metadata(shipped_weights()["mp-gap"])["metadata"]["scores"]["valid"]["band_gap_eV"]
-    assert card["crystals"] == len(ids)
+    (target,) = chosen.names
+    found = predictions.scores()["all"][target]
+    card = read_metadata(shipped_weights()[name])["metadata"]["scores"][kind][target]
+    assert card["crystals"] == count
     errors = np.abs(predictions.values - predictions.truth)[:, 0]
     noise = 3 * errors.std() / np.sqrt(len(errors))
     assert abs(found["mae"] - card["mae"]) < noise
