@@ -79,13 +79,13 @@ def train(
     changes: dict[str, Any] | None = None,
 ) -> None:
     """Train a model; leaves model.safetensors, predictions.csv, metrics and plots in a folder."""
-    settings = configured(config, changes)
+    configured(config, changes)  # what is wrong with it is a usage error
     from sitenet.train import train as run
 
     result = run(
         data,
         out,
-        settings,
+        config,
         target=target or None,
         classes=tuple(classes or ()),
         fold=fold,
@@ -99,6 +99,7 @@ def train(
         device=device,
         workers=workers,
         reporter=reporter(),
+        **changes or {},
     )
     if not is_first():
         return

@@ -97,7 +97,8 @@ def train(
             ``metrics.jsonl``, ``predictions.csv``, ``left_out.csv``, plots, and the state from
             which the same call goes on after an interruption, to the same bits. Members of an
             ensemble have folders of their own in it.
-        config: as in ``SiteNet.from_config``; with ``start`` only how to train is taken from it.
+        config: as in ``SiteNet.from_config``; with ``start`` only how to train is taken from it,
+            and the model's own settings are those of ``start``, but for ``changes``.
         target: the property or properties to learn; None takes the only one.
         classes: targets that are 0 or 1.
         fold: the value of the split column whose crystals are the test.

@@ -228,6 +228,19 @@ def test_train_leaves_a_run_folder_and_goes_on(sitenet, folder, config, run_fold
     assert status == 1 and "other data or settings" in said
 
 
+def test_options_change_the_model_to_start_from(sitenet, folder, run_folder, tmp_path):
+    """An option holds for the model too, whose other settings stay as they are."""
+    arguments = ["train", folder, "--start", run_folder / "model.safetensors", "--epochs", "1"]
+    status, _, _ = sitenet(*arguments, "--out", tmp_path / "a", "--last-activation", "trelu")
+    written = load_config(tmp_path / "a" / "config.yaml")
+    assert status == 0 and (written.last_activation, written.training.epochs) == ("trelu", 1)
+    assert written.replace(last_activation="identity", training=SMALL.training) == SMALL.replace(
+        last_activation="identity"
+    )
+    status, _, said = sitenet(*arguments, "--out", tmp_path / "b", "--heads", "3")
+    assert status == 1 and "the model to start from does not fit the config" in said
+
+
 def test_train_prints_scores(sitenet, folder, config, tmp_path):
     arguments = ["train", folder, "--out", tmp_path, "--config", config, "--test", "0.3"]
     status, printed, said = sitenet(*arguments)
