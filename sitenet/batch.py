@@ -197,13 +197,15 @@ class _Job:
 
     def settings(self, fingerprint: str) -> str:
         """A hash of what fixes the rows."""
-        digest = hashlib.sha256(repr((self.make.options, self.how, self.header)).encode())
+        model = self.model
+        told = (self.make.options, self.how, self.header, model.config, model.targets)
+        digest = hashlib.sha256(repr(told).encode())
         digest.update(fingerprint.encode())
-        for name, value in self.model.state_dict().items():
+        for name, value in model.state_dict().items():
             digest.update(name.encode() + value.cpu().numpy().tobytes())
-        if self.model.calibration is not None:
+        if model.calibration is not None:
             digest.update(repr(self.coverage).encode())
-            for part in vars(self.model.calibration).values():
+            for part in vars(model.calibration).values():
                 digest.update(np.asarray(0.0 if part is None else part).tobytes())
         return digest.hexdigest()
 

@@ -172,7 +172,7 @@ def train(
             model = _start(one, first, targets, freeze).to(device)
             if not runs:
                 _warn_of_negative(model, dataset.targets[parts.train])
-            settings = _settings(model.config, dataset, parts, first, freeze)
+            settings = _settings(model, dataset, parts, first, freeze)
             run = Run(model, store, dataset.targets, parts, place, settings, reporter, after_epoch)
             title = f"member {number} of {config.training.members}: "
             _train_one(run, title if config.training.members > 1 else "", reporter)
@@ -394,11 +394,11 @@ def _warn_of_negative(model: SiteNet, values: np.ndarray) -> None:
 
 
 def _settings(
-    config: SiteNetConfig, data: Dataset, parts: Split, given: SiteNet | None, freeze: bool
+    model: SiteNet, data: Dataset, parts: Split, given: SiteNet | None, freeze: bool
 ) -> str:
-    """A hash of what fixes a run."""
-    digest = hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True).encode())
-    digest.update(f"{data.names} {freeze} ".encode())
+    """A hash of what fixes a run of a model that has not learned yet."""
+    digest = hashlib.sha256(json.dumps(model.config.to_dict(), sort_keys=True).encode())
+    digest.update(f"{model.targets} {freeze} ".encode())
     digest.update("\n".join(data.ids).encode())
     arrays = [data.targets, parts.train, parts.valid, parts.test]
     for crystal in data.crystals:

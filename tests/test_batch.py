@@ -4,12 +4,13 @@ import csv
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from toy_crystals import SMALL, cif_of, toy_crystals, toy_model, write_folder
+from toy_crystals import SIZE, SMALL, cif_of, toy_crystals, toy_model, write_folder
 
 from sitenet import batch as module
 from sitenet import load
@@ -244,7 +245,7 @@ def test_a_run_stopped_before_its_first_chunk_goes_on(folder, tmp_path, small_ch
     assert len(read_csv(tmp_path / "y.csv")) == 12
 
 
-@pytest.mark.parametrize("other", ["model", "options", "files", "coverage"])
+@pytest.mark.parametrize("other", ["model", "activation", "scale", "options", "files", "coverage"])
 def test_a_run_of_something_else_is_not_gone_on_with(
     folder, tmp_path, small_chunks, monkeypatch, other
 ):
@@ -255,6 +256,11 @@ def test_a_run_of_something_else_is_not_gone_on_with(
     model, options = MODEL, {}
     if other == "model":
         model = toy_model(seed=1)
+    elif other == "activation":  # with the same weights
+        model = toy_model()
+        model.config = model.config.replace(last_activation="relu")
+    elif other == "scale":
+        model = toy_model([replace(SIZE, std=2.0)])
     elif other == "files":
         (folder / "a.cif").write_bytes((folder / "c0.cif").read_bytes())
     else:
