@@ -4,6 +4,12 @@ A graph has fixed sizes and addresses. So a batch is gathered on the GPU, from t
 in a buffer, and padded (``PairStore.padded_batch``) to one of a few sizes. A size is run kernel by
 kernel when it comes first, which loads them, captured when it comes again, and replayed from then
 on.
+
+An epoch of the published config over Matbench's 84,890 crystals is 2,166 steps of 39,000 merged
+pairs in 550 rows. A step is some 350 kernels, counted by a dispatch mode on a CPU, most of them
+small. At 2.5 us each, one after another in a graph, they take 0.9 ms; two blocks at the 0.56 G
+pairs/s that csrc/cuda predicts 0.14 ms: some 2.2 s an epoch, of which larger batches save most. Not
+measured: no GPU was at hand.
 """
 
 from __future__ import annotations
