@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from sitenet import cli_options as options
-from sitenet.cli_options import ALL_FIELDS, configured, with_fields
+from sitenet.cli_options import ALL_FIELDS, TRAINING, configured, with_fields
 from sitenet.cli_output import is_first, print_json, print_rows, print_scores, reporter
 
 
@@ -79,7 +79,8 @@ def train(
     changes: dict[str, Any] | None = None,
 ) -> None:
     """Train a model; leaves model.safetensors, predictions.csv, metrics and plots in a folder."""
-    configured(config, changes)  # what is wrong with it is a usage error
+    how = {k: v for k, v in (changes or {}).items() if not start or k in TRAINING}
+    configured(config, how)  # what is wrong with it is a usage error
     from sitenet.train import train as run
 
     result = run(

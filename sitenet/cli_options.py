@@ -126,3 +126,4 @@ def configured(config: str, changes: Mapping[str, Any] | None) -> SiteNetConfig:
 
 
 ALL_FIELDS = (TrainingConfig, SiteNetConfig)
+TRAINING = {f.name for f in dataclasses.fields(TrainingConfig)}

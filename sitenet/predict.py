@@ -171,17 +171,18 @@ def from_store(
     device = model.element_table.device
     was_training = model.training
     model.eval()
-    for batch in pair_batches(store, index):
-        try:
+    try:
+        for batch in pair_batches(store, index):
             pairs = store.batch(batch).to(device)
             x, features = model.site_inputs(pairs), model.pair_inputs(pairs)
             found += _outputs(model, model.encode(x, features, pairs))
-        except torch.OutOfMemoryError:
-            raise RuntimeError(
-                f"out of GPU memory with {int(store.num_pairs[batch].sum())} pairs of "
-                f"{len(batch)} crystals; free the GPU, or take device cpu"
-            ) from None
-    model.train(was_training)
+    except torch.OutOfMemoryError:
+        raise RuntimeError(
+            f"out of GPU memory with {int(store.num_pairs[batch].sum())} pairs of "
+            f"{len(batch)} crystals; free the GPU, or take device cpu"
+        ) from None
+    finally:
+        model.train(was_training)
     return found
 
 

@@ -204,7 +204,8 @@ class Run:
 
     def _out_of_memory(self, step: list[np.ndarray]) -> str:
         """What to do where a step does not fit."""
-        largest = max(step, key=lambda batch: self.store.num_pairs[batch].sum())
+        parts = [batch[rank() :: world()] for batch in step]
+        largest = max(parts, key=lambda part: self.store.num_pairs[part].sum())
         pairs = int(self.store.num_pairs[largest].sum())
         said = f"out of GPU memory with {pairs} pairs in a batch of {len(largest)} crystals; "
         if len(largest) == 1:

@@ -60,7 +60,8 @@ def test_every_place_of_padding_has_a_row():
     for crystals, rows in ((1, 1), (3, 60), (64, 800), (63, 64)):
         places, all_rows, pairs = padded_size(crystals, rows, 9 * rows)
         assert places > crystals
-        assert all_rows >= rows + places - crystals and pairs >= 9 * rows
+        assert rows + places - crystals <= all_rows <= 1.25 * (rows + crystals) + 1
+        assert places <= 2 * crystals and 9 * rows <= pairs <= 9 / 8 * 9 * rows
 
 
 @pytest.mark.parametrize("extra", [(0, 0), (1, 0), (5, 40)], ids=str)

@@ -237,6 +237,8 @@ def test_options_change_the_model_to_start_from(sitenet, folder, run_folder, tmp
     assert written.replace(last_activation="identity", training=SMALL.training) == SMALL.replace(
         last_activation="identity"
     )
+    status, _, said = sitenet(*arguments, "--out", tmp_path / "b", "--optimizer", "x")
+    assert status == 2 and "optimizer" in said
     status, _, said = sitenet(*arguments, "--out", tmp_path / "b", "--heads", "3")
     assert status == 1 and "the model to start from does not fit the config" in said
 

@@ -161,7 +161,9 @@ def test_rows_around_the_spans(emulated, rows, dtype):
 
 @DTYPES
 @pytest.mark.parametrize(
-    "rows", [(SLAB,), (SLAB + 1,), (40, SLAB, 30)], ids=["one", "more", "across"]
+    "rows",
+    [(SLAB,), (SLAB + 1,), (40, SLAB, 30), (9,) * 40 + (SLAB,) + (0, 5) * 20],
+    ids=["one", "more", "across", "many"],  # many: more rows than blocks that share them
 )
 def test_slabs_of_the_backward(emulated, rows, dtype):
     assert_attention(test_attention.DIMS["tiny"], rows, dtype)
@@ -248,6 +250,7 @@ SANITIZED = " or ".join(
         *("test_sizes[tiny-", "test_sizes[heads-bf16]", "test_sizes[wider-bf16]"),
         *("test_tf32[tiny]", "test_tf32[wider]", "test_nearly_nothing"),
         *("test_rows_around_the_spans[last-f32]", "test_slabs_of_the_backward[across-f32]"),
+        "test_slabs_of_the_backward[many-f32]",
         *("test_pair_embedding[3-17-mish-True]", "test_distances_of_batches"),
         "test_gradients_are_those_of_plain_torch",
     ]

@@ -513,6 +513,14 @@ def test_other_data_is_refused(finished, start):
             train(data, folder / "out", FAST, **{"epochs": 4, "valid": 0.3} | more)
 
 
+def test_another_scale_of_the_start_is_refused(tmp_path, start):
+    model = load(start)
+    train(toy_dataset(20), tmp_path, FAST, epochs=1, start=model)
+    model.targets = [replace(t, std=2 * t.std) for t in model.targets]
+    with pytest.raises(ValueError, match="holds a run with other data or settings"):
+        train(toy_dataset(20), tmp_path, FAST, epochs=1, start=model)
+
+
 def test_other_structures_under_the_same_names_are_refused(tmp_path):
     train(toy_dataset(20), tmp_path, FAST, epochs=1)
     changes = [
@@ -600,6 +608,7 @@ def test_it_trains_on_every_device(tmp_path, device, options):
         train(toy_dataset(24), tmp_path, FAST, after_epoch=stop_after_two, **options)
     got = train(toy_dataset(24), tmp_path, FAST, **options)
     assert got.model.element_table.device.type == device.type
+    # Another order of sums: AdamW makes of a gradient near its epsilon a step of any part of 1e-2.
     for name in ("train_loss", "valid_error"):
         values = [[h[name] for h in result.history] for result in (got, want)]
         np.testing.assert_allclose(*values, rtol=0.02)

@@ -61,13 +61,13 @@ void run_slab(const AttentionBackward<T, E> &p, const BackwardScratch<T, E> &scr
            grid_of(most < kSumBlocks ? most : kSumBlocks,
                    int(divide_up(columns.padded(), 4 * kWarp)), 2),
            threads, 4 * threads * sizeof(T), stream, p, scratch, by_site, begin, end);
-    const int sum_threads = 8 * kWarp, sum_bytes = sum_threads * int(sizeof(T));
+    const int sum_bytes = kSumThreads * int(sizeof(T));
     LAUNCH(op, sum_weight_kernel<T>,
-           grid_of(divide_up(int64_t(columns.padded()) * scratch.padded_width, kWarp)), sum_threads,
+           grid_of(divide_up(int64_t(columns.padded()) * scratch.padded_width, kWarp)), kSumThreads,
            sum_bytes, stream, scratch.weight_partials, splits, columns, s.width,
            scratch.padded_width, accumulate, p.grad_weight);
     const int64_t size = int64_t(s.heads) * padded_hidden;
-    LAUNCH(op, sum_logit_parts_kernel<T>, grid_of(divide_up(size, kWarp), kLogitParts), sum_threads,
+    LAUNCH(op, sum_logit_parts_kernel<T>, grid_of(divide_up(size, kWarp), kLogitParts), kSumThreads,
            sum_bytes, stream, scratch.logit_partials, blocks, size,
            scratch.logit_parts + begin / kSlab * kLogitParts * size);
 }
@@ -110,10 +110,10 @@ void attention_backward(const AttentionBackward<T, E> &p, const PairsOfSites &by
     for (int64_t begin = 0; begin == 0 || begin < s.pairs; begin += kSlab)
         run_slab(p, scratch, by_site, begin, begin + kSlab < s.pairs ? begin + kSlab : s.pairs,
                  stream);
-    const int padded_hidden = scratch.packed.padded_hidden(), sum_threads = 8 * kWarp;
+    const int padded_hidden = scratch.packed.padded_hidden();
     LAUNCH(op, sum_logit_weight_kernel<T>,
-           grid_of(divide_up(int64_t(s.heads) * padded_hidden, kWarp)), sum_threads,
-           sum_threads * int(sizeof(T)), stream, scratch.logit_parts, slabs_of(s) * kLogitParts,
+           grid_of(divide_up(int64_t(s.heads) * padded_hidden, kWarp)), kSumThreads,
+           kSumThreads * int(sizeof(T)), stream, scratch.logit_parts, slabs_of(s) * kLogitParts,
            s.heads, s.hidden, padded_hidden, p.grad_logit_weight);
 }
 

@@ -16,6 +16,7 @@ constexpr int kWeightSteps = 2;         // steps of columns it sums them for
 constexpr int kTileWidth = 8 * kTiles;
 constexpr int kRangeThreads = 256;          // that look for the sites of a slab
 constexpr int kSumBlocks = int(kSlab / 64); // at most, that share the rows or sites of a slab
+constexpr int kSumThreads = 8 * kWarp;      // that add up partial sums
 constexpr int kLogitParts = 8;              // of the sum of what a slab's blocks leave
 static_assert(kSlab % kSplit == 0 && kSplit % kGroup == 0, "slabs are whole groups");
 
