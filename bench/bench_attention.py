@@ -14,10 +14,10 @@ import torch
 from cases import large_product, matbench_pairs, measure_in_turn
 
 from sitenet import reference
-from sitenet.checkpoint import to_published
 from sitenet.config import SiteNetConfig
-from sitenet.model import Rows, SiteNet
-from sitenet.processes import multiplies_bfloat16
+from sitenet.model.checkpoint import to_published
+from sitenet.model.sitenet import Rows, SiteNet
+from sitenet.system.processes import multiplies_bfloat16
 
 HEADER = ("case", "pairs", "way", "ms", "+-", "x published", "M pairs/s", "GFLOP/s", "of peak")
 BF16 = "ours, bf16 products"
@@ -78,7 +78,7 @@ class Case:
             return self.block(self.x, self.rounded, self.e_layer, self.rows)[:2]
 
     def run_plain(self):
-        with patch("sitenet.model.attention", reference.attention):
+        with patch("sitenet.model.sitenet.attention", reference.attention):
             return self.run_ours()
 
     def ways(self, compiled):

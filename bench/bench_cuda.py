@@ -15,15 +15,15 @@ import torch
 from cases import Time, matbench_crystals, random_cell
 
 from sitenet.config import load_config
-from sitenet.data import Split
-from sitenet.environment import info
-from sitenet.model import Block, Layer, Rows, SiteNet
+from sitenet.data.dataset import Split
+from sitenet.model.sitenet import Block, Layer, Rows, SiteNet
 from sitenet.ops.attention import attention
 from sitenet.ops.geometry import minimum_image_distances_batch
-from sitenet.pairs import find_pairs
+from sitenet.pairs.pairs import find_pairs
+from sitenet.pairs.store import PairStore, columns_of, pair_options
 from sitenet.reference import PublishedBlock
-from sitenet.run import Run
-from sitenet.store import PairStore, columns_of, pair_options
+from sitenet.system.environment import info
+from sitenet.training.trainer import Run
 
 # Other people's compilers warn of themselves and of us: no reason to measure nothing.
 pytestmark = [pytest.mark.cuda, pytest.mark.filterwarnings("default")]

@@ -12,10 +12,10 @@ import pytest
 import torch
 from cases import Case, matbench_pairs, measure_in_turn, peak_gigabytes
 
-from sitenet.checkpoint import to_published
 from sitenet.config import SiteNetConfig
-from sitenet.model import SiteNet
-from sitenet.pairs import PairFinder, Pairs, find_pairs, pair_features
+from sitenet.model.checkpoint import to_published
+from sitenet.model.sitenet import SiteNet
+from sitenet.pairs.pairs import PairFinder, Pairs, find_pairs, pair_features
 from sitenet.reference import PaddedBatch, PublishedSiteNet
 
 CONFIG = SiteNetConfig(last_activation="identity")

@@ -9,8 +9,8 @@ import torch
 from cases import measure_in_turn
 
 from sitenet.config import load_config
-from sitenet.model import SiteNet
-from sitenet.optimizer import Optimizer
+from sitenet.model.sitenet import SiteNet
+from sitenet.training.optimizer import Optimizer
 
 
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch >= 2.9 has a Muon")

@@ -7,14 +7,14 @@ import pytest
 import torch
 from cases import Case, matbench_crystals, matbench_texts, measure
 
-from sitenet.pairs import PairFinder, Pairs, find_pairs, pair_features
+from sitenet.pairs.pairs import PairFinder, Pairs, find_pairs, pair_features
 
 SITES = (50, 100, 500)
 
 
 def test_stages(table, full):
     """Reading, primitive cell and merged pairs of each crystal, one after another."""
-    crystal = pytest.importorskip("sitenet.crystal")
+    crystal = pytest.importorskip("sitenet.crystal.crystal")
     texts = matbench_texts(1000 if full else 300)
     crystal.read_cif(texts[0]).primitive()
     header = ("supercell", "read", "primitive", "pairs", "all", "crystals/s")

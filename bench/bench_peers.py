@@ -30,7 +30,7 @@ import torch
 from cases import MATBENCH, matbench_texts, peak_gigabytes
 
 from sitenet.config import TrainingConfig, load_config
-from sitenet.optimizer import learning_rate
+from sitenet.training.optimizer import learning_rate
 
 BATCH = 64
 WARM_UP = 4  # crystals that are read and predicted before the clock starts
@@ -85,8 +85,8 @@ class Sitenet(Peer):
     """sitenet with a config that ships."""
 
     def __init__(self, config: str) -> None:
-        from sitenet.model import SiteNet
-        from sitenet.store import pair_options
+        from sitenet.model.sitenet import SiteNet
+        from sitenet.pairs.store import pair_options
 
         # Gaps are standardised here, so the last activation must let negative values pass.
         config = load_config(config).replace(last_activation="identity", missing="mean")
@@ -95,14 +95,14 @@ class Sitenet(Peer):
         self.model, self.options = SiteNet(config), pair_options(config)
 
     def read(self, text):
-        from sitenet.crystal import read_cif
-        from sitenet.pairs import find_pairs
-        from sitenet.store import columns_of
+        from sitenet.crystal.crystal import read_cif
+        from sitenet.pairs.pairs import find_pairs
+        from sitenet.pairs.store import columns_of
 
         return columns_of(find_pairs(read_cif(text).primitive(), **self.options))
 
     def store(self, inputs):
-        from sitenet.store import PairStore
+        from sitenet.pairs.store import PairStore
 
         return PairStore.of(inputs)
 
@@ -113,7 +113,7 @@ class Sitenet(Peer):
         return self.model(batch).flatten()
 
     def optimizer(self):
-        from sitenet.optimizer import Optimizer
+        from sitenet.training.optimizer import Optimizer
 
         return Optimizer(self.model, self.model.config.training)
 

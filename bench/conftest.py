@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from sitenet.environment import info
+from sitenet.system.environment import info
 
 TABLES: dict[str, list[tuple[str, ...]]] = {}
 

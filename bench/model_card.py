@@ -22,11 +22,11 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from sitenet.checkpoint import load, read_metadata
-from sitenet.elements import SYMBOLS
-from sitenet.files import write_text
-from sitenet.metrics import regression_scores
-from sitenet.prepare import load_dataset
+from sitenet.crystal.elements import SYMBOLS
+from sitenet.data.prepared import load_dataset
+from sitenet.inference.metrics import regression_scores
+from sitenet.model.checkpoint import load, read_metadata
+from sitenet.system.files import write_text
 
 TEMPLATE = Path(__file__).resolve().parents[1] / "docs" / "model_card.md"
 SHOWN = 10  # elements, and largest errors, in a table

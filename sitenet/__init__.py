@@ -19,21 +19,21 @@ if not any(_Path(__file__).parent.glob("_C.*")):
     __path__ += [str(folder) for folder in _installed if any(folder.glob("_C.*"))][:1]
 
 _MODULE_OF = {
-    "CifError": "crystal",
-    "Limits": "crystal",
-    "Crystal": "crystal",
-    "read_cif": "crystal",
-    "read_cifs": "crystal",
+    "CifError": "crystal.crystal",
+    "Limits": "crystal.crystal",
+    "Crystal": "crystal.crystal",
+    "read_cif": "crystal.crystal",
+    "read_cifs": "crystal.crystal",
     "minimum_image_distances": "ops.geometry",
-    "Pairs": "pairs",
-    "find_pairs": "pairs",
-    "SiteNet": "model",
-    "Ensemble": "ensemble",
-    "load": "checkpoint",
-    "explain": "explanation",
+    "Pairs": "pairs.pairs",
+    "find_pairs": "pairs.pairs",
+    "SiteNet": "model.sitenet",
+    "Ensemble": "model.ensemble",
+    "load": "model.checkpoint",
+    "explain": "inference.explain",
     "SiteNetClassifier": "estimator",
     "SiteNetRegressor": "estimator",
-    "info": "environment",
+    "info": "system.environment",
 }
 
 __all__ = ["__version__", *_MODULE_OF]

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sitenet.config import SiteNetConfig
-from sitenet.crystal import Crystal
-from sitenet.data import Dataset
-from sitenet.predict import as_crystal, predict
-from sitenet.processes import default_workers, in_order
-from sitenet.progress import Reporter
-from sitenet.records import unit_of
-from sitenet.train import train
+from sitenet.crystal.crystal import Crystal
+from sitenet.data.dataset import Dataset
+from sitenet.data.source import unit_of
+from sitenet.inference.predict import as_crystal, predict
+from sitenet.system.processes import default_workers, in_order
+from sitenet.system.progress import Reporter
+from sitenet.training.train import train
 
 try:
     from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
@@ -35,7 +35,7 @@ except ImportError:
 if TYPE_CHECKING:
     from sklearn.utils import Tags
 
-    from sitenet.model import SiteNet
+    from sitenet.model.sitenet import SiteNet
 
 FIELDS = (  # of the config, that are parameters
     "epochs",

@@ -22,7 +22,7 @@ def threads():
 def device(request):
     """The devices of this machine, one test each."""
     if request.param == "cuda":
-        from sitenet.environment import info
+        from sitenet.system.environment import info
 
         if not torch.cuda.is_available() or not info()["cuda_kernels"]:
             pytest.skip("needs a CUDA device and a build with CUDA kernels")

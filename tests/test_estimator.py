@@ -15,9 +15,9 @@ from sklearn.preprocessing import FunctionTransformer
 from sklearn.utils.estimator_checks import estimator_checks_generator
 from sklearn.utils.validation import validate_data
 
-from sitenet.crystal import Crystal, read_cif
+from sitenet.crystal.crystal import Crystal, read_cif
 from sitenet.estimator import SiteNetClassifier, SiteNetRegressor
-from sitenet.train import train
+from sitenet.training.train import train
 
 TINY = {
     "embedding": 4,

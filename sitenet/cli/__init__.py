@@ -1,0 +1,1 @@
+"""The command line, ``sitenet`` or ``python -m sitenet``."""

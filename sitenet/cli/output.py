@@ -1,0 +1,112 @@
+"""What commands print: data on standard output, talk on standard error."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from sitenet.system.files import text_rows
+from sitenet.system.progress import Reporter
+
+talk = Console(stderr=True)
+
+
+def is_first() -> bool:
+    """Whether this is the only process, or the first of those that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def reporter() -> Reporter:
+    """Tells people on standard error how far a job is; the first process alone."""
+    return Reporter(talk if is_first() else None)
+
+
+def say(text: str, **style: Any) -> None:
+    """One line on standard error."""
+    talk.print(text, highlight=False, markup=False, soft_wrap=True, **style)
+
+
+def print_json(content: Any) -> None:
+    """JSON on standard output."""
+    print(json.dumps(_plain(content)))
+
+
+def _plain(content: Any) -> Any:
+    """For JSON, which knows no NaN and no numpy: None, and Python's own numbers."""
+    if isinstance(content, Mapping):
+        return {str(k): _plain(v) for k, v in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_plain(v) for v in content]
+    if isinstance(content, np.generic):
+        content = content.item()
+    if isinstance(content, float) and not math.isfinite(content):
+        return None
+    return content
+
+
+def print_rows(header: Sequence[str], rows: Sequence[Sequence[str]], as_json: bool) -> None:
+    """A table on standard output: for people on a terminal, CSV in a pipe."""
+    if as_json:
+        names, first = header[1:], header[0]
+        print_json(
+            [{first: row[0]} | dict(zip(names, map(_read, row[1:]), strict=True)) for row in rows]
+        )
+    elif sys.stdout.isatty():
+        table = Table(box=None, pad_edge=False)
+        for k, name in enumerate(header):
+            table.add_column(name, justify="left" if k == 0 else "right")
+        for row in rows:
+            table.add_row(*row)
+        Console().print(table)
+    else:
+        csv.writer(sys.stdout, lineterminator="\n").writerows([header, *rows])
+
+
+def _read(cell: str) -> float | str | None:
+    """A cell of text as JSON has it."""
+    try:
+        return float(cell)
+    except ValueError:
+        return cell or None
+
+
+def print_columns(columns: Mapping[str, np.ndarray], as_json: bool) -> None:
+    """A table of equally long columns on standard output."""
+    if as_json:
+        rows = zip(*columns.values(), strict=True)
+        print_json([dict(zip(columns, row, strict=True)) for row in rows])
+    else:
+        print_rows(list(columns), text_rows(columns), False)
+
+
+def print_scores(scores: Mapping[str, Any], targets: Sequence[Any], as_json: bool) -> None:
+    """Errors by split and target, on standard output."""
+    if as_json:
+        print_json(scores)
+        return
+    units = {t.name: t.unit for t in targets}
+    for split, by_target in scores.items():
+        for name, values in by_target.items():
+            unit = f" {units[name]}" if units.get(name) else ""
+            crystals = values["crystals"]
+            if "mae" not in values:
+                rest = ", ".join(f"{k} {v:.3f}" for k, v in values.items() if k != "crystals")
+                print(f"{split}: {name}: {rest} on {crystals} crystals")
+                continue
+            line = f"{split}: {name}: MAE {values['mae']:.3f}{unit}"
+            for key, title in (("mae_of_mean", "mean"), ("mae_of_median", "median")):
+                if key in values:
+                    line += f", {values[key]:.3f}{unit} if predicting the {title}"
+            line += f"; RMSE {values['rmse']:.3f}, R2 {values['r2']:.3f} on {crystals} crystals"
+            if "coverage" in values:
+                line += f"; {values['coverage']:.0%} within ±{values['interval']:.3f}{unit}"
+            print(line)

@@ -1,0 +1,411 @@
+"""Crystals: read from CIF, made primitive, repeated, and exchanged with pymatgen and ASE."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import spglib
+
+from sitenet.config import SITE_FEATURES
+from sitenet.crystal import cif
+from sitenet.crystal.cif import CifError
+from sitenet.crystal.cif_blocks import Limits, Unreadable, has_sites, read_blocks, read_text
+from sitenet.crystal.disorder import find_places
+from sitenet.crystal.elements import SYMBOLS, site_features
+from sitenet.crystal.supercell import repeat_sites, supercell_matrix, wrapped
+from sitenet.crystal.symmetry import near_pairs
+
+if TYPE_CHECKING:
+    import ase
+    import pymatgen.core
+
+__all__ = ["CifError", "Crystal", "Limits", "read_cif", "read_cifs"]
+
+
+@dataclass(eq=False, repr=False)
+class Crystal:
+    """One structure: a cell and the sites in it.
+
+    Attributes:
+        cell: (3, 3) float64, lattice vectors as rows, angstrom.
+        frac: (sites, 3) float64, fractional coordinates, kept as given; those that are read from
+            files and those of primitive cells and supercells lie in [0, 1).
+        numbers: (sites,) int64, atomic numbers.
+        oxidation: (sites,) float64, oxidation states; None where nothing is known.
+        occupancy: (sites,) float64 in (0, 1]; None where all are 1. Rows with the same ``frac`` are
+            species that share a position.
+        name: what it is called.
+
+    Raises:
+        ValueError: an array has another shape, a value is out of range, or the cell has no volume.
+    """
+
+    cell: np.ndarray
+    frac: np.ndarray
+    numbers: np.ndarray
+    oxidation: np.ndarray | None = None
+    occupancy: np.ndarray | None = None
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        self.cell = _floats(self.cell, "cell", (3, 3))
+        if not abs(np.linalg.det(self.cell)) > 1e-6:
+            raise ValueError(f"cell must have a volume, got {self.cell.tolist()}")
+        numbers = np.array(self.numbers)
+        if numbers.ndim != 1 or not numbers.size:
+            raise ValueError(f"numbers must have shape (num_sites,), got {numbers.shape}")
+        if numbers.dtype.kind not in "iu" or numbers.min() < 1 or numbers.max() >= len(SYMBOLS):
+            raise ValueError(f"numbers must be atomic numbers from 1 to {len(SYMBOLS) - 1}")
+        self.numbers = numbers.astype(np.int64)
+        self.frac = _floats(self.frac, "frac", (len(numbers), 3))
+        if self.oxidation is not None:
+            self.oxidation = _floats(self.oxidation, "oxidation", numbers.shape)
+        if self.occupancy is not None:
+            self.occupancy = _floats(self.occupancy, "occupancy", numbers.shape)
+            if not (0 < self.occupancy.min() and self.occupancy.max() <= 1):
+                raise ValueError("occupancy must be above 0 and at most 1")
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __repr__(self) -> str:
+        lengths = np.linalg.norm(self.cell, axis=1)
+        cos = [self.cell[i] @ self.cell[j] / lengths[i] / lengths[j] for i, j in _OTHERS]
+        a, b, c = lengths
+        alpha, beta, gamma = np.degrees(np.arccos(np.clip(cos, -1, 1)))
+        name = "" if self.name is None else f"{self.name!r}, "
+        return (
+            f"Crystal({name}{self.formula}, {len(self)} sites, a={a:.4g} b={b:.4g} c={c:.4g} A, "
+            f"alpha={alpha:.4g} beta={beta:.4g} gamma={gamma:.4g})"
+        )
+
+    @property
+    def volume(self) -> float:
+        """Volume of the cell in cubic angstrom."""
+        return float(abs(np.linalg.det(self.cell)))
+
+    @property
+    def formula(self) -> str:
+        """What the cell holds, the least electronegative element first: ``"Na4Cl4"``."""
+        return _formula(self._amounts())
+
+    @property
+    def reduced_formula(self) -> str:
+        """The formula over the largest common divisor of its amounts: ``"NaCl"``."""
+        amounts = self._amounts()
+        if all(amount == int(amount) for amount in amounts.values()):
+            divisor = math.gcd(*map(int, amounts.values()))
+            amounts = {number: amount / divisor for number, amount in amounts.items()}
+        return _formula(amounts)
+
+    def _amounts(self) -> dict[int, float]:
+        amounts = np.bincount(self.numbers, self.occupancy)
+        return {int(number): float(amounts[number]) for number in np.flatnonzero(amounts)}
+
+    def primitive(self, method: str = "spglib", tolerance: float | None = None) -> Crystal:
+        """The smallest cell that repeats to this crystal.
+
+        A cell that is primitive already is returned as it is, as the published code does; otherwise
+        the primitive cell is Niggli-reduced. Two sites are equivalent only if they agree in
+        species, oxidation state and occupancy.
+
+        Args:
+            method: ``"spglib"``; or ``"pymatgen"``, what the published code calls, to have the very
+                same axes and order of sites. Where spglib finds no cell the crystal is returned as
+                it is.
+            tolerance: how far from its image a site may lie, in angstrom; None takes 0.01 for
+                spglib and the published 0.5 for pymatgen.
+
+        Raises:
+            ImportError: pymatgen is asked for and not installed.
+        """
+        if method == "pymatgen":
+            structure = self.to_pymatgen().get_primitive_structure(tolerance or 0.5)
+            crystal = Crystal.from_pymatgen(structure, disorder="average")
+            return dataclasses.replace(crystal, name=self.name)
+        if method != "spglib":
+            raise ValueError(f"method must be 'spglib' or 'pymatgen', got {method!r}")
+        tolerance = 0.01 if tolerance is None else tolerance
+        places = find_places(self)
+        frac = self.frac[places.first]
+        if not _has_translation(self.cell, frac, places.kinds, tolerance):
+            return self
+        reduced = _spglib_primitive(self.cell, frac, places.kinds, tolerance)
+        if reduced is None:
+            return self
+        cell, frac, kinds = reduced
+        _, place_of_kind = np.unique(places.kinds, return_index=True)
+        rows, place = places.rows_on(place_of_kind[kinds])
+        return self._with(cell, frac[place], rows)
+
+    def _with(self, cell: np.ndarray, frac: np.ndarray, rows: np.ndarray) -> Crystal:
+        """The crystal in another cell, whose sites are of the kinds of these rows."""
+        return Crystal(
+            cell,
+            frac,
+            self.numbers[rows],
+            None if self.oxidation is None else self.oxidation[rows],
+            None if self.occupancy is None else self.occupancy[rows],
+            self.name,
+        )
+
+    def supercell(self, max_sites: int | None = 500) -> Crystal:
+        """The published supercell: nearly cubic, grown while it holds at most ``max_sites``.
+
+        Args:
+            max_sites: most sites of the supercell; a larger cell is not repeated, but sheared.
+                Species that share a place are one site. None returns the crystal as it is.
+
+        Returns:
+            A crystal in which the images of a site are adjacent: row j is an image of site
+            j // images.
+
+        Source: cif_zip_to_hdf5.py of the published Site-Net; see ``supercell_matrix``.
+        """
+        if max_sites is None:
+            return self
+        places = len(self) if self.occupancy is None else len(find_places(self))
+        matrix = supercell_matrix(self.cell, places, max_sites)
+        frac = repeat_sites(self.frac, matrix)
+        images = len(frac) // len(self)
+        return self._with(matrix @ self.cell, frac, np.repeat(np.arange(len(self)), images))
+
+    @classmethod
+    def from_pymatgen(cls, structure: pymatgen.core.Structure, disorder: str = "error") -> Crystal:
+        """From a pymatgen ``Structure``.
+
+        Args:
+            structure: a disordered site becomes one row a species.
+            disorder: what to do about partial occupancy, as in ``read_cif``.
+
+        Raises:
+            ValueError: a species is not an element, or a site is partly occupied.
+        """
+        frac, numbers, oxidation, occupancy = [], [], [], []
+        for site in structure:
+            for species, amount in site.species.items():
+                number = getattr(species, "Z", 0)
+                if type(species).__name__ == "DummySpecies" or not number:
+                    raise ValueError(f"unknown element {species} in {structure.formula}")
+                frac.append(site.frac_coords)
+                numbers.append(number)
+                oxidation.append(getattr(species, "oxi_state", None))
+                occupancy.append(amount)
+        known = any(charge is not None for charge in oxidation)
+        partial = min(occupancy, default=1) < cif.FULL
+        if partial and disorder != "average":
+            raise ValueError(
+                f"partial occupancy in {structure.formula}; "
+                f'from_pymatgen(structure, disorder="average") averages over it'
+            )
+        return cls(
+            structure.lattice.matrix,
+            np.array(frac).reshape(-1, 3),
+            np.array(numbers, dtype=np.int64),
+            np.array([charge or 0 for charge in oxidation], dtype=float) if known else None,
+            np.minimum(occupancy, 1) if partial else None,
+        )
+
+    def to_pymatgen(self) -> pymatgen.core.Structure:
+        """As a pymatgen ``Structure``; rows that share a position become one site."""
+        from pymatgen.core import Lattice, Species, Structure
+
+        oxidation = [None] * len(self) if self.oxidation is None else self.oxidation.tolist()
+        occupancy = [1] * len(self) if self.occupancy is None else self.occupancy.tolist()
+        sites: dict[tuple[float, ...], dict[Any, float]] = {}
+        for row, point in enumerate(self.frac.tolist()):
+            symbol, charge = SYMBOLS[self.numbers[row]], oxidation[row]
+            species = symbol if charge is None else Species(symbol, charge)
+            sites.setdefault(tuple(point), {})[species] = occupancy[row]
+        return Structure(Lattice(self.cell), list(sites.values()), list(sites))
+
+    @classmethod
+    def from_ase(cls, atoms: ase.Atoms) -> Crystal:
+        """From ASE ``Atoms``, taken as periodic in the three vectors of their cell.
+
+        Raises:
+            ValueError: the cell has no volume, an atom is no element, or a site is partly occupied.
+        """
+        for kind in (atoms.info.get("occupancy") or {}).values():
+            if min(kind.values()) < cif.FULL:
+                raise ValueError(
+                    'partial occupancy; sitenet.read_cif(..., disorder="average") averages over it'
+                )
+        return cls(atoms.cell.array, atoms.get_scaled_positions(wrap=False), atoms.numbers)
+
+    def to_ase(self) -> ase.Atoms:
+        """As ASE ``Atoms``, which have neither oxidation states nor partial occupancy.
+
+        Raises:
+            ValueError: a site is partly occupied.
+        """
+        from ase import Atoms
+
+        if self.occupancy is not None and self.occupancy.min() < 1:
+            raise ValueError("ASE has no partial occupancy")
+        return Atoms(self.numbers, cell=self.cell, scaled_positions=self.frac, pbc=True)
+
+
+_OTHERS = ((1, 2), (0, 2), (0, 1))  # the vectors between which alpha, beta and gamma lie
+
+
+def _floats(values: Any, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    array = np.array(values, dtype=np.float64)
+    if array.shape != shape:
+        expected = "(num_sites, 3)" if name == "frac" else shape
+        raise ValueError(f"{name} must have shape {expected}, got {array.shape}")
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name} must be finite")
+    return array
+
+
+def _formula(amounts: dict[int, float]) -> str:
+    column = SITE_FEATURES.index("Electronegativity")
+    electronegativity = site_features(list(amounts), missing="mean")[:, column]
+    order = sorted(zip(electronegativity, amounts, strict=True))
+    parts = [(SYMBOLS[number], amounts[number]) for _, number in order]
+    return "".join(symbol + ("" if amount == 1 else f"{amount:g}") for symbol, amount in parts)
+
+
+def _has_translation(
+    cell: np.ndarray, frac: np.ndarray, kinds: np.ndarray, tolerance: float
+) -> bool:
+    """Whether a shift by a part of the cell maps every site onto one of its kind.
+
+    Shifts form a group whose order divides the number of sites of each kind; so if there are any,
+    one has a prime order p: p times the shift is a lattice vector.
+    """
+    counts = np.bincount(kinds)
+    common = math.gcd(*counts.tolist())
+    if common == 1:
+        return False
+    rarest = frac[kinds == np.argmin(np.where(counts > 0, counts, len(kinds) + 1))]
+    shifts = rarest[1:] - rarest[0]
+    for p in _prime_factors(common):
+        rest = p * shifts
+        rest -= np.round(rest)
+        near = np.linalg.norm(rest @ cell, axis=1) < 2 * p * tolerance
+        if any(_maps(cell, frac, kinds, shift, tolerance) for shift in shifts[near]):
+            return True
+    return False
+
+
+def _prime_factors(number: int) -> list[int]:
+    found, p = [], 2
+    while p * p <= number:
+        if number % p == 0:
+            found.append(p)
+            while number % p == 0:
+                number //= p
+        p += 1
+    return found + [number] * (number > 1)
+
+
+def _maps(
+    cell: np.ndarray, frac: np.ndarray, kinds: np.ndarray, shift: np.ndarray, tolerance: float
+) -> bool:
+    """Whether all sites, shifted, are where a site of their kind is."""
+    few = slice(0, 8)
+    between = frac[few, None] + shift - frac
+    between -= np.round(between)
+    same = np.linalg.norm(between @ cell, axis=2) < tolerance
+    if not (same & (kinds[few, None] == kinds)).any(1).all():
+        return False
+    both = np.concatenate([wrapped(frac), wrapped(frac + shift)])
+    pairs, distance = near_pairs(cell, both)
+    site, shifted = pairs[distance < tolerance].T
+    same_kind = (site < len(frac)) & (shifted >= len(frac))
+    site, shifted = site[same_kind], shifted[same_kind] - len(frac)
+    return len(np.unique(shifted[kinds[site] == kinds[shifted]])) == len(frac)
+
+
+def _spglib_primitive(
+    cell: np.ndarray, frac: np.ndarray, kinds: np.ndarray, tolerance: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """Cell, sites and kinds of the Niggli-reduced primitive cell; None if there is no smaller."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # spglib announces how it will report errors
+        try:
+            found: Any = spglib.standardize_cell(
+                (cell, frac, kinds),  # type: ignore[arg-type]
+                to_primitive=True,
+                no_idealize=True,
+                symprec=tolerance,
+            )
+            reduced = None if found is None else spglib.niggli_reduce(found[0])
+        except spglib.SpglibError:
+            return None
+    if found is None or len(found[2]) >= len(kinds):
+        return None
+    cell, frac, kinds = found
+    if reduced is None:
+        return cell, wrapped(frac), kinds
+    return reduced, wrapped(frac @ cell @ np.linalg.inv(reduced)), kinds
+
+
+def read_cif(
+    source: str | os.PathLike[str] | bytes, disorder: str = "error", limits: Limits | None = None
+) -> Crystal:
+    """Read the first structure of a CIF.
+
+    Args:
+        source: path of a file (``.cif``, ``.mcif``, also gzipped), or its text.
+        disorder: what to do about partial occupancy: ``"error"``, or ``"average"`` to keep it in
+            ``Crystal.occupancy``, for models to average over what shares a position.
+        limits: what a file may ask for before it is refused.
+
+    Returns:
+        The crystal in the cell of the file, symmetry expanded, named after its block.
+
+    Raises:
+        CifError: the file holds no sound structure; says which block and why.
+        OSError: there is no such file.
+    """
+    return next(_read(source, disorder, limits))
+
+
+def read_cifs(
+    source: str | os.PathLike[str] | bytes, disorder: str = "error", limits: Limits | None = None
+) -> list[Crystal]:
+    """Read all structures of a CIF, one for each block that has atoms; see ``read_cif``."""
+    return list(_read(source, disorder, limits))
+
+
+def _read(
+    source: str | os.PathLike[str] | bytes, disorder: str, limits: Limits | None
+) -> Iterator[Crystal]:
+    if disorder not in ("error", "average"):
+        raise ValueError(f"disorder must be 'error' or 'average', got {disorder!r}")
+    limits = limits or Limits()
+    file, block = "CIF text", None
+    try:
+        if isinstance(source, str) and "\n" in source:
+            text = source
+        elif isinstance(source, bytes):
+            text = read_text(source, limits)
+        else:
+            file = str(source)
+            text = read_text(Path(source), limits)
+        blocks = read_blocks(text, limits)
+        with_sites = [b for b in blocks if has_sites(b)]
+        if not with_sites:
+            if not blocks:
+                raise Unreadable("no data block")
+            block = blocks[0].name
+            for each in blocks:  # says what is missing
+                block = each.name
+                cif.read_structure(each, limits, disorder)
+        for each in with_sites:
+            block = each.name
+            structure = cif.read_structure(each, limits, disorder)
+            yield Crystal(*structure, name=each.name or None)
+    except (Unreadable, ValueError) as error:
+        raise CifError(file, block, str(error)) from None

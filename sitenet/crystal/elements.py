@@ -1,0 +1,65 @@
+"""Chemical elements: symbols, atomic numbers and the elemental properties of a site."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from importlib import resources
+
+import numpy as np
+
+from sitenet.config import SITE_FEATURES
+
+
+def _read_table() -> tuple[tuple[str, ...], np.ndarray]:
+    """Symbols and properties by atomic number; NaN where a property is not known, and for 0."""
+    text = (resources.files("sitenet.crystal") / "elements.csv").read_text()
+    rows = list(csv.DictReader(line for line in text.splitlines() if line[0] != "#"))
+    values = [[float(row[name] or "nan") for name in SITE_FEATURES] for row in rows]
+    unknown = [np.nan] * len(SITE_FEATURES)
+    return ("", *(row["Symbol"] for row in rows)), np.array([unknown, *values])
+
+
+SYMBOLS, _TABLE = _read_table()
+NUMBERS = {symbol: number for number, symbol in enumerate(SYMBOLS) if number}
+_MEAN = np.nanmean(_TABLE, 0)
+_IMPUTED = np.where(np.isnan(_TABLE), _MEAN, _TABLE)
+
+
+def site_features(numbers: Sequence[int] | np.ndarray, missing: str = "error") -> np.ndarray:
+    """The eight elemental properties of each site.
+
+    Args:
+        numbers: (n,) atomic numbers.
+        missing: what to do where a property is not known: ``"error"``, or ``"mean"`` to take its
+            mean over the elements for which it is known.
+
+    Returns:
+        (n, 8) float64, columns as in ``config.SITE_FEATURES``: atomic number, atomic weight (u),
+        row and column of the periodic table (rare earths: column 3), first ionization energy (eV),
+        electronegativity (Pauling), atomic radius (angstrom), density (g/L).
+
+    Raises:
+        ValueError: no such element, or a property that is not known, by name.
+
+    Source: Magpie tables (Ward et al., npj Comput. Mater. 2, 16028, 2016) as in matminer 0.7.4,
+    whose ``impute_nan`` of later versions is ``missing="mean"``.
+    """
+    if missing not in ("error", "mean"):
+        raise ValueError(f"missing must be 'error' or 'mean', got {missing!r}")
+    numbers = np.asarray(numbers, dtype=np.int64)
+    if numbers.size and not (1 <= numbers.min() and numbers.max() < len(SYMBOLS)):
+        raise ValueError(
+            f"numbers must be atomic numbers from 1 to {len(SYMBOLS) - 1}, "
+            f"got {numbers.min()} to {numbers.max()}"
+        )
+    if missing == "mean":
+        return _IMPUTED[numbers]
+    values = _TABLE[numbers]
+    if np.isnan(values).any():
+        site, column = np.argwhere(np.isnan(values))[0]
+        raise ValueError(
+            f"{SITE_FEATURES[column]} of {SYMBOLS[numbers[site]]} is not known; "
+            f"missing='mean' takes the mean over the other elements"
+        )
+    return values

@@ -1,0 +1,433 @@
+"""The pairs of many crystals in flat columns, in memory, mapped from disk or on a GPU.
+
+A batch is a few gathers, whatever the device, so that training waits for no Python loop. On disk
+a store is a folder of one raw file a column beside ``store.json``, which names their sizes and
+checksums and what the pairs were computed from.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import warnings
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sitenet.config import SiteNetConfig
+from sitenet.crystal.crystal import Crystal
+from sitenet.crystal.elements import SYMBOLS, site_features
+from sitenet.model.sitenet import element_table
+from sitenet.pairs.pairs import Pairs, find_pairs
+from sitenet.reference import row_of_pair
+
+Columns = dict[str, np.ndarray]
+
+FORMAT = 2
+# Column -> what it has one entry for, and its dtype on disk and in memory. Distances are kept in
+# float32: 5e-7 A at 8 A, far below the tolerance of merging.
+COLUMNS = {
+    "num_sites": ("crystal", np.int32),
+    "images": ("crystal", np.int32),
+    "num_rows": ("crystal", np.int32),
+    "num_mixed": ("crystal", np.int32),
+    "numbers": ("row", np.uint8),
+    "oxidation": ("row", np.float32),
+    "count": ("row", np.int32),
+    "num_pairs": ("row", np.int32),
+    "sites": ("pair", np.int32),
+    "distance": ("pair", np.float32),
+    "multiplicity": ("pair", np.int32),
+    "mixed_rows": ("species", np.int32),
+    "mixed_numbers": ("species", np.uint8),
+    "mixed_shares": ("species", np.float32),
+}
+
+
+def pair_options(
+    config: SiteNetConfig, max_sites: int | None = None, merge: bool | None = None
+) -> dict[str, Any]:
+    """The arguments of ``find_pairs`` that a config asks for.
+
+    Args:
+        config: of the model.
+        max_sites: instead of the config's; 0 takes the cell as it is.
+        merge: instead of the config's.
+    """
+    options: dict[str, Any] = {
+        "merge": config.merge if merge is None else merge,
+        "tolerance": config.tolerance,
+    }
+    if config.images == "sphere":
+        return options | {"images": "sphere", "radius": config.radius}
+    sine = any(f.name == "coulomb_matrix" for f in config.interaction_features)
+    max_sites = config.max_sites if max_sites is None else max_sites
+    options |= {"max_sites": max_sites or None, "sine": sine}
+    return options | {"merge": False} if sine else options
+
+
+class PairMaker:
+    """Crystal -> the columns of its pairs, as a model's config asks for them.
+
+    Args:
+        config: of the model.
+        max_sites: as in ``pair_options``.
+        merge: as in ``pair_options``.
+    """
+
+    def __init__(
+        self, config: SiteNetConfig, max_sites: int | None = None, merge: bool | None = None
+    ) -> None:
+        self.options = pair_options(config, max_sites, merge)
+        self.missing = config.missing
+        self.known = ~element_table(config).isnan().any(1).numpy()  # by atomic number
+
+    def unusable(self, numbers: np.ndarray) -> list[int]:
+        """Elements of which the model has no features."""
+        numbers = np.unique(numbers)
+        return numbers[~self.known[numbers]].tolist()
+
+    def check(self, crystal: Crystal) -> None:
+        """Raise ValueError where the model lacks an element's features, by name."""
+        unusable = self.unusable(crystal.numbers)
+        if unusable:
+            site_features(unusable, self.missing)  # says which property is not known
+            raise ValueError(f"the model has no features of {SYMBOLS[unusable[0]]}")
+
+    def __call__(self, crystal: Crystal) -> Columns:
+        self.check(crystal)
+        return columns_of(find_pairs(crystal, **self.options))
+
+
+def columns_of(pairs: Pairs) -> Columns:
+    """One crystal's pairs as the columns of a store."""
+    none = torch.empty(0)
+    mixed = none if pairs.mixed_rows is None else pairs.mixed_rows
+    columns = {
+        "num_sites": pairs.num_sites,
+        "images": pairs.images,
+        "num_rows": pairs.crystals.diff(),
+        "num_mixed": torch.tensor([len(mixed)]),
+        "numbers": pairs.numbers,
+        "oxidation": pairs.oxidation,
+        "count": pairs.count,
+        "num_pairs": pairs.offsets.diff(),
+        "sites": pairs.sites,
+        "distance": pairs.distance,
+        "multiplicity": pairs.multiplicity,
+        "mixed_rows": mixed,
+        "mixed_numbers": none if pairs.mixed_numbers is None else pairs.mixed_numbers,
+        "mixed_shares": none if pairs.mixed_shares is None else pairs.mixed_shares,
+    }
+    if pairs.sine_distance is not None:
+        columns["sine_distance"] = pairs.sine_distance
+    return {name: x.numpy().astype(_dtype(name), copy=False) for name, x in columns.items()}
+
+
+def _dtype(name: str) -> type:
+    return np.float32 if name == "sine_distance" else COLUMNS[name][1]
+
+
+def placed(numbers: np.ndarray, device: torch.device) -> Tensor:
+    """An array as a tensor on a device; the host does not wait for the copy."""
+    found = torch.from_numpy(numbers)
+    return found.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else found
+
+
+def _ranges(starts: Tensor, lengths: Tensor, total: int) -> Tensor:
+    """starts[0], starts[0] + 1, ... (lengths[0] of them), starts[1], ...; total in all."""
+    ends = lengths.cumsum(0)
+    shift = torch.repeat_interleave(starts - (ends - lengths), lengths, output_size=total)
+    return torch.arange(total, device=starts.device) + shift
+
+
+def _begins(lengths: Tensor) -> Tensor:
+    """Where parts of these lengths begin, and where the last one ends: (n + 1,) int64."""
+    return F.pad(lengths.long().cumsum(0), (1, 0))
+
+
+class PairStore:
+    """The pairs of many crystals.
+
+    Args:
+        columns: name -> flat array of all crystals, as ``COLUMNS`` says (and perhaps
+            ``sine_distance``, one a pair). ``sites`` count from the crystal's first row.
+        device: where the columns are kept.
+        facts: what its writer noted beside the columns.
+    """
+
+    def __init__(
+        self,
+        columns: Columns,
+        device: torch.device | str = "cpu",
+        facts: dict[str, Any] | None = None,
+    ) -> None:
+        self.facts = facts or {}
+        with _quiet_about_read_only():
+            self.columns = {k: torch.from_numpy(v).to(device) for k, v in columns.items()}
+        self._row_of_crystal = _begins(self.columns["num_rows"])  # (crystals + 1,)
+        self._pair_of_row = _begins(self.columns["num_pairs"])  # (rows + 1,)
+        self._mixed_of_crystal = _begins(self.columns["num_mixed"])  # (crystals + 1,)
+        pairs = self._pair_of_row[self._row_of_crystal].diff()
+        # Rows, pairs and species of each crystal where no GPU must be waited for: (3, crystals).
+        sizes = (self.columns["num_rows"], pairs, self.columns["num_mixed"])
+        self._sizes = np.stack([x.cpu().numpy().astype(np.int64) for x in sizes])
+
+    def __len__(self) -> int:
+        return len(self.columns["num_sites"])
+
+    @property
+    def num_pairs(self) -> np.ndarray:
+        """Pairs of each crystal, (crystals,) int64."""
+        return self._sizes[1]
+
+    @property
+    def num_sites(self) -> np.ndarray:
+        """Sites of each crystal's cell, (crystals,) int32."""
+        return self.columns["num_sites"].cpu().numpy()
+
+    def batch(self, crystals: Sequence[int] | np.ndarray) -> Pairs:
+        """The pairs of some crystals, on the store's device.
+
+        Args:
+            crystals: their numbers, in any order.
+
+        Returns:
+            Pairs without ``orbit``, which is empty: a store does not keep which site is in which
+            row.
+        """
+        c = self.columns
+        numbers = np.asarray(crystals, dtype=np.int64)
+        all_rows, all_pairs, all_mixed = self._sizes[:, numbers].sum(1).tolist()
+        index = placed(numbers, c["sites"].device)
+        first_row = self._row_of_crystal[index]
+        num_rows = self._row_of_crystal[index + 1] - first_row
+        first_pair = self._pair_of_row[first_row]
+        num_pairs = self._pair_of_row[first_row + num_rows] - first_pair
+        rows = _ranges(first_row, num_rows, all_rows)
+        pairs = _ranges(first_pair, num_pairs, all_pairs)
+        begin = _begins(num_rows)  # (crystals + 1,)
+        shift = torch.repeat_interleave(begin[:-1], num_pairs, output_size=all_pairs)
+        found = self._take(index, rows, pairs, _begins(c["num_pairs"][rows]), begin)
+        found.sites += shift.int()
+        if all_mixed:
+            first = self._mixed_of_crystal[index]
+            lengths = self._mixed_of_crystal[index + 1] - first
+            species = _ranges(first, lengths, all_mixed)
+            shift = torch.repeat_interleave(begin[:-1], lengths, output_size=all_mixed)
+            found.mixed_rows = c["mixed_rows"][species].long() + shift
+            found.mixed_numbers = c["mixed_numbers"][species].long()
+            found.mixed_shares = c["mixed_shares"][species]
+        return found
+
+    def room(self, crystals: Sequence[int] | np.ndarray) -> tuple[int, int]:
+        """Rows and pairs of some crystals together."""
+        rows, pairs, _ = self._sizes[:, np.asarray(crystals, dtype=np.int64)].sum(1).tolist()
+        return rows, pairs
+
+    def padded_batch(self, index: Tensor, num_rows: int, num_pairs: int) -> Pairs:
+        """The pairs of some crystals in arrays of given sizes, made without a look at the numbers,
+        so that a CUDA graph can do it again for other crystals.
+
+        The places of ``index`` that are left over hold crystals of padding: one row each, and in
+        the last one what rows are missing else. They share the missing pairs evenly, each with
+        itself at 1 A, and their sites are those of the batch's first row.
+
+        Args:
+            index: (crystals,) int64 on the store's device; -1 from the first place of padding on,
+                of which there is one at least.
+            num_rows: of the arrays; the crystals' and one for each place of padding at least.
+            num_pairs: of the arrays; the crystals' at least.
+
+        Raises:
+            ValueError: the store holds disordered crystals or sine distances.
+        """
+        c = self.columns
+        if len(c["mixed_rows"]) or "sine_distance" in c:
+            raise ValueError("disordered crystals and sine distances cannot be padded")
+        padding = index < 0
+        index = torch.where(padding, index[0], index)
+        first_row = self._row_of_crystal[index]
+        lengths = torch.where(padding, 1, self._row_of_crystal[index + 1] - first_row)
+        lengths[-1] += num_rows - lengths.sum()
+        begin = _begins(lengths)
+        crystal = row_of_pair(begin, num_rows)
+        row = torch.arange(num_rows, device=index.device)
+        added_rows = padding[crystal]
+        rows = torch.where(added_rows, first_row[0], first_row[crystal] + row - begin[crystal])
+        lengths = torch.where(added_rows, 0, c["num_pairs"][rows].long())
+        missing, places = num_pairs - lengths.sum(), added_rows.sum()
+        place = row - (num_rows - places)  # of a row of padding among those
+        share = (place + 1) * missing // places - place * missing // places
+        offsets = _begins(torch.where(added_rows, share, lengths))
+        row = row_of_pair(offsets, num_pairs)
+        added = added_rows[row]
+        pairs = self._pair_of_row[rows[row]] - offsets[row]
+        pairs += torch.arange(num_pairs, device=index.device)
+        found = self._take(index, rows, torch.where(added, 0, pairs), offsets, begin)
+        found.sites = torch.where(added, row, found.sites + begin[crystal[row]]).int()
+        found.distance = torch.where(added, 1.0, found.distance)
+        return found
+
+    def _take(
+        self, index: Tensor, rows: Tensor, pairs: Tensor, offsets: Tensor, begin: Tensor
+    ) -> Pairs:
+        """Rows and pairs of the store as those of a batch, ``sites`` still counted from each
+        crystal's first row."""
+        c = self.columns
+        return Pairs(
+            offsets=offsets,
+            sites=c["sites"][pairs],
+            distance=c["distance"][pairs],
+            multiplicity=c["multiplicity"][pairs],
+            numbers=c["numbers"][rows].long(),
+            oxidation=c["oxidation"][rows],
+            count=c["count"][rows],
+            orbit=torch.empty(0, dtype=torch.int32, device=index.device),
+            crystals=begin,
+            num_sites=c["num_sites"][index].long(),
+            images=c["images"][index].long(),
+            sine_distance=c["sine_distance"][pairs] if "sine_distance" in c else None,
+        )
+
+    def elements(self, crystals: Sequence[int] | np.ndarray) -> Tensor:
+        """Atomic numbers of all rows and species of some crystals, (n,) int64."""
+        numbers = np.asarray(crystals, dtype=np.int64)
+        total, _, species = self._sizes[:, numbers].sum(1).tolist()
+        index = placed(numbers, self._row_of_crystal.device)
+        found = []
+        for column, begin, size in (
+            ("numbers", self._row_of_crystal, total),
+            ("mixed_numbers", self._mixed_of_crystal, species),
+        ):
+            first = begin[index]
+            place = _ranges(first, begin[index + 1] - first, size)
+            found.append(self.columns[column][place].long())
+        return torch.cat(found)
+
+    def to(self, device: torch.device | str) -> PairStore:
+        """A copy on another device, or this one if it is there.
+
+        Raises:
+            RuntimeError: it does not fit into the GPU's memory; says how large it is.
+        """
+        if self.columns["sites"].device == torch.device(device):
+            return self
+        columns = {k: v.cpu().numpy() for k, v in self.columns.items()}
+        try:
+            return PairStore(columns, device, self.facts)
+        except torch.OutOfMemoryError:
+            size = sum(x.nbytes for x in columns.values()) / 2**30
+            raise RuntimeError(
+                f"out of GPU memory: the pairs of {len(self)} crystals take {size:.2f} GiB; try "
+                "fewer (max_crystals), or device cpu"
+            ) from None
+
+    @classmethod
+    def of(cls, parts: Sequence[Columns]) -> PairStore:
+        """A store of the columns (``columns_of``) of one crystal after another."""
+        names = parts[0] if parts else COLUMNS
+        return cls(
+            {
+                k: np.concatenate([p[k] for p in parts]) if parts else np.empty(0, _dtype(k))
+                for k in names
+            }
+        )
+
+    @classmethod
+    def open(cls, folder: str | Path, key: str) -> PairStore:
+        """A store on disk, mapped into memory and shared by all processes that open it.
+
+        Raises:
+            ValueError: a file is missing, truncated or altered, or was computed from something
+                else than ``key`` says; the file is named.
+        """
+        folder = Path(folder)
+        try:
+            content = json.loads((folder / "store.json").read_text())
+            facts, files = content["facts"], content["columns"]
+            made_of = content["format"], content["key"]
+            expected = {name: (files[name]["bytes"], files[name]["crc32"]) for name in files}
+            dtypes = {name: np.dtype(_dtype(name)) for name in files}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{folder / 'store.json'} cannot be read: {error!r}") from None
+        if made_of != (FORMAT, key):
+            raise ValueError(f"{folder} holds pairs of other data or settings")
+        columns = {}
+        for name, (size, checksum) in expected.items():
+            path = folder / f"{name}.bin"
+            if not path.is_file():
+                raise ValueError(f"{path} is missing")
+            if path.stat().st_size != size:
+                raise ValueError(f"{path} has {path.stat().st_size} bytes, expected {size}")
+            columns[name] = (
+                np.memmap(path, dtypes[name], "r") if size else np.empty(0, dtypes[name])
+            )
+            if zlib.crc32(columns[name].view(np.uint8).data) != checksum:
+                raise ValueError(f"{path} was altered: its checksum is not that of store.json")
+        return cls(columns, facts=facts)
+
+
+@contextlib.contextmanager
+def _quiet_about_read_only():
+    """torch warns of arrays that cannot be written, as those mapped from disk; none is here."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        yield
+
+
+class StoreWriter:
+    """Writes a store column by column as crystals come; in bounded memory, complete or not at all.
+
+    Use as a context manager, one at a time for a folder, which appears under its name when it ends
+    without an error.
+    """
+
+    def __init__(self, folder: str | Path, key: str) -> None:
+        self.folder = Path(folder)
+        self.key = key
+        self.facts: dict[str, Any] = {}  # anything JSON holds, kept beside the columns
+        self._temporary = self.folder.with_name(f".{self.folder.name}.tmp")
+        self._files: dict[str, Any] = {}
+        self._crc: dict[str, int] = {}
+
+    def __enter__(self) -> StoreWriter:
+        shutil.rmtree(self._temporary, ignore_errors=True)  # of one that was killed
+        self._temporary.mkdir(parents=True)
+        for name in COLUMNS:
+            self._open(name)
+        return self
+
+    def _open(self, name: str) -> None:
+        self._files[name] = open(self._temporary / f"{name}.bin", "wb")
+        self._crc[name] = 0
+
+    def add(self, columns: Columns) -> None:
+        """Append the columns of one crystal or of a batch (``columns_of``)."""
+        for name, values in columns.items():
+            if name not in self._files:
+                self._open(name)
+            data = np.ascontiguousarray(values).view(np.uint8)
+            self._files[name].write(data)
+            self._crc[name] = zlib.crc32(data.data, self._crc[name])
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        sizes = {name: file.tell() for name, file in self._files.items()}
+        for file in self._files.values():
+            file.close()
+        if kind is not None:
+            shutil.rmtree(self._temporary, ignore_errors=True)
+            return
+        columns = {k: {"bytes": sizes[k], "crc32": self._crc[k]} for k in sizes}
+        facts = {"format": FORMAT, "key": self.key, "columns": columns, "facts": self.facts}
+        (self._temporary / "store.json").write_text(json.dumps(facts, indent=1))
+        shutil.rmtree(self.folder, ignore_errors=True)
+        os.replace(self._temporary, self.folder)

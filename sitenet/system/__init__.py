@@ -1,0 +1,1 @@
+"""Files, progress, devices and processes."""

@@ -1,0 +1,318 @@
+"""Matbench (Dunn et al., npj Comput. Mater. 6, 138, 2020): its folds, and results in its format.
+
+The official folds of matbench_v0.1 are those of scikit-learn's KFold, stratified for classes, with
+five shuffled splits and the seed 18012019, over the rows in their order. The file of results is
+what ``MatbenchBenchmark.from_file`` of the matbench package reads once all five are in it.
+"""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import hashlib
+import json
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import sitenet
+from sitenet.config import SiteNetConfig, load_config
+from sitenet.data.dataset import Dataset, Preparation, write_left_out
+from sitenet.data.prepared import load_dataset, prepare
+from sitenet.data.readers import open_source
+from sitenet.data.source import Record, Source
+from sitenet.inference.metrics import class_scores, regression_scores
+from sitenet.system.files import write_text
+from sitenet.system.processes import barrier, choose_device, process_group, rank
+from sitenet.system.progress import Reporter
+from sitenet.training.train import train
+
+FOLDS = 5
+SEED = 18012019
+VERSION = "0.6"  # of the matbench package whose format this is
+RESULTS = "results.json"
+# Tasks whose input is a structure: rows, unit.
+TASKS = {
+    "matbench_dielectric": (4764, ""),
+    "matbench_jdft2d": (636, "meV/atom"),
+    "matbench_log_gvrh": (10987, "log10(GPa)"),
+    "matbench_log_kvrh": (10987, "log10(GPa)"),
+    "matbench_mp_e_form": (132752, "eV/atom"),
+    "matbench_mp_gap": (106113, "eV"),
+    "matbench_mp_is_metal": (106113, ""),
+    "matbench_perovskites": (18928, "eV/unit cell"),
+    "matbench_phonons": (1265, "cm^-1"),
+}
+
+
+@dataclass(eq=False)
+class Benchmark:
+    """What a benchmark found.
+
+    Attributes:
+        task: as Matbench calls it.
+        unit: of the target.
+        scores: of each fold, by its number: ``mae``, ``rmse``, ``mape`` and ``max_error``; or
+            ``accuracy``, ``balanced_accuracy``, ``f1`` and ``rocauc``.
+        path: of the file of results.
+    """
+
+    task: str
+    unit: str
+    scores: dict[int, dict[str, float]]
+    path: Path
+
+    def over_folds(self, name: str) -> tuple[float, float]:
+        """A score's mean over the folds, and its standard deviation."""
+        values = [scores[name] for scores in self.scores.values()]
+        return float(np.mean(values)), float(np.std(values))
+
+
+def matbench(
+    data: str | Path,
+    out: str | Path,
+    config: str | Path | Mapping[str, Any] | SiteNetConfig = "paper",
+    *,
+    task: str | None = None,
+    target: str | None = None,
+    classes: Sequence[str] = (),
+    folds: Sequence[int] | None = None,
+    primitive: bool = True,
+    disorder: str = "error",
+    device: str | torch.device = "cpu",
+    workers: int | None = None,
+    reporter: Reporter | None = None,
+    **changes: Any,
+) -> Benchmark:
+    """Train and test a model on each fold.
+
+    Structures that cannot be used count as predicted to be the mean of the training crystals.
+
+    Args:
+        data: a ``matbench_*.json.gz``, or a table with a column ``matbench_fold``, the fold in
+            which a row is tested.
+        out: a folder: ``results.json`` in Matbench's format, a run folder for each fold, and the
+            dataset with its pairs. The same call goes on from there.
+        config: as in ``train``.
+        task: as Matbench calls it; None takes the name of the file.
+        target: column; None takes the only one.
+        classes: ``(target,)`` if it is a class; that of matbench_mp_is_metal always is.
+        folds: numbers of those to run; None takes all.
+        primitive: as in ``train``.
+        disorder: as in ``train``.
+        device: as in ``train``.
+        workers: as in ``train``.
+        reporter: is told how far it is.
+        changes: fields of the config to change.
+
+    Raises:
+        ImportError: scikit-learn, which makes the folds, is needed and not installed.
+        ValueError: the data, the config or what is in the folder cannot be used.
+        Stopped: interrupted; says how to go on.
+    """
+    reporter = reporter if reporter is not None and not rank() else Reporter()
+    settings = load_config(config).replace(**changes)
+    device, out = choose_device(device), Path(out)
+    source = open_source(data, None if target is None else [target])
+    if len(source.targets) != 1:
+        raise ValueError(f"{data}: expected one target")
+    name, task = source.targets[0], task or _task(Path(data))
+    is_class = name in classes or task == "matbench_mp_is_metal"
+    records = folded(list(source), task, is_class)
+    there = sorted({int(r.split) for r in records})
+    folds = there if folds is None else folds
+    if missing := set(folds) - set(there):
+        raise ValueError(f"{data}: no fold {min(missing)}; there is {', '.join(map(str, there))}")
+    found = _Results(out / RESULTS, task, settings)
+    with process_group(device):
+        how = Preparation(primitive, disorder)
+        dataset = _dataset(source, records, out, how, workers, reporter)
+        unit = TASKS[task][1] if task in TASKS else dataset.units[0]
+        dataset = replace(dataset, units=(unit,))
+        for fold in folds:
+            reporter.say(f"fold {fold}")
+            folder = out / f"fold_{fold}"
+            result = train(
+                dataset,
+                folder,
+                settings,
+                classes=[name] if is_class else [],
+                fold=str(fold),
+                device=device,
+                workers=workers,
+                reporter=reporter,
+            )
+            if not rank():
+                predicted = _predicted(folder / "predictions.csv", name)
+                facts = {"epochs": len(result.history)}
+                found.record(fold, records, predicted, is_class, facts)
+    return Benchmark(task, unit, found.scores(), found.path)
+
+
+def _task(path: Path) -> str:
+    """The task that a file's name begins with, or the name."""
+    stem = path.name.partition(".")[0]
+    return max((t for t in TASKS if stem.startswith(t)), key=len, default=stem)
+
+
+def folded(records: Sequence[Record], task: str, is_class: bool) -> list[Record]:
+    """Records with Matbench's ids, and with their folds as their split: those of the source, or
+    the official ones."""
+    prefix = task.replace("matbench", "mb").replace("_", "-")
+    width = math.floor(math.log10(len(records))) + 1
+    ids = [f"{prefix}-{int(r.id) + 1:0{width}d}" if r.id.isdecimal() else r.id for r in records]
+    if all(r.split.isdecimal() for r in records):
+        folds = [int(r.split) for r in records]
+    else:
+        folds = official_folds(np.array([r.targets[0] for r in records]), is_class)
+        rows = TASKS.get(task, (len(records), ""))[0]
+        if len(records) != rows:
+            warnings.warn(
+                f"{len(records)} rows, but {task} has {rows}: the folds are not the official ones",
+                stacklevel=3,
+            )
+    return [
+        replace(r, id=name, split=str(fold))
+        for r, name, fold in zip(records, ids, folds, strict=True)
+    ]
+
+
+def official_folds(values: np.ndarray, is_class: bool) -> list[int]:
+    """The fold in which each row is tested.
+
+    Args:
+        values: (rows,) of the target.
+        is_class: whether it is a class, whose share is kept in each fold.
+    """
+    try:
+        from sklearn.model_selection import KFold, StratifiedKFold
+    except ImportError:
+        raise ImportError(
+            "the folds of Matbench need scikit-learn: pip install 'sitenet[sklearn]'"
+        ) from None
+    split = (StratifiedKFold if is_class else KFold)(FOLDS, shuffle=True, random_state=SEED)
+    fold = np.zeros(len(values), dtype=int)
+    for k, (_, test) in enumerate(split.split(values, values)):
+        fold[test] = k
+    return fold.tolist()
+
+
+def _dataset(
+    source: Source,
+    records: list[Record],
+    out: Path,
+    how: Preparation,
+    workers: int | None,
+    reporter: Reporter,
+) -> Dataset:
+    """The records as a file of ``sitenet prepare``, beside which the pairs of all folds lie."""
+    path = out / "dataset.parquet"
+    if not rank():
+        out.mkdir(parents=True, exist_ok=True)
+        with reporter.bar("reading structures", len(records)) as advance:
+            given = Source(source.path, records, source.targets)
+            _, left_out = prepare(given, path, None, how, workers, advance)
+        write_left_out(left_out, out / "left_out.csv")
+    barrier()
+    return load_dataset(path)
+
+
+def _predicted(path: Path, name: str) -> dict[str, float]:
+    """The predictions of a run's test crystals, by id."""
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["split"] == "test"]
+    return {row["id"]: float(row[f"{name}_predicted"]) for row in rows}
+
+
+# ---------------------------------------------------------------------------------------------
+# Results
+
+
+class _Results:
+    """The file of results, as the matbench package writes it."""
+
+    def __init__(self, path: Path, task: str, config: SiteNetConfig) -> None:
+        self.path, self.task, self.config = path, task, config
+        self.folds: dict[str, Any] = {}
+        if path.is_file():
+            tasks = json.loads(path.read_text())["tasks"]
+            if task not in tasks:
+                raise ValueError(f"{path} holds results of {', '.join(tasks)}, not of {task}")
+            self.folds = tasks[task]["results"]
+
+    def record(
+        self,
+        fold: int,
+        records: Sequence[Record],
+        predicted: Mapping[str, float],
+        is_class: bool,
+        facts: Mapping[str, Any],
+    ) -> None:
+        """Take in the predictions of a fold, and write the file."""
+        test = [r for r in records if r.split == str(fold)]
+        mean = float(np.nanmean([r.targets[0] for r in records if r.split != str(fold)]))
+        y = np.array([predicted.get(r.id, mean) for r in test])
+        truth = np.array([r.targets[0] for r in test])
+        missing = [r.id for r in test if r.id not in predicted]
+        self.folds[f"fold_{fold}"] = {
+            "data": dict(zip((r.id for r in test), y.tolist(), strict=True)),
+            "parameters": {**facts, "predicted_by_the_mean": missing},
+            "scores": (_class_scores if is_class else _value_scores)(truth, y),
+        }
+        content = {
+            "@module": "matbench.bench",
+            "@class": "MatbenchBenchmark",
+            "version": VERSION,
+            "benchmark_name": "matbench_v0.1",
+            "tasks": {
+                self.task: {
+                    "@module": "matbench.task",
+                    "@class": "MatbenchTask",
+                    "benchmark_name": "matbench_v0.1",
+                    "dataset_name": self.task,
+                    "results": self.folds,
+                }
+            },
+            "user_metadata": {
+                "algorithm": "Site-Net",
+                "sitenet": sitenet.__version__,
+                "config": self.config.to_dict(),
+            },
+            "datestamp": datetime.datetime.now(datetime.timezone.utc).strftime("%Y.%m.%d %H:%M.%S"),
+        }
+        content = json.loads(json.dumps(content, sort_keys=True))
+        content["hash"] = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+        write_text(self.path, json.dumps(content))
+
+    def scores(self) -> dict[int, dict[str, float]]:
+        """By the number of the fold."""
+        numbers = sorted(int(name.removeprefix("fold_")) for name in self.folds)
+        return {k: self.folds[f"fold_{k}"]["scores"] for k in numbers}
+
+
+def _value_scores(truth: np.ndarray, y: np.ndarray) -> dict[str, float]:
+    """Matbench's scores of values, (crystals,) each; its ``mape`` leaves out true values of 0."""
+    known = np.abs(truth) > 1e-5
+    share = np.abs(y - truth)[known] / np.abs(truth[known])
+    scores = regression_scores(truth, y)
+    scores["mape"] = float(share.mean()) if known.any() else math.nan
+    return {name: scores[name] for name in ("mae", "rmse", "mape", "max_error")}
+
+
+def _class_scores(truth: np.ndarray, y: np.ndarray) -> dict[str, float]:
+    """Matbench's scores of probabilities of class 1, (crystals,) each."""
+    ones, called = truth > 0.5, y > 0.5
+    recalls = [(called == ones)[part].mean() for part in (ones, ~ones) if part.any()]
+    scores = class_scores(truth, y)
+    return {
+        "accuracy": scores["accuracy"],
+        "balanced_accuracy": float(np.mean(recalls)),
+        "f1": scores["f1"],
+        "rocauc": scores["roc_auc"],
+    }

@@ -1,0 +1,415 @@
+"""The command line: what it prints where, its exit statuses, and each command on tiny data."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from toy_crystals import SMALL, toy_crystals, write_folder
+
+from sitenet.cli import app as cli
+from sitenet.config import SiteNetConfig, TrainingConfig, load_config
+from sitenet.model.checkpoint import load, to_published
+from sitenet.model.sitenet import SiteNet, Target
+
+PUBLISHED = {
+    "embedding_size": 4,
+    "attention_heads": 1,
+    "attention_blocks": 1,
+    "site_dim_per_head": 4,
+    "attention_dim_interaction": 3,
+    "attention_hidden_layers": [5],
+    "pre_pool_layers": [6],
+    "post_pool_layers": [7],
+    "activation_function": "mish",
+    "set_norm": "layer",
+    "lin_norm": "layer",
+    "last_af_func": "TReLU",
+    "site_feature_size": 8,
+    "interaction_feature_size": 2,
+    "Learning_Rate": 1e-3,
+    "Batch_Size": 20,
+    "Max_Samples": 1e9,
+    "Optimizer": {"Name": "AdamW", "Kwargs": {"eps": 1e-7, "weight_decay": 1e-4}},
+}
+
+
+@pytest.fixture
+def sitenet(capsys):
+    """Runs a command in this process: status, standard output, standard error."""
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as end:
+            cli.main(list(map(str, arguments)))
+        out, err = capsys.readouterr()
+        return end.value.code or 0, out, err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder of CIFs and their targets, and one CIF that is none."""
+    path = tmp_path_factory.mktemp("crystals")
+    write_folder(path, 14)
+    (path / "c3.cif").write_text("data_c3\n_cell_length_a 4\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    path = tmp_path_factory.mktemp("config") / "tiny.yaml"
+    path.write_text(yaml.safe_dump(SMALL.replace(epochs=2, last_activation="identity").to_dict()))
+    return path
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory, folder, config):
+    """A folder that ``sitenet train`` left."""
+    path = tmp_path_factory.mktemp("run")
+    with pytest.raises(SystemExit) as end:
+        cli.main(["train", str(folder), "--out", str(path), "--config", str(config)])
+    assert not end.value.code
+    return path
+
+
+def rows_of(text):
+    return list(csv.DictReader(text.splitlines()))
+
+
+# ---------------------------------------------------------------------------------------------
+# What all commands share
+
+
+def test_help_lists_every_command_and_loads_no_torch():
+    code = "import sys; sys.argv = ['sitenet', '--help']; from sitenet.cli.app import main\n"
+    code += "try: main()\nfinally: assert 'torch' not in sys.modules, 'torch'"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 0 and run.stderr == ""
+    for name in "info prepare train predict evaluate explain report tune matbench".split():
+        assert f" {name} " in run.stdout
+
+
+@pytest.mark.parametrize("command", ["train", "tune", "matbench"])
+def test_options_are_the_fields_of_the_config(sitenet, command):
+    status, out, _ = sitenet(command, "--help")
+    assert status == 0
+    for name in (
+        "learning-rate",
+        "epochs",
+        "max-sites",
+        "blocks",
+        "last-activation",
+        "merge",
+        "distance-cutoff",
+    ):
+        assert f"--{name}" in out
+    assert "Training settings" in out and "SiteNet settings" in out
+
+
+def test_version_and_info(sitenet):
+    from sitenet import __version__
+
+    assert sitenet("--version")[1] == f"{__version__}\n"
+    status, out, err = sitenet("info", "--json")
+    assert status == 0 and err == "" and json.loads(out)["version"] == __version__
+    assert __version__ in sitenet("info")[1]
+
+
+def test_usage_errors_have_status_2(sitenet, folder, tmp_path):
+    out = tmp_path / "out"
+    for arguments, text in (
+        ([], "Commands"),
+        (["trian"], "trian"),
+        (["train"], "data"),
+        (["train", folder], "--out"),
+        (["train", folder / "absent", "--out", out], "absent"),
+        (["train", folder, "--out", out, "--config", "papre"], "named configs: "),
+        (["train", folder, "--out", out, "--epochs", "0"], "epochs must be at least 1"),
+        (["train", folder, "--out", out, "--epochs", "many"], "--epochs"),
+        (["train", folder, "--out", out, "--schedule", "linear"], "schedule must be one of"),
+        (["train", folder, "--out", out, "--device", "tpu"], "expected cpu, cuda"),
+        (["train", folder, "--out", out, "--disorder", "ignore"], "--disorder"),
+        (["predict", folder / "absent.cif"], "absent.cif"),
+        (["explain", folder, "--rows", "atoms"], "--rows"),
+        (["tune", folder, "--out", out, "--sampler", "grid"], "--sampler"),
+    ):
+        status, printed, said = sitenet(*arguments)
+        told = " ".join((said + printed).replace("│", " ").split())
+        assert status == 2 and text in told, arguments
+        assert "Traceback" not in said
+    assert not out.exists()
+
+
+def test_failures_are_a_line_and_status_1(sitenet, folder, tmp_path):
+    out = tmp_path / "out"
+    (tmp_path / "bad.csv").write_text("id,gap\na,1\nb\n")
+    (tmp_path / "bad.safetensors").write_bytes(b"no")
+    for arguments, text in (
+        (["train", folder, "--out", out, "--target", "gap"], "no target gap; there is size_A"),
+        (["train", tmp_path / "bad.csv", "--out", out], "bad.csv row 3"),
+        (["predict", folder, "--model", "no-such"], "no model file 'no-such'"),
+        (["predict", folder, "--model", tmp_path / "bad.safetensors"], "bad.safetensors"),
+        (["evaluate", folder, "--model", "no-such"], "no model file 'no-such'"),
+        (["report", tmp_path], "holds no run"),
+    ):
+        status, printed, said = sitenet(*arguments)
+        assert (status, printed) == (1, ""), arguments
+        assert said.startswith("error: ") and said.count("\n") == 1 and text in said
+
+
+def test_debug_shows_the_traceback(folder):
+    for arguments in (["--debug", "predict"], ["predict", "--debug"]):
+        with pytest.raises(FileNotFoundError, match="no model file"):
+            cli.main([*arguments, str(folder), "--model", "absent"])
+
+
+@pytest.mark.filterwarnings("default")
+def test_warnings_are_a_line(sitenet, folder, config, tmp_path):
+    table = tmp_path / "negative.csv"
+    names = [c.name for c in toy_crystals(5)]
+    table.write_text("id,gap\n" + "".join(f"{folder / n},-1.5\n" for n in names if n != "c3"))
+    status, _, said = sitenet(
+        "train", table, "--out", tmp_path / "o", "--config", config, "--last-activation", "trelu"
+    )
+    assert status == 0
+    assert "\nwarning: gap has negative values" in "\n" + said
+
+
+def test_shell_completion_knows_commands_options_and_configs():
+    for words, expected in (
+        ("sitenet tr", "train"),
+        ("sitenet train --learning-r", "--learning-rate"),
+        ("sitenet train --config paper-e", "paper-eform"),
+    ):
+        settings = {
+            "_SITENET_COMPLETE": "complete_bash",
+            "COMP_WORDS": words,
+            "COMP_CWORD": str(words.count(" ")),
+        }
+        code = "from sitenet.cli.app import main; main()"
+        run = subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            env=os.environ | settings,
+        )
+        assert expected in run.stdout.split(), (words, run.stderr)
+
+
+# ---------------------------------------------------------------------------------------------
+# Each command
+
+
+def test_prepare(sitenet, folder, tmp_path):
+    out = tmp_path / "set.parquet"
+    status, printed, _ = sitenet("prepare", folder, "--out", out, "--json")
+    assert status == 0
+    assert json.loads(printed) == {"out": str(out), "crystals": 13, "left_out": 1}
+    left_out = rows_of((tmp_path / "set.left_out.csv").read_text())
+    assert [row["id"] for row in left_out] == ["c3"]
+    assert "13 crystals, 1 left out" in sitenet("prepare", folder, "--out", out)[1]
+
+
+def test_train_leaves_a_run_folder_and_goes_on(sitenet, folder, config, run_folder):
+    for name in ("model.safetensors", "config.yaml", "metrics.jsonl", "predictions.csv"):
+        assert (run_folder / name).is_file()
+    assert load_config(run_folder / "config.yaml").training.epochs == 2
+    arguments = ["train", folder, "--out", run_folder, "--config", config, "--json"]
+    status, printed, said = sitenet(*arguments)
+    assert status == 0 and "goes on after epoch 2" in said
+    assert json.loads(printed)["test"]["size_A"]["crystals"] == 1
+    status, _, said = sitenet(*arguments, "--learning-rate", "0.1")
+    assert status == 1 and "other data or settings" in said
+
+
+def test_options_change_the_model_to_start_from(sitenet, folder, run_folder, tmp_path):
+    """An option holds for the model too, whose other settings stay as they are."""
+    arguments = ["train", folder, "--start", run_folder / "model.safetensors", "--epochs", "1"]
+    status, _, _ = sitenet(*arguments, "--out", tmp_path / "a", "--last-activation", "trelu")
+    written = load_config(tmp_path / "a" / "config.yaml")
+    assert status == 0 and (written.last_activation, written.training.epochs) == ("trelu", 1)
+    assert written.replace(last_activation="identity", training=SMALL.training) == SMALL.replace(
+        last_activation="identity"
+    )
+    status, _, said = sitenet(*arguments, "--out", tmp_path / "b", "--optimizer", "x")
+    assert status == 2 and "optimizer" in said
+    status, _, said = sitenet(*arguments, "--out", tmp_path / "b", "--heads", "3")
+    assert status == 1 and "the model to start from does not fit the config" in said
+
+
+def test_train_prints_scores(sitenet, folder, config, tmp_path):
+    arguments = ["train", folder, "--out", tmp_path, "--config", config, "--test", "0.3"]
+    status, printed, said = sitenet(*arguments)
+    assert status == 0
+    assert "test: size_A: MAE" in printed and "if predicting the mean" in printed
+    assert "everything is in" in said and "1 structures left out" in said
+
+
+def test_interruption_says_how_to_go_on(sitenet, folder, config, tmp_path, monkeypatch):
+    from sitenet.training import train
+
+    def interrupted(self):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train.Run, "train_epoch", interrupted)
+    status, printed, said = sitenet("train", folder, "--out", tmp_path, "--config", config)
+    assert (status, printed) == (1, "")
+    assert "stopped: epoch 0 was under way" in said and "the same command goes on" in said
+
+
+def test_predict_tables(sitenet, folder, run_folder, tmp_path):
+    model = run_folder / "model.safetensors"
+    status, printed, said = sitenet("predict", folder / "c0.cif", "--model", model)
+    assert status == 0 and said == ""
+    (row,) = rows_of(printed)
+    expected = load(model).predict([folder / "c0.cif"])
+    np.testing.assert_allclose(float(row["size_A_predicted"]), expected[0], rtol=1e-5)
+
+    status, printed, said = sitenet("predict", folder, "--model", model, "--json")
+    rows = json.loads(printed)
+    assert status == 0 and len(rows) == 13
+    assert isinstance(rows[0]["size_A_predicted"], float) and rows[0]["id"] == "c0"
+    assert {"size_A_low", "size_A_high", "like_training"} <= set(rows[0])
+    assert "1 left out" in said and "c3.cif" in said
+
+    out = tmp_path / "table.csv"
+    status, printed, _ = sitenet("predict", folder, "--model", model, "--out", out, "--json")
+    facts = json.loads(printed)
+    assert (facts["predicted"], sum(facts["left_out"].values())) == (13, 1)
+    assert len(rows_of(out.read_text())) == 13
+
+
+def test_predict_fails_where_nothing_can_be_used(sitenet, folder, run_folder):
+    model = run_folder / "model.safetensors"
+    status, printed, said = sitenet("predict", folder / "c3.cif", "--model", model, "--json")
+    assert status == 1 and json.loads(printed) == [] and "c3.cif" in said
+
+
+def test_predict_uses_shipped_weights_by_default(sitenet, folder, run_folder, monkeypatch):
+    from sitenet.model import checkpoint
+
+    monkeypatch.setattr(checkpoint, "shipped_weights", dict)
+    status, _, said = sitenet("predict", folder / "c0.cif")
+    assert status == 1 and "no model file 'mp-gap'" in said and "sitenet train" in said
+    there = {"mp-gap": run_folder / "model.safetensors"}
+    monkeypatch.setattr(checkpoint, "shipped_weights", lambda: there)
+    status, printed, _ = sitenet("predict", folder / "c0.cif")
+    assert status == 0 and "like_training" in rows_of(printed)[0]
+
+
+@pytest.mark.slow
+def test_predict_in_several_processes_needs_a_file(folder, run_folder):
+    """Where torchrun started several, all but the first are silent and wait for each other."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    command = [
+        "-m",
+        "sitenet.inference.predict",
+        str(folder),
+        "--model",
+        run_folder / "model.safetensors",
+    ]
+    out = run_folder / "several.csv"
+    run = subprocess.run([*torchrun, *command, "--out", out], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert run.stderr.count("1 left out") == 1
+    assert len(rows_of(out.read_text())) == 13
+
+
+def test_evaluate(sitenet, folder, run_folder, tmp_path):
+    model = run_folder / "model.safetensors"
+    arguments = ["evaluate", folder, "--model", model, "--out", tmp_path]
+    status, printed, said = sitenet(*arguments)
+    assert status == 0 and "all: size_A: MAE" in printed and "1 left out" in said
+    assert (tmp_path / "parity.png").is_file() and (tmp_path / "left_out.csv").is_file()
+    scores = json.loads(sitenet(*arguments, "--json")[1])
+    assert scores["all"]["size_A"]["crystals"] == 13
+
+
+def test_explain_one_crystal(sitenet, folder, run_folder, tmp_path):
+    arguments = ["explain", folder / "c0.cif", "--model", run_folder / "model.safetensors"]
+    status, printed, said = sitenet(*arguments)
+    assert status == 0 and said == ""
+    assert {"element", "neighbour", "attention"} <= set(rows_of(printed)[0])
+    status, printed, _ = sitenet(*arguments, "--rows", "pairs", "--json")
+    pairs = json.loads(printed)
+    assert isinstance(pairs[0]["distance"], float) and isinstance(pairs[0]["site"], int)
+    for name, text in (("a.csv", "element,"), ("a.html", "<html"), ("a.svg", "<svg")):
+        status, printed, said = sitenet(*arguments, "--out", tmp_path / name)
+        assert (status, printed, said) == (0, "", f"written: {tmp_path / name}\n")
+        assert text in (tmp_path / name).read_text()
+
+
+def test_explain_a_folder_draws_the_two_figures(sitenet, folder, run_folder, tmp_path):
+    arguments = ["explain", folder, "--model", run_folder / "model.safetensors"]
+    status, printed, said = sitenet(*arguments)
+    assert status == 0 and len(rows_of(printed)) == 13 and "1 left out" in said
+    out = tmp_path / "figures"
+    status, printed, _ = sitenet(*arguments, "--out", out, "--json")
+    assert json.loads(printed) == {"out": str(out), "crystals": 13, "left_out": 1}
+    for name in ("parity.png", "attention_by_distance.png"):
+        assert (out / name).read_bytes().startswith(b"\x89PNG")
+    crystals = rows_of((out / "crystals.csv").read_text())
+    assert [row["name"] for row in crystals][:3] == ["c0", "c1", "c2"]
+    assert "long_range_block1_head1" in crystals[0]
+    assert [row["id"] for row in rows_of((out / "left_out.csv").read_text())] == ["c3"]
+    status, _, said = sitenet(*arguments, "--out", tmp_path / "a.html")
+    assert status == 1 and "an HTML report is on one crystal" in said
+
+
+def test_explain_a_prepared_dataset(sitenet, folder, run_folder, tmp_path):
+    sitenet("prepare", folder, "--out", tmp_path / "set.parquet")
+    model = run_folder / "model.safetensors"
+    out = tmp_path / "figures"
+    status, _, _ = sitenet("explain", tmp_path / "set.parquet", "--model", model, "--out", out)
+    assert status == 0 and (out / "parity.png").is_file()
+
+
+def test_report(sitenet, run_folder, tmp_path):
+    status, printed, _ = sitenet("report", run_folder, "--json")
+    page = run_folder / "report.html"
+    assert status == 0 and json.loads(printed) == {"out": str(page)}
+    assert "<html" in page.read_text()
+    assert sitenet("report", run_folder, "--out", tmp_path / "r.html")[0] == 0
+
+
+# ---------------------------------------------------------------------------------------------
+# Published settings and checkpoints
+
+
+@pytest.fixture
+def published(tmp_path):
+    path = tmp_path / "published.yaml"
+    path.write_text(yaml.safe_dump(PUBLISHED))
+    return path
+
+
+def test_train_takes_a_published_config(sitenet, folder, published, tmp_path):
+    out = tmp_path / "run"
+    status, _, _ = sitenet("train", folder, "--out", out, "--config", published, "--epochs", 1)
+    assert status == 0
+    written = load_config(out / "config.yaml")
+    assert written == load_config(PUBLISHED).replace(epochs=1)
+    assert written.training == TrainingConfig(
+        learning_rate=1e-3, batch_sites=20, weight_decay=1e-4, epsilon=1e-7, epochs=1
+    )
+
+
+def test_predict_takes_a_published_checkpoint(sitenet, folder, published, tmp_path):
+    torch.manual_seed(0)
+    model = SiteNet(SiteNetConfig.from_dict(PUBLISHED), [Target()])
+    content = {"epoch": 3, "state_dict": to_published(model), "pytorch-lightning_version": "1.5"}
+    torch.save(content, tmp_path / "model.ckpt")
+    arguments = ["--published", tmp_path / "model.ckpt", "--config", published]
+    status, printed, _ = sitenet("predict", folder / "c0.cif", *arguments)
+    assert status == 0
+    (row,) = rows_of(printed)
+    expected = model.predict([folder / "c0.cif"])[0]
+    np.testing.assert_allclose(float(row["target_predicted"]), expected, rtol=1e-5, atol=1e-6)
+    status, _, said = sitenet("predict", folder / "c0.cif", *arguments[:2])
+    assert status == 1 and "does not fit the config" in said

@@ -1,0 +1,103 @@
+"""The pages of docs/: every command and snippet runs, and the site builds without warnings."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import yaml
+
+from sitenet.config import load_config
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+BLOCK = re.compile(r"^```(bash|python|yaml)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+PAGES = sorted(
+    p.relative_to(DOCS).as_posix() for p in DOCS.rglob("*.md") if BLOCK.search(p.read_text())
+)
+
+# Optional packages that a page's snippets use.
+NEEDS = {
+    "tutorial.md": ("matplotlib", "plotly", "sklearn", "optuna"),
+    "published.md": ("pymatgen",),
+    "cgcnn_alignn.md": ("ase",),
+}
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    """A folder with what the commands take from the repository, to run them in: of the crystals a
+    quarter, and those that a page names."""
+    example = Path("examples", "semiconductors")
+    (tmp_path / example).mkdir(parents=True)
+    text = "".join(p.read_text(encoding="utf-8") for p in DOCS.rglob("*.md"))
+    header, *rows = (ROOT / example / "targets.csv").read_text().splitlines()
+    rows = [row for k, row in enumerate(rows) if k % 4 == 0 or row.partition(",")[0] in text]
+    (tmp_path / example / "targets.csv").write_text("\n".join([header, *rows, ""]))
+    for row in rows:
+        name = f"{row.partition(',')[0]}.cif"
+        shutil.copy(ROOT / example / name, tmp_path / example / name)
+    monkeypatch.chdir(tmp_path)
+    scripts = Path(sys.executable).parent
+    monkeypatch.setenv("PATH", f"{scripts}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    return tmp_path
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # of other packages; a page's own show in its output
+@pytest.mark.parametrize("page", PAGES)
+def test_every_command_and_snippet_runs(page, repository):
+    for package in NEEDS.get(page, ()):
+        pytest.importorskip(package)
+    names: dict = {"__name__": "__main__"}
+    for language, code in BLOCK.findall((DOCS / page).read_text(encoding="utf-8")):
+        if language == "python":
+            exec(compile(code, page, "exec"), names)
+            continue
+        if language == "yaml":
+            load_config(yaml.safe_load(code))
+            continue
+        run = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", code], capture_output=True, text=True, timeout=1800
+        )
+        assert run.returncode == 0, f"{page}:\n{code}\n{run.stdout}{run.stderr}"
+        assert "Traceback" not in run.stderr and "Warning" not in run.stderr, run.stderr
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_warnings(tmp_path):
+    pytest.importorskip("mkdocs")
+    pytest.importorskip("mkdocstrings")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "-d", tmp_path]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0 and not run.stderr, run.stderr
+    reference = (tmp_path / "api.html").read_text(encoding="utf-8")
+    import sitenet
+
+    public = set(sitenet.__all__) - {"__version__", "info"}
+    missing = {
+        name for name in public if f">{name}<" not in reference and f'.{name}"' not in reference
+    }
+    assert not missing
+
+
+def test_the_changelog_tells_of_this_version():
+    assert f"\n## {version('sitenet')}\n" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_citation_names_the_paper():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert {"cff-version", "message", "title", "authors"} <= citation.keys()  # what CFF asks for
+    paper = citation["preferred-citation"]
+    assert paper["doi"] == "10.1039/D3DD00005B"
+    assert [a["family-names"] for a in paper["authors"]] == [
+        "Moran",
+        "Gaultois",
+        "Gusev",
+        "Rosseinsky",
+    ]

@@ -1,0 +1,123 @@
+"""The card of trained weights, from a run folder and its dataset."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from model_card import Predictions, by_range, card
+
+from sitenet.config import SiteNetConfig
+from sitenet.data.prepared import load_dataset, prepare
+from sitenet.model.sitenet import SiteNet, Target
+from sitenet.system.files import write_csv
+
+ROOT = Path(__file__).resolve().parents[2]
+HEADER = (
+    "id",
+    "split",
+    "gap_eV",
+    "gap_eV_predicted",
+    "gap_eV_low",
+    "gap_eV_high",
+    "like_training",
+)
+
+
+SCORES = {"mae_of_mean": 1.25, "mae_of_median": 1.125, "interval": 0.6}
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run folder that says of 40 crystals what is easy to check, and its dataset."""
+    source = tmp_path / "source"
+    source.mkdir()
+    for path in sorted((ROOT / "examples" / "semiconductors").glob("*.cif"))[:40]:
+        (source / path.name).write_bytes(path.read_bytes())
+    ids = sorted(p.stem for p in source.glob("*.cif"))
+    truth = [0.0] * 10 + [1.5] * 20 + [4.0] * 10
+    write_csv(source / "targets.csv", ("id", "gap_eV"), zip(ids, truth, strict=True))
+    prepare(source, tmp_path / "dataset.parquet")
+    predicted = [0.1] * 10 + [1.0] * 20 + [6.0] * 10
+    rows = [
+        (i, "valid" if k == 0 else "test", t, p, p - 0.6, p + 0.6, "no" if k == 39 else "yes")
+        for k, (i, t, p) in enumerate(zip(ids, truth, predicted, strict=True))
+    ]
+    folder = tmp_path / "run"
+    folder.mkdir()
+    write_csv(folder / "predictions.csv", HEADER, rows)
+    SiteNet(SiteNetConfig(site_dim=4), [Target("gap_eV", "eV")]).save(
+        folder / "model.safetensors",
+        {
+            "epoch": 3,
+            "crystals": {"train": 100, "valid": 1, "test": 39},
+            "scores": {"test": {"gap_eV": SCORES}},
+        },
+    )
+    return folder, tmp_path / "dataset.parquet"
+
+
+@pytest.mark.parametrize("name", ["mp-gap", "mp-eform"])
+def test_it_says_what_the_predictions_say(run, name):
+    facts = yaml.safe_load((ROOT / "bench" / "model_cards" / f"{name}.yaml").read_text())
+    page = card(*run, facts)
+    assert page.startswith(f"# {name}\n")
+    mae = (9 * 0.1 + 20 * 0.5 + 10 * 2) / 39
+    assert f"**{mae:.3f} eV**; predicting the mean everywhere: 1.250, the median: 1.125" in page
+    assert "| exactly 0 eV | 9 | 0.100 | +0.100 | 100% |" in page
+    assert "| `like_training`: no | 1 | 2.000 | +2.000 | 0% |" in page
+    assert "±0.600 eV at 90 %, which holds 74.4% of the test crystals" in page
+    assert page.count("| 4.000 | 6.000 |") == 10  # the largest errors
+    for command in facts["commands"].strip().splitlines():
+        assert command in page
+    assert "$" not in page.replace("$name", "")
+
+
+def test_a_refit_is_said_beside_what_was_tested(run, tmp_path):
+    folder, dataset = run
+    facts = yaml.safe_load((ROOT / "bench" / "model_cards" / "mp-gap.yaml").read_text())
+    assert "| the weights that ship |" not in card(folder, dataset, facts)
+    model = SiteNet(SiteNetConfig(site_dim=4), [Target("gap_eV", "eV")])
+    for where, mae, counts in (
+        (folder, 0.25, {"train": 100, "valid": 1, "test": 39}),
+        (tmp_path / "refit", 0.125, {"train": 139, "valid": 1, "test": 0}),
+    ):
+        where.mkdir(exist_ok=True)
+        scores = {k: {"gap_eV": {"mae": mae, **SCORES}} for k in ("valid", "test")}
+        facts_of_run = {"epoch": 3, "crystals": counts, "scores": scores}
+        model.save(where / "model.safetensors", facts_of_run)
+    page = card(folder, dataset, facts, tmp_path / "refit")
+    (line,) = [line for line in page.splitlines() if line.startswith("| the weights that ship |")]
+    assert "learned from 139 crystals" in line and "0.125 eV, from 0.250 |" in line
+    facts_of_run["crystals"] = {"train": 138, "valid": 2, "test": 0}
+    model.save(tmp_path / "refit" / "model.safetensors", facts_of_run)
+    with pytest.raises(ValueError, match=r"validated on 2 crystals, the run .* on 1"):
+        card(folder, dataset, facts, tmp_path / "refit")
+
+
+def test_elements_are_those_of_the_crystals(run):
+    folder, dataset = run
+    facts = yaml.safe_load((ROOT / "bench" / "model_cards" / "mp-gap.yaml").read_text())
+    page = card(folder, dataset, facts)
+    data = load_dataset(dataset)
+    tested = data.crystals[1:] if data.ids == sorted(data.ids) else None
+    assert tested is not None
+    silver = sum(47 in c.numbers for c in tested)
+    assert silver >= 5 and f"| Ag | {silver} |" in page
+
+
+def test_ranges_without_many_zeros_are_quintiles():
+    truth = np.arange(1.0, 101.0)
+    same = np.ones(100, dtype=bool)
+    p = Predictions("test", truth.astype(str), truth, truth + 1, same, same)
+    lines = by_range(p, "K", None).splitlines()[2:]
+    assert len(lines) == 5 and all("| 20 | 1.000 | +1.000 | 100% |" in line for line in lines)
+    assert lines[0].startswith("| below 20.8 K |") and lines[-1].startswith("| 80.2 K and above |")
+
+
+def test_a_dataset_of_other_crystals_is_refused(run):
+    folder, dataset = run
+    predictions = folder / "predictions.csv"
+    predictions.write_text(predictions.read_text() + "X,test,1,1,,,yes\n")
+    with pytest.raises(ValueError, match="lacks X"):
+        card(folder, dataset, {})

@@ -1,0 +1,333 @@
+"""Prediction of files and tables: complete, ordered, resumable, with what was left out."""
+
+import csv
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from toy_crystals import SIZE, SMALL, cif_of, toy_crystals, toy_model, write_folder
+
+from sitenet import load
+from sitenet.data.prepared import prepare
+from sitenet.data.source import Record
+from sitenet.inference import predict_files as module
+from sitenet.inference.predict_files import predict_sources, reason_class
+from sitenet.model.sitenet import Target
+from sitenet.training.train import train
+
+MODEL = toy_model()
+
+
+def read_csv(path):
+    with open(path, newline="") as file:
+        return list(csv.reader(file))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_folder(tmp_path / "in", 11)
+    return tmp_path / "in"
+
+
+@pytest.fixture
+def small_chunks(monkeypatch):
+    """Chunks of three records; ids of the records that are read here are noted."""
+    monkeypatch.setattr(module, "CHUNK", 3)
+    read = []
+    original = module.read_records
+
+    def noted(records, how):
+        read.extend(record.id for record in records)
+        return original(records, how)
+
+    monkeypatch.setattr(module, "read_records", noted)
+    return read
+
+
+def test_rows_are_predictions_with_intervals(folder):
+    outcome = predict_sources(MODEL, [folder / "c3.cif", folder], coverage=0.8)
+    names = sorted(f"c{k}" for k in range(11))
+    assert outcome.header == [
+        "id",
+        "size_A_predicted",
+        "size_A_low",
+        "size_A_high",
+        "like_training",
+    ]
+    assert [row[0] for row in outcome.rows] == ["c3", *names]
+    assert outcome.count == 12 and not outcome.left_out
+    y = MODEL.predict([folder / f"{name}.cif" for name in ("c3", *names)])
+    width = MODEL.calibration.half_width(0.8)[0]
+    got = np.array([row[1:4] for row in outcome.rows], dtype=float)
+    np.testing.assert_allclose(got, np.stack([y, y - width, y + width], 1), rtol=1e-5, atol=1e-5)
+    assert {row[4] for row in outcome.rows} <= {"yes", "no"}
+
+
+def test_the_header_is_of_the_model(folder):
+    model = toy_model(targets=[Target("a", "eV"), Target("b", kind="class")])
+    outcome = predict_sources(model, [folder])
+    assert outcome.header == [
+        "id",
+        *("a_predicted", "a_low", "a_high"),
+        "b_predicted",
+        "like_training",
+    ]
+    model.calibration = None
+    outcome = predict_sources(model, [folder])
+    assert outcome.header == ["id", "a_predicted", "b_predicted"]
+    assert all(0 <= float(row[2]) <= 1 for row in outcome.rows)
+
+
+def test_an_interval_that_is_not_known_is_empty(folder):
+    outcome = predict_sources(MODEL, [folder], coverage=0.999)
+    assert all(row[2:4] == ["", ""] for row in outcome.rows)
+
+
+def test_every_source_gives_the_same(folder, tmp_path):
+    want = predict_sources(MODEL, [folder]).rows
+    names = [row[0] for row in want]
+    table = pd.DataFrame({"id": names, "cif": [(folder / f"{n}.cif").read_text() for n in names]})
+    table.to_parquet(tmp_path / "t.parquet")
+    table.to_csv(tmp_path / "t.csv", index=False)
+    (folder / "list.csv").write_text("file\n" + "".join(f"{n}.cif\n" for n in names))
+    prepare(folder / "targets.csv", tmp_path / "prepared.parquet")
+    for path in ("t.parquet", "t.csv", "in/list.csv", "prepared.parquet"):
+        rows = predict_sources(MODEL, [tmp_path / path]).rows
+        if path == "prepared.parquet":
+            rows.sort()
+        assert [row[0] for row in rows] == names
+        for a, b in zip(rows, want, strict=True):
+            assert float(a[1]) == pytest.approx(float(b[1]), rel=1e-4), path
+
+
+def test_options_are_those_of_predict(folder):
+    paths = [folder / "c0.cif", folder / "c1.cif"]
+    for options in ({"max_sites": 30}, {"merge": False}, {"primitive": False}):
+        rows = predict_sources(MODEL, paths, **options).rows
+        y = MODEL.predict(paths, **options)
+        np.testing.assert_allclose([float(row[1]) for row in rows], y, rtol=1e-5, atol=1e-5)
+
+
+def test_parallel_is_serial(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "CHUNK", 3)
+    for workers in (1, 2):
+        predict_sources(MODEL, [folder], tmp_path / f"{workers}.csv", workers=workers)
+    assert (tmp_path / "1.csv").read_bytes() == (tmp_path / "2.csv").read_bytes()
+
+
+@pytest.mark.parametrize("most", [1e9, 5])
+def test_large_crystals_stay_in_this_process_and_come_in_order(folder, monkeypatch, most):
+    want = predict_sources(MODEL, [folder]).rows
+    monkeypatch.setattr(module, "SENT_PAIRS", 30)
+    monkeypatch.setattr(sys.modules["sitenet.inference.predict"], "MOST_PAIRS", most)
+    rows = predict_sources(MODEL, [folder]).rows
+    assert [row[0] for row in rows] == [row[0] for row in want]
+    got, wanted = (np.array([row[1] for row in r], dtype=float) for r in (rows, want))
+    np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture
+def with_bad(folder):
+    """Of eleven structures five cannot be used."""
+    (folder / "c1.cif").write_text("data_x\n")
+    for k, name in ((2, "Xx"), (4, "Qq")):
+        text = (folder / f"c{k}.cif").read_text()
+        place = text.index("_fract_z\n") + len("_fract_z\n")
+        (folder / f"c{k}.cif").write_text(text[:place] + f"{name} 0.9 0.9 0.9\n" + text[place:])
+    (folder / "c7.cif").unlink()
+    xenon = toy_crystals(1, sites=(1, 1))[0]
+    xenon.numbers[:] = 54
+    (folder / "c8.cif").write_text(cif_of(xenon))
+    return folder / "targets.csv"
+
+
+def test_what_is_left_out_is_listed_and_summed_up_by_reason(with_bad, tmp_path):
+    outcome = predict_sources(MODEL, [with_bad], tmp_path / "y.csv")
+    assert outcome.count == 6 and sum(outcome.reasons.values()) == 5
+    assert sorted(outcome.reasons.values()) == [1, 1, 1, 2]
+    rows = read_csv(tmp_path / "y.csv")
+    assert [row[0] for row in rows] == ["id", "c0", "c3", "c5", "c6", "c9", "c10"]
+    left = read_csv(tmp_path / "y.left_out.csv")
+    assert left[0] == ["id", "where", "reason"]
+    assert [row[0] for row in left[1:]] == ["c1", "c2", "c4", "c7", "c8"]
+    assert left[1][1] == f"{with_bad} row 3" and "No such file" in left[4][2]
+    assert "of Xe is not known" in left[5][2]
+    lines = outcome.summary().splitlines()
+    assert lines[0] == f"5 left out, listed in {tmp_path / 'y.left_out.csv'}"
+    assert lines[1].startswith("  2 x ") and "element" in lines[1]
+    assert lines[-1].startswith(f"  the first: {with_bad} row 3: ")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in", "y.csv", "y.left_out.csv"]
+    memory = predict_sources(MODEL, [with_bad])
+    assert [x.id for x in memory.left_out] == ["c1", "c2", "c4", "c7", "c8"]
+    assert memory.reasons == outcome.reasons and memory.rows == rows[1:]
+
+
+def test_few_left_out_are_named(with_bad):
+    outcome = predict_sources(MODEL, [with_bad.parent / "c1.cif", with_bad.parent / "c0.cif"])
+    first, second = outcome.summary().splitlines()
+    assert first == "1 left out" and "c1.cif" in second and "cell" in second
+
+
+@pytest.mark.parametrize(
+    ("reason", "want"),
+    [
+        ("a b/c1.cif, data_c1: unknown element 'X1' (site X)", "unknown element ..."),
+        ("t.csv row 7, data_x: no cell (_cell_length_a is missing)", "no cell"),
+        ("c.cif.gz: not a sound gzip file: it ends", "not a sound gzip file: it ends"),
+        (
+            "CIF text, data_: coordinates of O1 are unknown: '?'",
+            "coordinates of ... are unknown: ...",
+        ),
+        ("two sites are in one place (nearer than 1e-6)", "two sites are in one place"),
+        ("[Errno 2] No such file: '/a/b.cif'", "... No such file: ..."),
+        ("more than 100 sites (limit)", "more than ... sites"),
+        ("partial occupancy (M1(Fe): 0.5); so", "partial occupancy; so"),
+    ],
+)
+def test_reasons_are_counted_without_names_and_numbers(reason, want):
+    assert reason_class(reason) == want
+
+
+def test_a_prediction_that_is_no_number_is_left_out(folder):
+    model = toy_model()
+    with torch.no_grad():
+        model.decoder.bias.fill_(torch.nan)
+    outcome = predict_sources(model, [folder])
+    assert outcome.count == 0 and outcome.reasons == {"the prediction is not a number": 11}
+
+
+def stop_after(monkeypatch, chunks):
+    """Interrupt once so many chunks are written."""
+    original, done = module._Job._rows, []
+
+    def rows(self, found):
+        if len(done) == chunks:
+            raise KeyboardInterrupt
+        done.append(1)
+        return original(self, found)
+
+    monkeypatch.setattr(module._Job, "_rows", rows)
+
+
+@pytest.mark.parametrize("cut", [0, 1, 40])
+def test_a_stopped_run_goes_on_after_the_last_whole_line(
+    with_bad, tmp_path, small_chunks, monkeypatch, cut
+):
+    predict_sources(MODEL, [with_bad], tmp_path / "whole.csv")
+    out = tmp_path / "y.csv"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_after(patch, 2)
+        predict_sources(MODEL, [with_bad], out)
+    assert not out.exists()
+    partial = tmp_path / ".y.csv.partial"
+    content = partial.read_bytes()
+    partial.write_bytes(content[: len(content) - cut])
+    small_chunks.clear()
+    outcome = predict_sources(MODEL, [with_bad], out)
+    assert small_chunks == [f"c{k}" for k in range(3 if cut else 6, 11)]
+    assert out.read_bytes() == (tmp_path / "whole.csv").read_bytes()
+    listed = (tmp_path / f"{n}.left_out.csv" for n in ("y", "whole"))
+    assert next(listed).read_bytes() == next(listed).read_bytes()
+    assert outcome.count == 6 and sum(outcome.reasons.values()) == 5
+    assert not partial.exists()
+
+
+def test_a_run_stopped_before_its_first_chunk_goes_on(folder, tmp_path, small_chunks, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_after(patch, 0)
+        predict_sources(MODEL, [folder], tmp_path / "y.csv")
+    assert predict_sources(MODEL, [folder], tmp_path / "y.csv").count == 11
+    assert len(read_csv(tmp_path / "y.csv")) == 12
+
+
+@pytest.mark.parametrize("other", ["model", "activation", "scale", "options", "files", "coverage"])
+def test_a_run_of_something_else_is_not_gone_on_with(
+    folder, tmp_path, small_chunks, monkeypatch, other
+):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_after(patch, 2)
+        predict_sources(MODEL, [folder], tmp_path / "y.csv")
+    small_chunks.clear()
+    model, options = MODEL, {}
+    if other == "model":
+        model = toy_model(seed=1)
+    elif other == "activation":  # with the same weights
+        model = toy_model()
+        model.config = model.config.replace(last_activation="relu")
+    elif other == "scale":
+        model = toy_model([replace(SIZE, std=2.0)])
+    elif other == "files":
+        (folder / "a.cif").write_bytes((folder / "c0.cif").read_bytes())
+    else:
+        options = {"options": {"max_sites": 5}, "coverage": {"coverage": 0.5}}[other]
+    predict_sources(model, [folder], tmp_path / "y.csv", **options)
+    assert len(small_chunks) == 11 + (other == "files")
+    assert len(read_csv(tmp_path / "y.csv")) == 12 + (other == "files")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_bounded_number_of_records_is_in_memory(folder, monkeypatch, workers):
+    taken, done = [], []
+    path = str(folder / "c0.cif")
+
+    def many():
+        for k in range(2000):
+            taken.append(k)
+            yield Record(str(k), path, "file", path)
+
+    job = module._Job(MODEL, 0.9, module.Preparation(), None, True)
+    for _, rows in job.chunks(many(), 0, 1, 2000, workers):
+        done += rows
+        assert len(taken) - len(done) <= (3 * workers + 1) * module.CHUNK
+        if len(done) > 300:
+            break
+    assert [row[0] for row in done] == [str(k) for k in range(len(done))]
+
+
+def test_what_training_predicted_is_predicted_again(tmp_path):
+    """The printed numbers are those of float32, which sums in the order of a batch."""
+    write_folder(tmp_path / "in", 40)
+    train(tmp_path / "in", tmp_path / "run", SMALL, epochs=2, valid=0.4, test=0.2)
+    model = load(tmp_path / "run" / "model.safetensors")
+    predict_sources(model, [tmp_path / "in"], tmp_path / "y.csv")
+    with open(tmp_path / "y.csv", newline="") as file:
+        again = {row["id"]: row for row in csv.DictReader(file)}
+    with open(tmp_path / "run" / "predictions.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 24
+    for row in rows:
+        for name in ("size_A_predicted", "size_A_low", "size_A_high"):
+            assert float(again[row["id"]][name]) == pytest.approx(float(row[name]), rel=2e-6)
+        assert again[row["id"]]["like_training"] == row["like_training"]
+
+
+@pytest.mark.slow
+def test_two_processes_leave_the_file_of_one(with_bad, tmp_path):
+    folder = tmp_path / "many"
+    write_folder(folder, 150)
+    for name in ("c3", "c77"):
+        (folder / f"{name}.cif").write_text("data_x\n")
+    MODEL.save(tmp_path / "model.safetensors")
+    options = ["--model", tmp_path / "model.safetensors"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += ["-m", "sitenet.inference.predict", folder, *options, "--out", tmp_path / "two.csv"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        list(map(str, command)), capture_output=True, text=True, env=environment, timeout=600
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("2 left out") == 1
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    model = load(tmp_path / "model.safetensors")
+    predict_sources(model, [folder], tmp_path / "one.csv")
+    torch.set_num_threads(threads)
+    for ending in ("csv", "left_out.csv"):
+        a, b = ((tmp_path / f"{name}.{ending}").read_bytes() for name in ("one", "two"))
+        assert a == b
+    assert not list(tmp_path.glob(".*"))

@@ -1,0 +1,233 @@
+"""Where there is a GPU: graphs, streams, slabs, races, geometry. Where there is none: what to do.
+
+The other tests run on the GPU by their ``device``: ``pytest -m cuda`` runs all of them.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import test_attention
+import test_cuda_graphs
+import test_geometry
+import torch
+from test_kernels import GEOMETRY
+
+from sitenet import ops, reference
+from sitenet.ops import attention, geometry
+from sitenet.system.environment import info
+
+cuda = pytest.mark.cuda
+NO_DEVICE = not torch.cuda.is_available() or not info()["cuda_kernels"]
+
+
+@pytest.fixture
+def gpu():
+    if NO_DEVICE:
+        pytest.skip("needs a CUDA device and a build with CUDA kernels")
+    return torch.device("cuda")
+
+
+def test_the_module_needs_no_library_of_cuda():
+    """The runtime is linked statically, so the package imports where there is no driver."""
+    assert b"libcudart.so" not in Path(ops._C.__file__).read_bytes()
+    code = "from sitenet.system.environment import info; print(info()['cuda_kernels'])"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.stdout.strip() == str(info()["cuda_kernels"]), run.stderr
+
+
+@pytest.mark.parametrize("name", attention.CUDA_IMPLEMENTATIONS)
+def test_a_build_without_kernels_says_how_to_get_them(monkeypatch, name):
+    monkeypatch.setattr(ops._C, "with_cuda", False)
+    tensors = test_attention.inputs(test_attention.DIMS["tiny"], (5, 9), torch.float32)
+    forward = torch.ops.sitenet.attention_forward
+    y, e, logsum, _ = forward(*tensors, 3, 2, True, 1e-5, False)
+    inputs = {
+        "pair_embedding_forward": (e, tensors[3][:, :5], tensors[3][:, 0], e.dtype, 2, True, 1e-5),
+        "pair_embedding_backward": (e, tensors[3], tensors[3][:, 0], e, 2, True, 1e-5, True),
+        "attention_forward": (*tensors, 3, 2, True, 1e-5, False),
+        "attention_backward": (*tensors, y, logsum, y, None, 3, 2, True, 1e-5),
+    }
+    with pytest.raises(RuntimeError, match=r"pip install .*SITENET_CUDA=ON \."):
+        attention.CUDA_IMPLEMENTATIONS[name](*inputs[name])
+
+
+def test_a_build_without_kernels_says_so_of_distances(monkeypatch):
+    monkeypatch.setattr(ops._C, "with_cuda", False)
+    with pytest.raises(RuntimeError, match="SITENET_CUDA=ON"):
+        geometry._forward_cuda(
+            torch.eye(3)[None], torch.rand(2, 3), torch.rand(4, 3), *2 * [None], 8
+        )
+
+
+# ------------------------------------------------------------------------------------------------
+# Minimum-image distances: the tests of the CPU, their functions moved to the GPU.
+
+
+@pytest.fixture
+def geometry_on_gpu(gpu, monkeypatch):
+    def moved(function):
+        def call(*tensors):
+            out = function(*(x.to(gpu) if isinstance(x, torch.Tensor) else x for x in tensors))
+            return tuple(x.cpu() for x in out) if isinstance(out, tuple) else out.cpu()
+
+        return call
+
+    for name in ("minimum_image_distances", "minimum_image_distances_batch"):
+        monkeypatch.setattr(test_geometry, name, moved(getattr(geometry, name)))
+
+
+@cuda
+@GEOMETRY
+def test_geometry_on_gpu(geometry_on_gpu, test, arguments):
+    test(*arguments)
+
+
+@cuda
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-11), (torch.float32, 3e-5)])
+def test_random_cells_on_gpu(geometry_on_gpu, dtype, tolerance):
+    cells = test_geometry.random_cells(np.random.default_rng(0), 20_000)
+    test_geometry.assert_exact(cells, 0, dtype, tolerance)
+
+
+# ------------------------------------------------------------------------------------------------
+# Attention.
+
+
+@cuda
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
+def test_slabs_of_the_backward(gpu, dtype):
+    """More pairs than one slab (65,536), rows across its border; more rows than blocks (1024)."""
+    dims, rows = test_attention.DIMS["paper"], (250,) * 250 + (9,) * 1200
+    options = dict(attention_dim=dims[1], activation="mish", norm=True)
+    tensors = test_attention.inputs(dims, rows, dtype, gpu)
+    exact = test_attention.inputs(dims, rows, torch.float64, gpu)
+    functions = attention.attention, reference.attention
+    if dtype == torch.float32:
+        test_attention.compare(*functions, tensors, exact, 5, dtype, **options)
+        return
+    got, want = (
+        test_attention.outputs_and_gradients(f, x, 5, **options)
+        for f, x in zip(functions, (tensors, exact), strict=True)
+    )
+    assert max(test_attention.errors(got, want)) < 0.04
+
+
+def step(features, tensors):
+    """Embedding and block; their outputs and the gradients of all that has one."""
+    leaves = [x.detach().requires_grad_() for x in (features, *tensors[:2], *tensors[3:5])]
+    features, site_i, site_j, weight, logit_weight = leaves
+    e = attention.pair_embedding(features, weight[:5, :2], weight[:5, 2])
+    y, e, _ = attention.attention(
+        site_i, site_j, e, weight, logit_weight, *tensors[5:], attention_dim=3
+    )
+    loss = y.square().sum() + e.float().square().sum()
+    return [y, e, *torch.autograd.grad(loss, leaves)]
+
+
+@cuda
+@pytest.mark.parametrize("low", [False, True], ids=["f32", "bf16"])
+def test_a_graph_computes_the_same(gpu, low):
+    """Captured once, replayed on other values."""
+    tensors = test_attention.inputs(test_attention.DIMS["tiny"], (5, 0, 90), torch.float32, gpu)
+    features = tensors[2][:, :2].contiguous()
+    stream = torch.cuda.Stream()
+    with torch.autocast("cuda", torch.bfloat16, enabled=low):
+        with torch.cuda.stream(stream):
+            step(features, tensors)  # warm-up: kernels are loaded when first used
+        stream.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):
+            got = step(features, tensors)
+        for factor in (1.0, -0.7):
+            features.mul_(factor)
+            graph.replay()
+            for x, y in zip(got, step(features, tensors), strict=True):
+                assert torch.equal(x, y)
+
+
+@cuda
+def test_a_graph_computes_the_same_distances(gpu):
+    cell, frac = 5 * torch.eye(3, device=gpu), torch.rand(40, 3, device=gpu)
+    geometry.minimum_image_distances(
+        cell, frac, frac
+    )  # warm-up: kernels are loaded when first used
+    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        got = geometry.minimum_image_distances(cell, frac, frac)
+    frac.mul_(0.7)
+    graph.replay()
+    assert torch.equal(got, geometry.minimum_image_distances(cell, frac, frac))
+
+
+@cuda
+def test_kernels_run_on_the_current_stream(gpu):
+    """On another stream, after what was put there before: torch's handle means the same to us."""
+    tensors = test_attention.inputs(test_attention.DIMS["paper"], (90, 100), torch.float32, gpu)
+    want = attention.attention(*tensors, attention_dim=30)[0]
+    late = [torch.zeros_like(x) for x in tensors]
+    stream = torch.cuda.Stream()
+    torch.cuda.synchronize()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(100_000_000)
+        for x, y in zip(late, tensors, strict=True):
+            x.copy_(y)
+        got = attention.attention(*late, attention_dim=30)[0]
+    stream.synchronize()
+    assert torch.equal(got, want)
+
+
+@cuda
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("config", test_cuda_graphs.CONFIGS.values(), ids=test_cuda_graphs.CONFIGS)
+def test_captured_training_is_training(gpu, config, precision):
+    """Steps from CUDA graphs: the losses of steps that are not."""
+    data = test_cuda_graphs.toy_dataset(23)
+    config = config.replace(precision=precision)
+    losses = []
+    for capture in (False, True):
+        run = test_cuda_graphs.run_of(config.replace(capture=capture), data, device=gpu)
+        losses.append([run.train_epoch() for _ in range(6)])
+    assert losses[0][-1] < losses[0][0]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3 if precision == "float32" else 0.05)
+    captured = [g for g in run.captured.graphs.values() if g.graph is not None]
+    assert len(captured) > 1
+
+
+@cuda
+@pytest.mark.slow
+@pytest.mark.parametrize("tool", ["memcheck", "racecheck"])
+def test_compute_sanitizer_finds_nothing(gpu, tool):
+    if shutil.which("compute-sanitizer") is None:
+        pytest.skip("needs compute-sanitizer of the CUDA toolkit")
+    command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", sys.executable]
+    # Every tensor an allocation of its own, or what overruns one lands in another.
+    alone = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    run = subprocess.run([*command, __file__], capture_output=True, text=True, env=alone)
+    said = run.stdout[-4000:] + run.stderr[-4000:]
+    if "Device not supported" in said:
+        pytest.skip("compute-sanitizer does not know this device")
+    assert run.returncode == 0, said
+
+
+def small_cases():
+    """What compute-sanitizer watches."""
+    for dims in ("tiny", "heads", "paper"):
+        for dtype in (torch.float32, torch.bfloat16, torch.float64):
+            dims_of = test_attention.DIMS[dims]
+            tensors = test_attention.inputs(dims_of, (3, 0, 1, 33, 90), dtype, "cuda")
+            options = dict(attention_dim=dims_of[1], need_logits=True)
+            test_attention.outputs_and_gradients(attention.attention, tensors, 5, **options)
+    tensors = test_attention.inputs(test_attention.DIMS["tiny"], (33,), torch.float32, "cuda")
+    step(tensors[2][:, :2], tensors)
+    leaves = [torch.rand(*s, device="cuda") for s in ((3, 3), (9, 3), (33, 3))]
+    leaves = [x.requires_grad_() for x in leaves]
+    torch.autograd.grad(geometry.minimum_image_distances(*leaves).sum(), leaves)
+
+
+if __name__ == "__main__":
+    small_cases()

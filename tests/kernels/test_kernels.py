@@ -1,0 +1,317 @@
+"""The CUDA kernels without a GPU: run on the CPU through an emulator, and compiled by nvcc.
+
+``kernels/cuda_emu.h`` stands in for CUDA, so the sources of ``csrc/cuda`` and the code of the ops
+around them run here as they are, tensor cores included, under the tests of the CPU ops.
+"""
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pybind11
+import pytest
+import test_attention
+import test_geometry
+import torch
+
+from sitenet import reference
+from sitenet.ops import _C, attention, geometry
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCES = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
+CPU = torch.device("cpu")
+SANITIZERS = {
+    "address": ("-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"),
+    "thread": ("-O1", "-fsanitize=thread"),
+}
+SLAB = 1024  # pairs of the backward whose dz is kept at a time; 65,536 on a GPU
+
+
+def build(folder: Path, *flags: str) -> Path:
+    """Compile the emulated kernels into a Python module."""
+    module = folder / "emulated.so"
+    includes = (ROOT / "tests" / "kernels", pybind11.get_include(), sysconfig.get_path("include"))
+    command = ["g++", "-std=c++17", "-shared", "-fPIC", "-fvisibility=hidden", *flags]
+    command += [f"-I{path}" for path in includes]
+    command += [f"-DSITENET_SLAB={SLAB}", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
+    subprocess.run([*command, ROOT / "tests/kernels/emulated.cpp", "-o", module], check=True)
+    return module
+
+
+def compile_for_gpu(source: Path, folder: Path) -> str:
+    """nvcc's report on the resources of each kernel of a file, for both architectures."""
+    targets = [f"-gencode=arch=compute_{n},code=sm_{n}" for n in (80, 90)]
+    command = ["nvcc", "-std=c++17", "-O3", *targets, "-Xptxas", "-v", "-c", source]
+    run = subprocess.run(
+        [*command, "-o", folder / f"{source.stem}.o"], capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    return run.stderr
+
+
+@pytest.fixture(scope="session")
+def builds(tmp_path_factory):
+    """What is compiled, two at a time, while the tests that need none of it run."""
+    if os.environ.get("SITENET_EMULATED"):  # built already: the tests of the sanitizers
+        yield {}
+        return
+    pool = ThreadPoolExecutor(2)
+    jobs = {"emulated": pool.submit(build, tmp_path_factory.mktemp("emulated"), "-O1")}
+    for name, flags in SANITIZERS.items():
+        jobs[name] = pool.submit(build, tmp_path_factory.mktemp(name), *flags)
+    if shutil.which("nvcc"):
+        folder = tmp_path_factory.mktemp("nvcc")
+        jobs |= {x.name: pool.submit(compile_for_gpu, x, folder) for x in SOURCES}
+    yield jobs
+    pool.shutdown(cancel_futures=True)
+
+
+@pytest.fixture(scope="session")
+def module(builds):
+    path = os.environ.get("SITENET_EMULATED") or builds["emulated"].result()
+    spec = importlib.util.spec_from_file_location("emulated", path)
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return loaded
+
+
+@pytest.fixture
+def emulated(module, monkeypatch):
+    """The public functions on CPU tensors, through the CUDA implementations of the ops."""
+    functions = {name: getattr(module, name) for name in dir(module) if name.endswith("_cuda")}
+    shapes = {"AttentionShape": _C.AttentionShape, "EmbeddingShape": _C.EmbeddingShape}
+    for family in (attention, geometry):
+        monkeypatch.setattr(family, "_C", SimpleNamespace(**functions, **shapes))
+        monkeypatch.setattr(family, "launch", lambda kernel, like, *args: kernel(*args, 0))
+        monkeypatch.setattr(family, "need_cuda", lambda: None)
+    monkeypatch.setattr(attention, "_ops", SimpleNamespace(**attention.CUDA_IMPLEMENTATIONS))
+    monkeypatch.setattr(geometry, "_forward", geometry._forward_cuda)
+    monkeypatch.setattr(geometry, "_backward", geometry._backward_cuda)
+
+
+def assert_attention(dims, rows, dtype, activation="mish", norm=True):
+    tensors = test_attention.inputs(dims, rows, dtype)
+    exact = test_attention.inputs(dims, rows, torch.float64)
+    options = dict(attention_dim=dims[1], activation=activation, norm=norm, need_logits=True)
+    functions = attention.attention, reference.attention
+    if dtype != torch.bfloat16 and torch.get_float32_matmul_precision() == "highest":
+        test_attention.compare(*functions, tensors, exact, 5, dtype, **options)
+        return
+    got, want = (
+        test_attention.outputs_and_gradients(f, x, 5, **options)
+        for f, x in zip(functions, (tensors, exact), strict=True)
+    )
+    # Within the rounding of the products' factors (2^-9 each), as on the CPU; 2^-12 in tf32.
+    limit = 0.04 if dtype == torch.bfloat16 else 0.005
+    assert max(test_attention.errors(got, want), default=0) < limit
+
+
+DTYPES = pytest.mark.parametrize(
+    "dtype", [torch.float64, torch.float32, torch.bfloat16], ids=["f64", "f32", "bf16"]
+)
+
+
+# One width beyond the 64 that stay in registers.
+DIMS = {**test_attention.DIMS, "wider": (20, 40, 33, 75, 4)}
+EDGES = (3, 0, 1, 31, 32, 33)
+
+
+@DTYPES
+@pytest.mark.parametrize("dims", DIMS)
+def test_sizes(emulated, dims, dtype):
+    assert_attention(DIMS[dims], EDGES, dtype)
+
+
+@pytest.fixture
+def tf32():
+    torch.set_float32_matmul_precision("high")
+    yield
+    torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize("dims", DIMS)
+def test_tf32(emulated, tf32, dims):
+    assert_attention(DIMS[dims], EDGES, torch.float32)
+
+
+@DTYPES
+@pytest.mark.parametrize("rows", [(), (0, 0), (1,)], ids=["none", "empty", "one"])
+def test_nearly_nothing(emulated, rows, dtype):
+    assert_attention(test_attention.DIMS["tiny"], rows, dtype)
+
+
+# A warp takes spans of 64 pairs in groups of 16: rows that end before, at and after their borders,
+# and one of several spans.
+SPANS = {"groups": (15, 16, 17), "spans": (63, 1, 64, 65), "first": (200, 30), "last": (10, 250)}
+
+
+@DTYPES
+@pytest.mark.parametrize("rows", SPANS)
+def test_rows_around_the_spans(emulated, rows, dtype):
+    assert_attention(test_attention.DIMS["vectors"], SPANS[rows], dtype)
+
+
+@DTYPES
+@pytest.mark.parametrize(
+    "rows",
+    [(SLAB,), (SLAB + 1,), (40, SLAB, 30), (9,) * 40 + (SLAB,) + (0, 5) * 20],
+    ids=["one", "more", "across", "many"],  # many: more rows than blocks that share them
+)
+def test_slabs_of_the_backward(emulated, rows, dtype):
+    assert_attention(test_attention.DIMS["tiny"], rows, dtype)
+
+
+@pytest.mark.parametrize(("activation", "norm"), test_attention.OPTIONS[1:])
+@pytest.mark.parametrize("dims", ["tiny", "heads"])
+def test_activations_and_norms(emulated, dims, activation, norm):
+    assert_attention(test_attention.DIMS[dims], (47, 0, 2), torch.float64, activation, norm)
+
+
+@pytest.mark.parametrize(("activation", "norm"), test_attention.OPTIONS)
+@pytest.mark.parametrize(("features", "width"), [(1, 1), (2, 48), (3, 17), (17, 48), (20, 160)])
+def test_pair_embedding(emulated, features, width, activation, norm):
+    for dtype in (torch.float64, torch.float32):
+        test_attention.test_pair_embedding(features, width, activation, norm, dtype, CPU)
+
+
+@pytest.mark.parametrize(
+    "test",
+    [
+        test_attention.test_gradcheck,
+        test_attention.test_autocast_makes_the_products_bfloat16,
+        test_attention.test_sliced_and_transposed_inputs,
+        test_attention.test_a_row_left_out_entirely_is_zero,
+        test_attention.test_nan_stays_in_its_row,
+    ],
+    ids=lambda test: test.__name__,
+)
+def test_promises_of_attention(emulated, test):
+    test(CPU)
+
+
+def test_two_runs_give_equal_bits(emulated):
+    tensors = test_attention.inputs(test_attention.DIMS["heads"], (70, 80), torch.float32)
+    first, second = (
+        test_attention.outputs_and_gradients(attention.attention, tensors, 5, attention_dim=17)
+        for _ in range(2)
+    )
+    assert all(x is y is None or torch.equal(x, y) for x, y in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-11), (torch.float32, 3e-5)], ids=str
+)
+def test_distances_of_random_cells(emulated, dtype, tolerance):
+    cells = test_geometry.random_cells(np.random.default_rng(0), 500)
+    test_geometry.assert_exact(cells, 0, dtype, tolerance)
+
+
+def test_distances_of_batches(emulated):
+    test = test_geometry.test_batch_is_the_single_crystals.hypothesis.inner_test
+    for dtype in ("float32", "float64"):
+        test(0, [(3, 5), (0, 4), (8, 8), (4, 0), (1, 1), (17, 31)], dtype)
+        test(0, [], dtype)
+
+
+# Tests of test_geometry.py and their arguments, with the functions called there replaced.
+GEOMETRY = pytest.mark.parametrize(
+    ("test", "arguments"),
+    [
+        *((test_geometry.test_sizes_around_the_edges, (n,)) for n in (0, 1, 127, 128, 129)),
+        (test_geometry.test_near_images_keep_their_digits, ()),
+        (test_geometry.test_distance_to_itself_is_zero_exactly, ()),
+        (test_geometry.test_nan_sites_give_nan_and_stay_apart, ()),
+        (test_geometry.test_sliced_and_transposed_inputs, ()),
+        (test_geometry.test_gradients_are_those_of_plain_torch, (torch.float64, 1)),
+        (test_geometry.test_gradients_are_those_of_plain_torch, (torch.float32, 1)),
+        (test_geometry.test_gradcheck, ()),
+        (test_geometry.test_the_bad_cell_of_a_batch_is_named, ()),
+        (test_geometry.test_wrong_offsets_are_refused, ([0, 3, 2], [0, 1, 2])),
+    ],
+    ids=lambda x: x.__name__ if callable(x) else str(x),
+)
+
+
+@GEOMETRY
+def test_promises_of_geometry(emulated, test, arguments):
+    test(*arguments)
+
+
+SANITIZED = " or ".join(
+    [
+        *("test_sizes[tiny-", "test_sizes[heads-bf16]", "test_sizes[wider-bf16]"),
+        *("test_tf32[tiny]", "test_tf32[wider]", "test_nearly_nothing"),
+        *("test_rows_around_the_spans[last-f32]", "test_slabs_of_the_backward[many-f32]"),
+        *("test_pair_embedding[3-17-mish-True]", "test_distances_of_batches"),
+        "test_gradients_are_those_of_plain_torch",
+    ]
+)
+
+
+def run_sanitized(builds, name, *command):
+    """Run Python with a sanitizer's build of the kernels; a finding is an exit status."""
+    libraries = {"address": ("asan", "ubsan"), "thread": ("tsan",)}[name]
+    paths = [
+        subprocess.check_output(["g++", f"-print-file-name=lib{x}.so"], text=True).strip()
+        for x in libraries
+    ]
+    environment = {
+        **os.environ,
+        "SITENET_EMULATED": str(builds[name].result()),
+        "LD_PRELOAD": ":".join(paths),
+        "ASAN_OPTIONS": "detect_leaks=0",
+        "TSAN_OPTIONS": "exitcode=66",
+        "OMP_NUM_THREADS": "1",  # torch's own threads say nothing of when they wait
+    }
+    return subprocess.run(
+        [sys.executable, *command], env=environment, capture_output=True, text=True
+    )
+
+
+OUTSIDE = pytest.mark.skipif("SITENET_EMULATED" in os.environ, reason="this is the sanitized run")
+
+
+@pytest.mark.slow
+@OUTSIDE
+@pytest.mark.parametrize("name", SANITIZERS)
+def test_sanitizers_find_nothing(builds, name):
+    """Small cases of this file with every address, undefined operation and race looked for."""
+    command = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", SANITIZED, __file__]
+    run = run_sanitized(builds, name, *command)
+    assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-4000:]
+
+
+@pytest.mark.slow
+@OUTSIDE
+@pytest.mark.parametrize("hand", range(3), ids=["warp", "block", "grid"])
+def test_races_are_found(builds, hand):
+    """A value read without waiting for its writer is found, and nothing where it was waited for;
+    blocks cannot wait for each other."""
+    load = "import importlib.util as u, os; s = u.spec_from_file_location('emulated', "
+    load += "os.environ['SITENET_EMULATED']); m = u.module_from_spec(s); s.loader.exec_module(m); "
+    for wait in (False, True):
+        run = run_sanitized(builds, "thread", "-c", f"{load}m.race({hand}, {wait})")
+        racy = hand == 2 or not wait
+        assert run.returncode == (66 if racy else 0), run.stderr[-4000:]
+        assert ("data race" in run.stderr) == racy
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc, of CUDA 12 or later")
+@pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.name)
+def test_nothing_spills(builds, source):
+    """Each kernel keeps its variables in registers, on A100 (80) and on H100 and H200 (90)."""
+    report = builds[source.name].result()
+    kernels = re.findall(r"Compiling entry function '(\S+)' for '(\w+)'", report)
+    spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", report)
+    assert {target for _, target in kernels} == {"sm_80", "sm_90"}
+    assert len(kernels) == len(spills)
+    assert all(x == ("0", "0") for x in spills), list(zip(kernels, spills, strict=True))

@@ -1,0 +1,168 @@
+"""A search for settings: its study, what it leaves, and how it goes on."""
+
+import csv
+import json
+
+import pytest
+import yaml
+from toy_crystals import SMALL, write_folder
+
+from sitenet.cli import app as cli
+from sitenet.config import load_config
+from sitenet.training.tune import SPACE, read_space, tune
+
+optuna = pytest.importorskip("optuna")
+
+BASE = SMALL.replace(epochs=3, valid=0.3, last_activation="identity")
+NARROW = {
+    "learning_rate": {"low": 1e-3, "high": 1e-1, "log": True},
+    "blocks": {"low": 1, "high": 2},
+    "hidden": [[5], [7]],
+    "schedule": ["constant", "cosine"],
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("crystals")
+    write_folder(path, 12)
+    return path
+
+
+def rows_of(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_finds_and_writes_the_best_config(folder, tmp_path):
+    best = tune(folder, tmp_path, BASE, trials=4, space=NARROW, pruner="none")
+    rows = rows_of(tmp_path / "trials.csv")
+    assert [row["state"] for row in rows] == ["complete"] * 4
+    errors = [float(row["valid_error"]) for row in rows]
+    assert best.valid_error == min(errors) and best.number == errors.index(min(errors))
+    assert load_config(best.path) == best.config == BASE.replace(**best.values)
+    assert set(best.values) == set(NARROW) and best.trials == 4
+    assert best.config.hidden in ((5,), (7,)) and best.config.blocks in (1, 2)
+    assert len({row["learning_rate"] for row in rows}) == 4
+
+
+def test_is_reproducible_and_learns_as_train_does(folder, tmp_path):
+    from sitenet.training.train import train
+
+    first, second = (tune(folder, tmp_path / x, BASE, trials=2, space=NARROW) for x in "ab")
+    assert (first.values, first.valid_error) == (second.values, second.valid_error)
+    result = train(folder, None, first.path)
+    assert min(entry["valid_error"] for entry in result.history) == first.valid_error
+
+
+def test_goes_on_where_it_was_stopped(folder, tmp_path, monkeypatch):
+    from sitenet.training import tune as module
+
+    run, calls = module.train, []
+
+    def interrupted(*arguments, **options):
+        calls.append(options)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return run(*arguments, **options)
+
+    monkeypatch.setattr(module, "train", interrupted)
+    options = {"trials": 4, "space": NARROW, "pruner": "none"}
+    with pytest.raises(module.Stopped, match=r"2 trials are in .* goes on from there"):
+        tune(folder, tmp_path, BASE, **options)
+    assert tune(folder, tmp_path, BASE, **options).trials == 4
+    assert len(calls) == 5
+    assert tune(folder, tmp_path, BASE, **options).trials == 4  # nothing is left to do
+    assert len(calls) == 5
+    rates = [row["learning_rate"] for row in rows_of(tmp_path / "trials.csv")]
+    assert len(set(rates)) == 5
+    with pytest.raises(ValueError, match="a study with other data, config or space"):
+        tune(folder, tmp_path, BASE, epochs=4, **options)
+
+
+def test_prunes_hopeless_trials(folder, tmp_path):
+    """Of trials that learn nothing beside one that does, most are not finished."""
+    space = {"learning_rate": {"low": 1e-9, "high": 1e-8, "log": True}}
+    config = BASE.replace(epochs=8)
+    tune(folder, tmp_path, config, trials=8, space=space, sampler="random")
+    states = [row["state"] for row in rows_of(tmp_path / "trials.csv")]
+    assert states[:5] == ["complete"] * 5 and "pruned" in states[5:]
+
+
+def test_settings_that_cannot_be_are_given_up(folder, tmp_path):
+    space = {"envelope": [True, False]}  # needs a reach
+    best = tune(folder, tmp_path, BASE, trials=6, space=space, sampler="random")
+    assert best.values == {"envelope": False}
+    with pytest.raises(RuntimeError, match="no trial succeeded: envelope needs"):
+        tune(folder, tmp_path / "none", BASE, trials=2, space={"envelope": [True]})
+
+
+@pytest.mark.parametrize(
+    "space, text",
+    [
+        ("learning_rate: {low: 1e-4, high: 1e-2}", None),
+        ("lerning_rate: [1, 2]", "unknown field 'lerning_rate'"),
+        ("blocks: 3", "blocks must be a list, or low and high"),
+        ("blocks: {low: 3}", "blocks must be a list, or low and high"),
+        ("blocks: {low: 3, high: 1}", "low must be below high"),
+        ("hidden: {low: 3, high: 10}", "hidden is no number"),
+        ("test: [0.1]", "unknown field 'test'"),
+        ("[blocks]", "must hold `field:"),
+        ("{", "is not a YAML file"),
+    ],
+)
+def test_spaces_are_checked(tmp_path, space, text):
+    path = tmp_path / "space.yaml"
+    path.write_text(space)
+    if text is None:
+        assert read_space(path) == {"learning_rate": {"low": 1e-4, "high": 1e-2, "log": False}}
+        return
+    with pytest.raises(ValueError, match=text):
+        read_space(path)
+
+
+def test_default_space_fits_the_paper():
+    config = load_config("paper")
+    for name, of in read_space(None).items():
+        for value in of if isinstance(of, list) else (of["low"], of["high"]):
+            config.replace(**{name: value})
+    assert set(read_space(None)) == set(SPACE)
+
+
+def test_needs_validation_crystals(folder, tmp_path):
+    with pytest.raises(ValueError, match="valid must be above 0"):
+        tune(folder, tmp_path, BASE, valid=0.0)
+
+
+def test_processes_of_torchrun_are_refused(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="a trial runs in one process"):
+        tune(folder, tmp_path, BASE)
+
+
+def test_command(folder, tmp_path, capsys):
+    config, space = tmp_path / "config.yaml", tmp_path / "space.yaml"
+    config.write_text(yaml.safe_dump(BASE.to_dict()))
+    space.write_text(yaml.safe_dump(NARROW))
+    arguments = ["tune", folder, "--out", tmp_path / "out", "--config", config]
+    arguments += ["--space", space, "--trials", "2", "--epochs", "2"]
+
+    def run(*more):
+        with pytest.raises(SystemExit) as end:
+            cli.main([*map(str, arguments), *more])
+        assert not end.value.code
+        return capsys.readouterr()
+
+    out, err = run()
+    assert "of 2: validation error" in out and "learning_rate" in out
+    assert "trial 1: " in err and f"--config {tmp_path / 'out' / 'best.yaml'}" in err
+    facts = json.loads(run("--json")[0])
+    assert facts["trials"] == 2 and facts["values"].keys() == NARROW.keys()
+
+
+def test_missing_package_is_named(folder, tmp_path, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(ImportError, match=r"pip install 'sitenet\[tune\]'"):
+        tune(folder, tmp_path, BASE)
