@@ -15,9 +15,10 @@ from cases import large_product, matbench_pairs, measure_in_turn
 
 from sitenet import reference
 from sitenet.config import SiteNetConfig
-from sitenet.model.checkpoint import to_published
 from sitenet.model.sitenet import Rows, SiteNet
-from sitenet.system.processes import multiplies_bfloat16
+from sitenet.published.checkpoint import to_published
+from sitenet.published.model import PaddedBatch, PublishedSiteNet
+from sitenet.system.devices import multiplies_bfloat16
 
 HEADER = ("case", "pairs", "way", "ms", "+-", "x published", "M pairs/s", "GFLOP/s", "of peak")
 BF16 = "ours, bf16 products"
@@ -46,7 +47,7 @@ class Case:
     def __init__(self, offsets, sites):
         torch.manual_seed(0)
         model = SiteNet(CONFIG)
-        published = reference.PublishedSiteNet(CONFIG)
+        published = PublishedSiteNet(CONFIG)
         published.load_state_dict(to_published(model))
         self.published = published.encoder.Attention_Blocks[0]
         self.block, self.e_layer = model.blocks[0], model.pair_layer
@@ -63,7 +64,7 @@ class Case:
         """(pairs, E) -> (rows, longest, E)."""
         offsets, sites = self.rows.offsets, self.rows.sites
         crystals, unused = offsets[[0, -1]], torch.zeros(len(offsets) - 1)
-        self.batch = reference.PaddedBatch.from_rows(e, offsets, sites, crystals, unused, unused)
+        self.batch = PaddedBatch.from_rows(e, offsets, sites, crystals, unused, unused)
         return self.batch.features
 
     def run_published(self):

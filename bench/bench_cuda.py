@@ -19,9 +19,9 @@ from sitenet.data.dataset import Split
 from sitenet.model.sitenet import Block, Layer, Rows, SiteNet
 from sitenet.ops.attention import attention
 from sitenet.ops.geometry import minimum_image_distances_batch
-from sitenet.pairs.pairs import find_pairs
+from sitenet.pairs.finder import find_pairs
 from sitenet.pairs.store import PairStore, columns_of, pair_options
-from sitenet.reference import PublishedBlock
+from sitenet.published.model import PublishedBlock
 from sitenet.system.environment import info
 from sitenet.training.trainer import Run
 

@@ -13,10 +13,12 @@ import torch
 from cases import Case, matbench_pairs, measure_in_turn, peak_gigabytes
 
 from sitenet.config import SiteNetConfig
-from sitenet.model.checkpoint import to_published
 from sitenet.model.sitenet import SiteNet
-from sitenet.pairs.pairs import PairFinder, Pairs, find_pairs, pair_features
-from sitenet.reference import PaddedBatch, PublishedSiteNet
+from sitenet.pairs.features import pair_features
+from sitenet.pairs.finder import PairFinder, find_pairs
+from sitenet.pairs.pairs import Pairs
+from sitenet.published.checkpoint import to_published
+from sitenet.published.model import PaddedBatch, PublishedSiteNet
 
 CONFIG = SiteNetConfig(last_activation="identity")
 

@@ -7,7 +7,9 @@ import pytest
 import torch
 from cases import Case, matbench_crystals, matbench_texts, measure
 
-from sitenet.pairs.pairs import PairFinder, Pairs, find_pairs, pair_features
+from sitenet.pairs.features import pair_features
+from sitenet.pairs.finder import PairFinder, find_pairs
+from sitenet.pairs.pairs import Pairs
 
 SITES = (50, 100, 500)
 

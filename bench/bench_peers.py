@@ -96,7 +96,7 @@ class Sitenet(Peer):
 
     def read(self, text):
         from sitenet.crystal.crystal import read_cif
-        from sitenet.pairs.pairs import find_pairs
+        from sitenet.pairs.finder import find_pairs
         from sitenet.pairs.store import columns_of
 
         return columns_of(find_pairs(read_cif(text).primitive(), **self.options))

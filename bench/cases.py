@@ -14,7 +14,8 @@ import pyarrow.parquet as parquet
 import pytest
 import torch
 
-from sitenet.pairs.pairs import Pairs, find_pairs
+from sitenet.pairs.finder import find_pairs
+from sitenet.pairs.pairs import Pairs
 
 SHARED = Path(os.environ.get("SITENET_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 MATBENCH = SHARED / "data" / "matbench_mp_gap_sample_4000.parquet"

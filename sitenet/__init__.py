@@ -1,42 +1,105 @@
 """sitenet: properties of crystals from their structure files.
 
 Site-Net (Moran et al., Digital Discovery 2023, arXiv 2209.08190) with fused kernels. The names
-below are the public interface; each is loaded with its module when it is first used.
+below are the public interface. Each is imported with its module when it is first used, so that
+``import sitenet`` takes no time and imports between the packages point one way: a method that
+leads to a later package, such as ``model.predict``, calls its function here.
 """
 
 import importlib
-import sys
 from importlib.metadata import version as _version
-from pathlib import Path as _Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 __version__ = _version("sitenet")
 
-# Python that is started beside a source tree imports that, which has no compiled module: it is then
-# taken from where the package is installed.
-if not any(_Path(__file__).parent.glob("_C.*")):
-    _installed = (_Path(entry, "sitenet") for entry in sys.path)
-    __path__ += [str(folder) for folder in _installed if any(folder.glob("_C.*"))][:1]
-
 _MODULE_OF = {
-    "CifError": "crystal.crystal",
-    "Limits": "crystal.crystal",
+    "CifError": "crystal.cif",
     "Crystal": "crystal.crystal",
+    "Limits": "crystal.crystal",
     "read_cif": "crystal.crystal",
     "read_cifs": "crystal.crystal",
     "minimum_image_distances": "ops.geometry",
+    "prepare": "data.prepare",
     "Pairs": "pairs.pairs",
-    "find_pairs": "pairs.pairs",
+    "find_pairs": "pairs.finder",
     "SiteNet": "model.sitenet",
+    "Target": "model.sitenet",
     "Ensemble": "model.ensemble",
     "load": "model.checkpoint",
+    "save": "model.checkpoint",
+    "Calibration": "model.calibration",
+    "from_published": "published.checkpoint",
+    "to_published": "published.checkpoint",
+    "SiteNetConfig": "config",
+    "TrainingConfig": "config",
+    "load_config": "config",
+    "predict": "inference.predict",
+    "predict_files": "inference.predict_files",
+    "evaluate": "inference.evaluate",
     "explain": "inference.explain",
+    "explain_files": "inference.explain_files",
+    "Explanation": "inference.explain",
+    "DatasetExplanation": "inference.explain",
+    "train": "training.train",
+    "tune": "training.tune",
+    "matbench": "training.matbench",
+    "plot_attention": "report.plots",
+    "crystal_report": "report.report",
+    "run_report": "report.report",
     "SiteNetClassifier": "estimator",
     "SiteNetRegressor": "estimator",
     "info": "system.environment",
 }
 
 __all__ = ["__version__", *_MODULE_OF]
+
+# Called by earlier packages, not by users.
+_MODULE_OF |= {
+    "is_published_config": "published.config",
+    "from_published_config": "published.config",
+    "plot_predictions": "report.plots",
+}
+
+if TYPE_CHECKING:
+    from sitenet.config import SiteNetConfig as SiteNetConfig
+    from sitenet.config import TrainingConfig as TrainingConfig
+    from sitenet.config import load_config as load_config
+    from sitenet.crystal.cif import CifError as CifError
+    from sitenet.crystal.crystal import Crystal as Crystal
+    from sitenet.crystal.crystal import Limits as Limits
+    from sitenet.crystal.crystal import read_cif as read_cif
+    from sitenet.crystal.crystal import read_cifs as read_cifs
+    from sitenet.data.prepare import prepare as prepare
+    from sitenet.estimator import SiteNetClassifier as SiteNetClassifier
+    from sitenet.estimator import SiteNetRegressor as SiteNetRegressor
+    from sitenet.inference.evaluate import evaluate as evaluate
+    from sitenet.inference.explain import DatasetExplanation as DatasetExplanation
+    from sitenet.inference.explain import Explanation as Explanation
+    from sitenet.inference.explain import explain as explain
+    from sitenet.inference.explain_files import explain_files as explain_files
+    from sitenet.inference.predict import predict as predict
+    from sitenet.inference.predict_files import predict_files as predict_files
+    from sitenet.model.calibration import Calibration as Calibration
+    from sitenet.model.checkpoint import load as load
+    from sitenet.model.checkpoint import save as save
+    from sitenet.model.ensemble import Ensemble as Ensemble
+    from sitenet.model.sitenet import SiteNet as SiteNet
+    from sitenet.model.sitenet import Target as Target
+    from sitenet.ops.geometry import minimum_image_distances as minimum_image_distances
+    from sitenet.pairs.finder import find_pairs as find_pairs
+    from sitenet.pairs.pairs import Pairs as Pairs
+    from sitenet.published.checkpoint import from_published as from_published
+    from sitenet.published.checkpoint import to_published as to_published
+    from sitenet.published.config import from_published_config as from_published_config
+    from sitenet.published.config import is_published_config as is_published_config
+    from sitenet.report.plots import plot_attention as plot_attention
+    from sitenet.report.plots import plot_predictions as plot_predictions
+    from sitenet.report.report import crystal_report as crystal_report
+    from sitenet.report.report import run_report as run_report
+    from sitenet.system.environment import info as info
+    from sitenet.training.matbench import matbench as matbench
+    from sitenet.training.train import train as train
+    from sitenet.training.tune import tune as tune
 
 
 def __getattr__(name: str) -> Any:

@@ -92,7 +92,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_, **__: say(f"warning: {message}")
         app(given, prog_name="sitenet")
-
-
-if __name__ == "__main__":
-    main()

@@ -11,13 +11,13 @@ import typer
 from sitenet.cli import options
 from sitenet.cli.options import configured
 from sitenet.cli.output import (
-    is_first,
     print_columns,
     print_json,
     print_rows,
     print_scores,
     reporter,
 )
+from sitenet.system.distributed import is_first
 
 
 def predict(
@@ -43,16 +43,18 @@ def predict(
     as_json: options.Json = False,
 ) -> None:
     """Predict properties; prints a table, or writes a CSV of any number of crystals."""
-    from sitenet.inference.predict_files import predict_sources
-    from sitenet.model.checkpoint import from_published, load
-    from sitenet.system.processes import choose_device, process_group, world
+    from sitenet.inference.predict_files import predict_files
+    from sitenet.model.checkpoint import load
+    from sitenet.published.checkpoint import from_published
+    from sitenet.system.devices import choose_device
+    from sitenet.system.distributed import process_group, world
 
     place = choose_device(device)
     net = load(model) if published is None else from_published(configured(config, {}), published)
     with process_group(place):
         if world() > 1 and out is None:
             raise typer.BadParameter("several processes need a file to write", param_hint="--out")
-        outcome = predict_sources(
+        outcome = predict_files(
             net.to(place).eval(),
             structures,
             out,
@@ -91,12 +93,12 @@ def evaluate(
 ) -> None:
     """Predict crystals whose properties are known, and print the errors."""
     from sitenet.data.dataset import write_left_out
-    from sitenet.inference.evaluate import evaluate_data
+    from sitenet.inference.evaluate import evaluate
     from sitenet.model.checkpoint import load
-    from sitenet.system.processes import choose_device
+    from sitenet.system.devices import choose_device
 
     net = load(model).to(choose_device(device)).eval()
-    predictions, left_out = evaluate_data(
+    predictions, left_out = evaluate(
         net, data, target or None, primitive, disorder, workers, reporter()
     )
     if out is not None:
@@ -134,13 +136,13 @@ def explain(
     as_json: options.Json = False,
 ) -> None:
     """Say what a model attends to, in a crystal or in many."""
-    from sitenet.inference.explain_files import survey
+    from sitenet.inference.explain_files import explain_files
     from sitenet.model.checkpoint import load
+    from sitenet.system.devices import choose_device
     from sitenet.system.files import write_columns
-    from sitenet.system.processes import choose_device
 
     net = load(model).to(choose_device(device)).eval()
-    found = survey(
+    found = explain_files(
         net,
         structures,
         max_sites=max_sites,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,15 +13,11 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from sitenet.system.distributed import is_first
 from sitenet.system.files import text_rows
 from sitenet.system.progress import Reporter
 
 talk = Console(stderr=True)
-
-
-def is_first() -> bool:
-    """Whether this is the only process, or the first of those that torchrun started."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def reporter() -> Reporter:

@@ -9,7 +9,8 @@ import typer
 
 from sitenet.cli import options
 from sitenet.cli.options import ALL_FIELDS, TRAINING, configured, with_fields
-from sitenet.cli.output import is_first, print_json, print_rows, print_scores, reporter
+from sitenet.cli.output import print_json, print_rows, print_scores, reporter
+from sitenet.system.distributed import is_first
 
 
 def prepare(
@@ -23,7 +24,7 @@ def prepare(
 ) -> None:
     """Turn CIFs and a table into one dataset file; goes on where it was stopped."""
     from sitenet.data.dataset import Preparation, write_left_out
-    from sitenet.data.prepared import prepare as run
+    from sitenet.data.prepare import prepare as run
     from sitenet.data.readers import open_source
 
     source = open_source(data, target)

@@ -8,7 +8,7 @@ from importlib import resources
 
 import numpy as np
 
-from sitenet.config import SITE_FEATURES
+from sitenet.config import SITE_FEATURES, SiteNetConfig
 
 
 def _read_table() -> tuple[tuple[str, ...], np.ndarray]:
@@ -19,6 +19,8 @@ def _read_table() -> tuple[tuple[str, ...], np.ndarray]:
     unknown = [np.nan] * len(SITE_FEATURES)
     return ("", *(row["Symbol"] for row in rows)), np.array([unknown, *values])
 
+
+NUM_ELEMENTS = 200  # rows of tables by atomic number, as in the published embedding
 
 SYMBOLS, _TABLE = _read_table()
 NUMBERS = {symbol: number for number, symbol in enumerate(SYMBOLS) if number}
@@ -63,3 +65,35 @@ def site_features(numbers: Sequence[int] | np.ndarray, missing: str = "error") -
             f"missing='mean' takes the mean over the other elements"
         )
     return values
+
+
+def element_table(config: SiteNetConfig) -> np.ndarray:
+    """The elemental features that a model's config names, by atomic number.
+
+    Returns:
+        (NUM_ELEMENTS, features) float64. Rows of elements with an unknown feature (unless
+        ``missing`` is "mean"), without an element, or beyond Z = 99 as published, are NaN.
+    """
+    table = _unscaled_table(config)
+    if config.scale_site_features:
+        mean, std = element_scale(config)
+        table = (table - mean) / std
+    return table
+
+
+def element_scale(config: SiteNetConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of the elemental features over the elements, (features,) each:
+    ``scale_site_features`` subtracts the one and divides by the other."""
+    table = _unscaled_table(config)
+    known = table[~np.isnan(table).any(1)]
+    return known.mean(0), known.std(0, ddof=1)
+
+
+def _unscaled_table(config: SiteNetConfig) -> np.ndarray:
+    source = _IMPUTED if config.missing == "mean" else _TABLE
+    columns = [SITE_FEATURES.index(name) for name in config.site_features]
+    table = np.full((NUM_ELEMENTS, len(columns)), np.nan)
+    # A missing feature rules the element out, even if the config does not use that feature.
+    usable = [z for z in range(1, 100) if not np.isnan(source[z]).any()]
+    table[usable] = source[usable][:, columns]
+    return table

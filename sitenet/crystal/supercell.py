@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from sitenet.ops import _C
+from sitenet.system.compiled import _C
 
 
 def supercell_matrix(cell: np.ndarray, num_sites: int, max_sites: int | None) -> np.ndarray:

@@ -11,7 +11,7 @@ import numpy as np
 from sitenet.crystal.crystal import Crystal
 from sitenet.data.source import Record, Source
 from sitenet.system.files import write_csv
-from sitenet.system.processes import default_workers, in_order
+from sitenet.system.workers import default_workers, in_order
 
 
 @dataclass(frozen=True)

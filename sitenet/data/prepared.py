@@ -1,17 +1,13 @@
-"""Datasets as Parquet files: made from a source, resumable, with checksums.
+"""Prepared datasets: Parquet files with one row per crystal.
 
-One row a crystal; the metadata name the format, the source and the settings, and hold a hash of
-the content.
+The metadata name the format, the source and the settings, and hold a hash of the content.
 """
 
 from __future__ import annotations
 
-import glob
 import hashlib
-import itertools
 import json
-import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +17,9 @@ import pyarrow.compute as compute
 import pyarrow.parquet as parquet
 
 from sitenet.crystal.crystal import Crystal
-from sitenet.data.dataset import USUAL, Dataset, LeftOut, Preparation, Reader, collect
-from sitenet.data.readers import open_source
-from sitenet.data.source import Source
-from sitenet.system.files import new_file
-from sitenet.system.processes import default_workers, in_order
+from sitenet.data.dataset import Dataset, LeftOut
 
 FORMAT = 2
-PART = 2000  # crystals that are prepared, written and, after a kill, redone together
 
 _SCHEMA = {
     "id": pa.string(),
@@ -42,7 +33,7 @@ _SCHEMA = {
 _TARGET = "target:"  # prefix of the targets' columns
 
 
-def _table(data: Dataset) -> pa.Table:
+def table_of(data: Dataset) -> pa.Table:
     def plain(values: np.ndarray | None) -> list | None:
         return None if values is None else values.ravel().tolist()
 
@@ -77,7 +68,7 @@ def _crystals(table: pa.Table) -> Iterator[Crystal]:
             )
 
 
-def _content_hash(table: pa.Table) -> bytes:
+def content_hash(table: pa.Table) -> bytes:
     """A hash of the values, however they lie in memory and in files."""
     digest = hashlib.sha256()
     for name in table.column_names:
@@ -95,135 +86,10 @@ def _content_hash(table: pa.Table) -> bytes:
     return digest.digest()
 
 
-def _key(parts: list[bytes], facts: dict[str, Any]) -> str:
+def file_key(parts: list[bytes], facts: dict[str, Any]) -> str:
     """A hash of a dataset file: of its row groups and of what its metadata say."""
     told = json.dumps({k: v for k, v in facts.items() if k != "key"}, sort_keys=True)
     return hashlib.sha256(b"".join(parts) + told.encode()).hexdigest()
-
-
-def prepare(
-    source: str | Path | Source,
-    out: str | Path,
-    targets: Sequence[str] | None = None,
-    how: Preparation = USUAL,
-    workers: int | None = None,
-    advance: Callable[[int], None] = lambda done: None,
-) -> tuple[int, list[LeftOut]]:
-    """Make a dataset file of a source, in bounded memory.
-
-    A part of the crystals is read, written and renamed at a time, into a folder beside ``out``; a
-    run that was killed goes on with the parts that are missing, and they become one file at the
-    end. A file that was made of the same source with the same settings is left as it is.
-
-    Args:
-        source: what ``open_source`` takes, or a source.
-        out: the Parquet file.
-        targets: as in ``open_source``.
-        how: settings.
-        workers: processes; None chooses.
-        advance: is told how many more records are done, those of an earlier run too.
-
-    Returns:
-        The number of crystals, and what was left out.
-
-    Raises:
-        ValueError: the source cannot be read, or not one of its crystals can be used.
-    """
-    if not isinstance(source, Source):
-        source = open_source(source, targets)
-    out = Path(out)
-    settings = {
-        "format": FORMAT,
-        "source": source.fingerprint(),
-        "path": source.path.name,
-        "names": list(source.targets),
-        "units": list(source.units),
-        "primitive": how.primitive,
-        "disorder": how.disorder,
-    }
-    done = _finished(out, settings)
-    if done is not None:
-        advance(len(source))
-        return done
-    key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
-    folder = out.with_name(f".{out.name}.{key}.parts")
-    for other in out.parent.glob(f".{glob.escape(out.name)}.*.parts"):
-        if other != folder:  # of other settings
-            shutil.rmtree(other)
-    folder.mkdir(parents=True, exist_ok=True)
-    workers = default_workers(len(source)) if workers is None else workers
-    records = iter(source)
-    for number in itertools.count():
-        path = folder / f"{number:05d}.parquet"
-        part = list(itertools.islice(records, PART))
-        if not part:
-            break
-        if not _is_whole(path):
-            data = collect(in_order(Reader(how), part, workers), source, advance)
-            _write(_table(data), path, {"left_out": [vars(x) for x in data.left_out]})
-        else:
-            advance(len(part))
-    return _join(folder, out, settings, source, number)
-
-
-def _finished(out: Path, settings: dict[str, Any]) -> tuple[int, list[LeftOut]] | None:
-    """What ``prepare`` returned when it made this sound file with these settings, if it did."""
-    if not is_prepared(out):
-        return None
-    try:
-        facts, table = _read_whole(out)
-    except ValueError:
-        return None
-    if not settings.items() <= facts.items():
-        return None
-    return len(table), [LeftOut(**x) for x in facts["left_out"]]
-
-
-def _is_whole(path: Path) -> bool:
-    try:
-        parquet.read_table(path, page_checksum_verification=True)
-    except (OSError, ValueError):
-        return False
-    return True
-
-
-def _write(table: pa.Table, path: Path, facts: dict[str, Any]) -> None:
-    table = table.replace_schema_metadata({b"sitenet": json.dumps(facts).encode()})
-    with new_file(path) as temporary:
-        parquet.write_table(table, temporary, write_page_checksum=True)
-
-
-def _facts(path: Path) -> dict[str, Any]:
-    metadata = parquet.read_metadata(path).metadata or {}
-    return json.loads(metadata.get(b"sitenet", b"{}"))
-
-
-def _join(
-    folder: Path, out: Path, settings: dict, source: Source, parts: int
-) -> tuple[int, list[LeftOut]]:
-    paths = [folder / f"{k:05d}.parquet" for k in range(parts)]
-    left_out = [LeftOut(**x) for p in paths for x in _facts(p)["left_out"]]
-    count = sum(parquet.read_metadata(p).num_rows for p in paths)
-    if not count:
-        reasons = f": {left_out[0].where}: {left_out[0].reason}" if left_out else ""
-        shutil.rmtree(folder)
-        raise ValueError(f"{source.path}: not one crystal can be used{reasons}")
-    schema = parquet.read_schema(paths[0]).remove_metadata()
-    hashes = []
-    with (
-        new_file(out) as temporary,
-        parquet.ParquetWriter(temporary, schema, write_page_checksum=True) as writer,
-    ):
-        for path in paths:
-            table = parquet.read_table(path, page_checksum_verification=True)
-            if len(table):
-                hashes.append(_content_hash(table))
-                writer.write_table(table.replace_schema_metadata(None))
-        facts = {**settings, "left_out": [vars(x) for x in left_out]}
-        facts["key"] = _key(hashes, facts)
-        writer.add_key_value_metadata({"sitenet": json.dumps(facts)})
-    shutil.rmtree(folder)
-    return count, left_out
 
 
 def is_prepared(path: str | Path) -> bool:
@@ -237,7 +103,7 @@ def is_prepared(path: str | Path) -> bool:
         return False
 
 
-def _read_whole(path: Path) -> tuple[dict[str, Any], pa.Table]:
+def read_whole(path: Path) -> tuple[dict[str, Any], pa.Table]:
     """What the metadata of a dataset file say, and its rows, both checked."""
     try:
         with parquet.ParquetFile(path, page_checksum_verification=True) as file:
@@ -253,7 +119,7 @@ def _read_whole(path: Path) -> tuple[dict[str, Any], pa.Table]:
             groups = [file.read_row_group(k) for k in range(file.num_row_groups)]
     except (OSError, pa.ArrowException, json.JSONDecodeError, KeyError) as error:
         raise ValueError(f"{path} is damaged or no dataset: {error}") from None
-    if facts.get("key") != _key(list(map(_content_hash, groups)), facts):
+    if facts.get("key") != file_key(list(map(content_hash, groups)), facts):
         raise ValueError(f"{path} was altered: its checksum is another one")
     return facts, pa.concat_tables(groups)
 
@@ -265,7 +131,7 @@ def load_dataset(path: str | Path) -> Dataset:
         ValueError: the file is damaged or was altered, is no dataset, or of another format.
     """
     path = Path(path)
-    facts, table = _read_whole(path)
+    facts, table = read_whole(path)
     columns = [table.column(_TARGET + name).to_numpy() for name in facts["names"]]
     return Dataset(
         table.column("id").to_pylist(),

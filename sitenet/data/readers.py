@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as parquet
 
+from sitenet.data.prepared import is_prepared, load_dataset
 from sitenet.data.source import Record, Source
 
 CIF_SUFFIXES = (".cif.gz", ".mcif.gz", ".cif", ".mcif")
@@ -53,6 +54,8 @@ def open_source(
         return _open_files(path, [path], targets)
     if name.endswith(".csv"):
         return _open_csv(path, path.parent, targets, split_column)
+    if is_prepared(path):
+        return _open_prepared(path, targets)
     if name.endswith((".parquet", ".pq")):
         return _open_parquet(path, targets, split_column)
     if name.endswith((".json", ".json.gz")):
@@ -61,6 +64,17 @@ def open_source(
         f"{path} is no table of crystals: expected a folder, a CIF, *.csv, *.parquet, *.json.gz "
         "or *.json"
     )
+
+
+def _open_prepared(path: Path, targets: Sequence[str] | None) -> Source:
+    """A file written by ``sitenet prepare`` as a source of its crystals."""
+    data = load_dataset(path).with_targets(targets)
+    columns = data.ids, data.crystals, data.targets.tolist(), data.split
+    records = [
+        Record(name, f"{path} {name}", "crystal", crystal, tuple(values), split)
+        for name, crystal, values, split in zip(*columns, strict=True)
+    ]
+    return Source(path, records, data.names)
 
 
 def _choose(

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from sitenet.data.dataset import Dataset, LeftOut, Preparation, read
-from sitenet.data.prepared import is_prepared, load_dataset
+import sitenet
+from sitenet.data.dataset import Dataset, LeftOut, Preparation
+from sitenet.data.prepare import open_dataset
 from sitenet.data.readers import open_source
-from sitenet.data.source import Source
 from sitenet.inference.metrics import class_scores, regression_scores
 from sitenet.inference.predict import from_store
 from sitenet.model.calibration import half_widths
@@ -126,41 +126,8 @@ class Predictions:
     def plot(
         self, folder: Path, history: Sequence[Mapping[str, Any]], reporter: Reporter
     ) -> list[Path]:
-        """Parity plots of the test crystals (of validation where there are none), and the learning
-        curve where there is a history; what is missing for them is said."""
-        try:
-            import matplotlib  # noqa: F401
-
-            from sitenet.report import plots
-        except ImportError:
-            reporter.say("no plots: they need matplotlib, pip install 'sitenet[plot]'")
-            return []
-        written = []
-        shown = next((s for s in ("test", "valid", "all") if s in self.split), None)
-        chosen = np.array([s == shown for s in self.split], dtype=bool)
-        for k, target in enumerate(self.targets):
-            known = np.isfinite(self.truth[chosen, k]).any() if chosen.any() else False
-            if target.kind == "value" and known:
-                ending = "" if len(self.targets) == 1 else f"_{_file_name(target.name)}"
-                path = folder / f"parity{ending}.png"
-                plots.parity(
-                    self.truth[chosen, k],
-                    self.values[chosen, k],
-                    path,
-                    name=target.name.removesuffix("_" + target.unit.replace("/", "_per_")),
-                    unit=target.unit,
-                    title=f"{shown} crystals",
-                )
-                written.append(path)
-        if len(history) > 1 and "train_mae" in history[0]:
-            path = folder / "learning_curve.png"
-            plots.learning_curve(history, path, unit=self.targets[0].unit)
-            written.append(path)
-        return written
-
-
-def _file_name(name: str) -> str:
-    return "".join(c if c.isalnum() or c in "-_." else "_" for c in name)
+        """Write parity plots and the learning curve; see ``sitenet.plot_predictions``."""
+        return sitenet.plot_predictions(self, folder, history, reporter)
 
 
 def interval(value: float, half_width: float, lowest: float = -np.inf) -> tuple[float, float]:
@@ -176,7 +143,7 @@ def number(value: float) -> str:
     return f"{value:.7g}" if np.isfinite(value) else ""
 
 
-def evaluate_data(
+def evaluate(
     model: Model,
     data: str | Path | Dataset,
     targets: Sequence[str] | None = None,
@@ -202,32 +169,35 @@ def evaluate_data(
     """
     reporter = reporter or Reporter()
     names = [t.name for t in model.targets]
-    if not isinstance(data, Dataset):
-        if is_prepared(data):
-            data = load_dataset(data)
-        else:
-            source = _open_with(data, targets, names)
-            with reporter.bar("reading structures", len(source)) as advance:
-                data = read(source, Preparation(primitive, disorder), workers, advance)
-    if targets is None and set(names) <= set(data.names):
-        targets = names
-    data = data.with_targets(targets)
-    if len(data.names) != len(names):
-        raise ValueError(f"the model predicts {', '.join(names)}; got {', '.join(data.names)}")
-    with reporter.bar("finding pairs", len(data)) as advance:
-        data, store = pairs_of_dataset(data, model.config, workers, advance)
+    dataset = open_dataset(
+        data,
+        _truth_columns(data, targets, names),
+        how=Preparation(primitive, disorder),
+        workers=workers,
+        reporter=reporter,
+    )
+    if len(dataset.names) != len(names):
+        raise ValueError(f"the model predicts {', '.join(names)}; got {', '.join(dataset.names)}")
+    with reporter.bar("finding pairs", len(dataset)) as advance:
+        dataset, store = pairs_of_dataset(dataset, model.config, workers, advance)
     found = from_store(model, store)
     values = np.array([f[0] for f in found]).reshape(len(found), len(names))
     encodings = np.array([f[1] for f in found])
-    parts = {"all": np.arange(len(data))}
-    return Predictions.of(model, data, parts, values, encodings), data.left_out
+    parts = {"all": np.arange(len(dataset))}
+    return Predictions.of(model, dataset, parts, values, encodings), dataset.left_out
 
 
-def _open_with(path: str | Path, targets: Sequence[str] | None, names: list[str]) -> Source:
-    """A source with the targets asked for; those of the model's names, or the only one."""
+def _truth_columns(
+    data: str | Path | Dataset, targets: Sequence[str] | None, names: list[str]
+) -> Sequence[str] | None:
+    """Columns of the true values: those asked for, else those with the names of the model's
+    targets if the data have them, else None for the only one."""
     if targets is not None:
-        return open_source(path, targets)
+        return targets
+    if isinstance(data, Dataset):
+        return names if set(names) <= set(data.names) else None
     try:
-        return open_source(path, names)
+        open_source(data, names)
     except ValueError:
-        return open_source(path)
+        return None
+    return names

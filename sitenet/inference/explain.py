@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+import sitenet
 from sitenet.crystal.elements import SYMBOLS
 from sitenet.inference.attention_histograms import DistanceTally, ElementTally, weight_names
 from sitenet.inference.predict import as_crystal
-from sitenet.pairs.pairs import Pairs, find_pairs
+from sitenet.pairs.finder import find_pairs
+from sitenet.pairs.pairs import Pairs
 from sitenet.pairs.store import pair_options
 
 if TYPE_CHECKING:
@@ -58,10 +60,8 @@ class Explained(ABC):
         return pandas.DataFrame(self.columns(rows))
 
     def plot(self, path: str | Path | None = None, **options: Any) -> Figure:
-        """Plot attention against distance; see ``sitenet.report.plots.attention_by_distance``."""
-        from sitenet.report.plots import attention_by_distance
-
-        return attention_by_distance(self, path, **options)
+        """Plot attention against distance; see ``sitenet.plot_attention``."""
+        return sitenet.plot_attention(self, path, **options)
 
 
 @dataclass(eq=False)

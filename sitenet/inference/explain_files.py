@@ -4,17 +4,15 @@ paper's two figures, and the tables behind them."""
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from sitenet.data.dataset import LeftOut, write_left_out
-from sitenet.data.prepared import is_prepared, load_dataset
 from sitenet.data.readers import open_source
-from sitenet.data.source import Record
+from sitenet.data.source import Source
 from sitenet.inference.evaluate import Predictions
 from sitenet.inference.explain import DatasetExplanation, Explanation, explain_each
 from sitenet.model.ensemble import Model
@@ -63,7 +61,7 @@ class Survey:
         return written
 
 
-def survey(
+def explain_files(
     model: Model,
     paths: Sequence[str | Path],
     *,
@@ -114,18 +112,9 @@ def survey(
     return found
 
 
-def _open(path: str | Path, names: list[str]) -> Any:
-    """The records of a source, with the true values of the model's targets if it has them."""
-    if is_prepared(path):
-        data = load_dataset(path)
-        known = set(names) <= set(data.names)
-        return list(_records(path, data.with_targets(names) if known else data.with_targets(())))
+def _open(path: str | Path, names: list[str]) -> Source:
+    """A source with the true values of the model's targets if it has them."""
     try:
         return open_source(path, names)
     except ValueError:
         return open_source(path, ())
-
-
-def _records(path: str | Path, data: Any) -> Iterator[Record]:
-    for name, crystal, values in zip(data.ids, data.crystals, data.targets.tolist(), strict=True):
-        yield Record(name, f"{path} {name}", "crystal", crystal, tuple(values))

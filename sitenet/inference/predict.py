@@ -1,7 +1,4 @@
-"""Structures in, properties out: a few at hand, or any number from a source.
-
-``python -m sitenet.inference.predict`` is ``sitenet predict``, for torchrun.
-"""
+"""Structures in, properties out, for structures at hand or in a store."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ import numpy as np
 import torch
 
 from sitenet.crystal.crystal import CifError, Crystal, read_cif
-from sitenet.pairs.pairs import PairFinder
+from sitenet.pairs.finder import PairFinder
 from sitenet.pairs.store import Columns, PairMaker, PairStore
 
 if TYPE_CHECKING:
@@ -203,11 +200,3 @@ def pair_batches(store: PairStore, index: np.ndarray) -> Iterator[np.ndarray]:
         total += count
     if first < len(index):
         yield index[first:]
-
-
-if __name__ == "__main__":
-    import sys
-
-    from sitenet.cli.app import main
-
-    main(["predict", *sys.argv[1:]])

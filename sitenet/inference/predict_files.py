@@ -20,17 +20,17 @@ import numpy as np
 
 from sitenet.crystal.crystal import Crystal
 from sitenet.data.dataset import LeftOut, Preparation, read_records
-from sitenet.data.prepared import is_prepared, load_dataset
 from sitenet.data.readers import open_source
-from sitenet.data.source import Record, Source
+from sitenet.data.source import Record
 from sitenet.inference.evaluate import COVERAGE, interval, number
 from sitenet.inference.predict import Output, by_rows, from_store, most_pairs
 from sitenet.model.calibration import half_widths
 from sitenet.model.ensemble import Model
 from sitenet.pairs.store import PairMaker, PairStore
+from sitenet.system.distributed import barrier, is_first, local_world, rank, world
 from sitenet.system.files import write_csv
-from sitenet.system.processes import barrier, default_workers, in_order, local_world, rank, world
 from sitenet.system.progress import Reporter
+from sitenet.system.workers import default_workers, in_order
 
 CHUNK = 32  # crystals that a process takes at a time
 SENT_PAIRS = 100_000  # of a crystal that may have more, a worker sends the crystal instead
@@ -111,7 +111,7 @@ def _made(record: Record, crystal: Crystal, make: Callable[[Crystal], Any]) -> A
         return LeftOut(record.id, record.where, str(error))
 
 
-def predict_sources(
+def predict_files(
     model: Model,
     paths: Sequence[str | Path],
     out: str | Path | None = None,
@@ -148,7 +148,7 @@ def predict_sources(
     """
     reporter = reporter or Reporter()
     job = _Job(model, coverage, Preparation(primitive, disorder), max_sites, merge)
-    sources = list(map(_open, paths))
+    sources = [open_source(path, ()) for path in paths]
     total, records = sum(map(len, sources)), itertools.chain.from_iterable(sources)
     if out is None:
         outcome = Outcome(job.header)
@@ -162,15 +162,6 @@ def predict_sources(
         return outcome
     settings = job.settings("".join(source.fingerprint() for source in sources))
     return _to_file(job, records, total, settings, Path(out), workers, reporter)
-
-
-def _open(path: str | Path) -> Source:
-    if not is_prepared(path):
-        return open_source(path, ())
-    data = load_dataset(path)
-    found = zip(data.ids, data.crystals, strict=True)
-    records = [Record(i, f"{path} {i}", "crystal", c) for i, c in found]
-    return Source(Path(path), records, ())
 
 
 class _Job:
@@ -314,7 +305,7 @@ def _to_file(
             advance(len(rows) * world())
     barrier()
     outcome = Outcome(job.header, out=out)
-    if rank() == 0:
+    if is_first():
         _join(job, outcome, out, [_partial(out, r, world()) for r in range(world())])
     barrier()
     partial.unlink()

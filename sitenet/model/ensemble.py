@@ -5,16 +5,18 @@ al., NeurIPS 2017)."""
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
+import sitenet
 from sitenet.config import SiteNetConfig
 from sitenet.model.sitenet import SiteNet, Target
-from sitenet.pairs.pairs import PairFinder, Pairs
+from sitenet.pairs.finder import PairFinder
+from sitenet.pairs.pairs import Pairs
 
 if TYPE_CHECKING:
     import numpy as np
@@ -115,16 +117,12 @@ class Ensemble(nn.Module):
         return torch.stack([member.properties(part) for member, part in parts])
 
     def save(self, path: str | Path, metadata: Mapping[str, Any] | None = None) -> None:
-        """As ``SiteNet.save``: all members in one file."""
-        from sitenet.model import checkpoint
+        """Write all members to one safetensors file; see ``sitenet.save``."""
+        sitenet.save(self, path, metadata)
 
-        checkpoint.save(self, path, metadata)
-
-    def predict(self, structures: Sequence[Any], **options: Any) -> np.ndarray:
-        """Predict from structures; see ``sitenet.predict.predict``."""
-        from sitenet.inference.predict import predict
-
-        return predict(self, structures, **options)
+    def predict(self, structures: Iterable[Any] | Any, **options: Any) -> np.ndarray:
+        """Predict from structures; see ``sitenet.predict``."""
+        return sitenet.predict(self, structures, **options)
 
 
 Model = SiteNet | Ensemble  # what is trained, saved and predicts

@@ -16,11 +16,10 @@ Two rearrangements leave every number as it is:
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,10 +28,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sitenet.config import SITE_FEATURES, SiteNetConfig, load_config
+import sitenet
+from sitenet.config import SiteNetConfig, load_config
+from sitenet.crystal.elements import NUM_ELEMENTS, element_table
 from sitenet.ops.attention import attention, pair_embedding
-from sitenet.pairs.pairs import PairFinder, Pairs, pair_features
-from sitenet.reference import attend, normalise, row_of_pair, row_softmax
+from sitenet.ops.rows import normalise, row_of_pair, row_softmax, weighted_sums
+from sitenet.pairs.features import pair_features
+from sitenet.pairs.finder import PairFinder
+from sitenet.pairs.pairs import Pairs
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,7 +44,6 @@ if TYPE_CHECKING:
 
 ACTIVATIONS = {"mish": F.mish, "relu": torch.relu, "none": lambda x: x}
 EPSILON = 1e-5  # of every norm
-NUM_ELEMENTS = 200  # rows of the embedding, as published
 
 
 @dataclass(frozen=True)
@@ -213,9 +215,10 @@ class Block(nn.Module):
             left = places_left(logits, rows, row, self.k_softmax)
             log_multiplicity = log_multiplicity + left
         logits = logits + log_multiplicity
-        y = attend(logits, self.attention.finish(a), row, len(site_i))
-        weights = row_softmax(logits, row, len(site_i)) if need_weights else None
-        return y, self.interaction.finish(e) if e.shape[1] else None, weights
+        weights = row_softmax(logits, row, len(site_i))
+        y = weighted_sums(weights, self.attention.finish(a), row, len(site_i))
+        renewed = self.interaction.finish(e) if e.shape[1] else None
+        return y, renewed, weights if need_weights else None
 
 
 def places_left(logits: Tensor, rows: Rows, row: Tensor, k: int) -> Tensor:
@@ -331,7 +334,8 @@ class SiteNet(nn.Module):
         # parameters exist for the published names alone.
         if config.interaction == "renew":
             self.blocks[-1].interaction.requires_grad_(False)
-        self.register_buffer("element_table", element_table(config), persistent=False)
+        features = torch.tensor(element_table(config), dtype=torch.get_default_dtype())
+        self.register_buffer("element_table", features, persistent=False)
         self.register_buffer("target_mean", torch.zeros(len(targets)), persistent=False)
         self.register_buffer("target_std", torch.ones(len(targets)), persistent=False)
         is_class = torch.zeros(len(targets), dtype=torch.bool)
@@ -579,54 +583,17 @@ class SiteNet(nn.Module):
         config: str | Path | Mapping[str, Any] | SiteNetConfig,
         state: str | Path | Mapping[str, Any],
     ) -> SiteNet:
-        """A model with published weights; see ``sitenet.model.checkpoint.from_published``."""
-        from sitenet.model import checkpoint
-
-        return checkpoint.from_published(config, state)
+        """Build a model with published weights; see ``sitenet.from_published``."""
+        return sitenet.from_published(config, state)
 
     def to_published(self) -> dict[str, Tensor]:
-        """The weights under their published names; see ``checkpoint.to_published``."""
-        from sitenet.model import checkpoint
-
-        return checkpoint.to_published(self)
+        """The weights under their published names; see ``sitenet.to_published``."""
+        return sitenet.to_published(self)
 
     def save(self, path: str | Path, metadata: Mapping[str, Any] | None = None) -> None:
-        """Write the model to a safetensors file; see ``sitenet.model.checkpoint.save``."""
-        from sitenet.model import checkpoint
+        """Write the model to a safetensors file; see ``sitenet.save``."""
+        sitenet.save(self, path, metadata)
 
-        checkpoint.save(self, path, metadata)
-
-    def predict(self, structures: Sequence[Any], **options: Any) -> np.ndarray:
-        """Predict from structures; see ``sitenet.predict.predict``."""
-        from sitenet.inference.predict import predict
-
-        return predict(self, structures, **options)
-
-
-def element_table(config: SiteNetConfig) -> Tensor:
-    """Elemental features by atomic number, (NUM_ELEMENTS, features). NaN where one is not known,
-    unless ``missing`` is "mean", and where there is no such element."""
-    columns = [SITE_FEATURES.index(name) for name in config.site_features]
-    table = torch.full((NUM_ELEMENTS, len(columns)), torch.nan)
-    try:
-        from sitenet.crystal.elements import site_features
-    except ImportError:
-        return table
-    for z in range(1, 100):
-        with contextlib.suppress(ValueError):
-            row = site_features([z], missing=config.missing)[0]
-            table[z] = torch.as_tensor(row, dtype=table.dtype)[columns]
-    if config.scale_site_features:
-        mean, std = _scale_of(table)
-        table = (table - mean) / std
-    return table
-
-
-def element_scale(config: SiteNetConfig) -> tuple[Tensor, Tensor]:
-    """What ``scale_site_features`` takes off the elemental features, and divides them by."""
-    return _scale_of(element_table(config.replace(scale_site_features=False)))
-
-
-def _scale_of(table: Tensor) -> tuple[Tensor, Tensor]:
-    known = table[~table.isnan().any(1)]
-    return known.mean(0), known.std(0)
+    def predict(self, structures: Iterable[Any] | Any, **options: Any) -> np.ndarray:
+        """Predict from structures; see ``sitenet.predict``."""
+        return sitenet.predict(self, structures, **options)

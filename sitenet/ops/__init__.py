@@ -9,9 +9,10 @@ family makes its inputs contiguous and stands its ``autograd.Function`` outside 
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch  # before _C: one OpenMP runtime in the process
+import torch
 
-from sitenet import _C as _C
+from sitenet.system.compiled import _C as _C
+from sitenet.system.devices import need_cuda as need_cuda
 
 library = torch.library.Library("sitenet", "DEF")
 
@@ -51,15 +52,6 @@ def check(
         raise TypeError(f"{name} must be {wanted}, got {str(x.dtype).removeprefix('torch.')}")
     if like is not None and x.device != like.device:
         raise ValueError(f"{name} must be on {like.device}, got {x.device}")
-
-
-def need_cuda() -> None:
-    """Raise RuntimeError if this build has no CUDA kernels."""
-    if not _C.with_cuda:
-        raise RuntimeError(
-            "this build of sitenet has no CUDA kernels; install it where nvcc is found: "
-            "pip install --config-settings=cmake.define.SITENET_CUDA=ON ."
-        )
 
 
 def launch(kernel: Callable[..., Any], like: torch.Tensor, *arguments: Any) -> None:

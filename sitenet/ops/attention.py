@@ -177,9 +177,7 @@ def _pair_embedding_backward(
     return grad_features, grad_weight, grad_bias
 
 
-def _attention_shape(
-    site_i, site_j, e, logit_weight, attention_dim, activation, norm, eps
-) -> "_C.AttentionShape":
+def _attention_shape(site_i, site_j, e, logit_weight, attention_dim, activation, norm, eps) -> Any:
     heads, hidden = logit_weight.shape
     rows, columns = site_i.shape
     num_pairs, width = e.shape

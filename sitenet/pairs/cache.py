@@ -19,7 +19,7 @@ from sitenet.crystal.crystal import Crystal
 from sitenet.data.dataset import Dataset, LeftOut
 from sitenet.pairs.store import Columns, PairMaker, PairStore, StoreWriter
 from sitenet.system.files import locked
-from sitenet.system.processes import default_workers, in_order
+from sitenet.system.workers import default_workers, in_order
 
 
 def pairs_of_dataset(

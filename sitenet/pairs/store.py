@@ -24,10 +24,10 @@ from torch import Tensor
 
 from sitenet.config import SiteNetConfig
 from sitenet.crystal.crystal import Crystal
-from sitenet.crystal.elements import SYMBOLS, site_features
-from sitenet.model.sitenet import element_table
-from sitenet.pairs.pairs import Pairs, find_pairs
-from sitenet.reference import row_of_pair
+from sitenet.crystal.elements import SYMBOLS, element_table, site_features
+from sitenet.ops.rows import row_of_pair
+from sitenet.pairs.finder import find_pairs
+from sitenet.pairs.pairs import Pairs
 
 Columns = dict[str, np.ndarray]
 
@@ -88,7 +88,7 @@ class PairMaker:
     ) -> None:
         self.options = pair_options(config, max_sites, merge)
         self.missing = config.missing
-        self.known = ~element_table(config).isnan().any(1).numpy()  # by atomic number
+        self.known = ~np.isnan(element_table(config)).any(1)  # by atomic number
 
     def unusable(self, numbers: np.ndarray) -> list[int]:
         """Elements of which the model has no features."""

@@ -6,6 +6,7 @@ returned, and written if a path is given, whose suffix names the format: .png, .
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from sitenet.inference.evaluate import Predictions
     from sitenet.inference.explain import Explained
+    from sitenet.system.progress import Reporter
 
 MANY = 2000  # crystals from which a parity plot counts instead of drawing each
 BLUE, ORANGE, GREY, FAINT = "#2563a8", "#d9661f", "#5b6470", "#d9dde2"
@@ -169,7 +172,7 @@ def _log_scale(axes: Axes, values: np.ndarray) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def attention_by_distance(
+def plot_attention(
     explanation: Explained,
     path: str | Path | None = None,
     *,
@@ -325,3 +328,42 @@ def _written(figure: Figure, path: str | Path | None) -> Figure:
         with new_file(path) as temporary:
             figure.savefig(temporary, format=Path(path).suffix[1:] or "png")
     return figure
+
+
+def plot_predictions(
+    predictions: Predictions,
+    folder: Path,
+    history: Sequence[Mapping[str, Any]],
+    reporter: Reporter,
+) -> list[Path]:
+    """Write parity plots of the test crystals (of the validation crystals where there is no test),
+    and the learning curve where there is a history.
+
+    Returns:
+        The files written: none, with a line to the reporter, where matplotlib is missing.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        reporter.say("no plots: they need matplotlib, pip install 'sitenet[plot]'")
+        return []
+    targets = predictions.targets
+    written = []
+    shown = next((s for s in ("test", "valid", "all") if s in predictions.split), None)
+    chosen = np.array([s == shown for s in predictions.split], dtype=bool)
+    for k, target in enumerate(targets):
+        truth, values = predictions.truth[chosen, k], predictions.values[chosen, k]
+        if target.kind != "value" or not np.isfinite(truth).any():
+            continue
+        ending = "" if len(targets) == 1 else f"_{_file_name(target.name)}"
+        path = folder / f"parity{ending}.png"
+        name = target.name.removesuffix("_" + target.unit.replace("/", "_per_"))
+        parity(truth, values, path, name=name, unit=target.unit, title=f"{shown} crystals")
+        written.append(path)
+    if len(history) > 1 and "train_mae" in history[0]:
+        path = folder / "learning_curve.png"
+        learning_curve(history, path, unit=targets[0].unit)
+        written.append(path)
+    return written
+
+
+def _file_name(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "-_." else "_" for c in name)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 import sitenet
-from sitenet.ops import _C
+from sitenet.system.compiled import _C
 
 
 def info() -> dict[str, Any]:

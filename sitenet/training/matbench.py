@@ -24,12 +24,13 @@ import torch
 import sitenet
 from sitenet.config import SiteNetConfig, load_config
 from sitenet.data.dataset import Dataset, Preparation, write_left_out
-from sitenet.data.prepared import load_dataset, prepare
+from sitenet.data.prepare import open_dataset
 from sitenet.data.readers import open_source
 from sitenet.data.source import Record, Source
 from sitenet.inference.metrics import class_scores, regression_scores
+from sitenet.system.devices import choose_device
+from sitenet.system.distributed import is_first, process_group
 from sitenet.system.files import write_text
-from sitenet.system.processes import barrier, choose_device, process_group, rank
 from sitenet.system.progress import Reporter
 from sitenet.training.train import train
 
@@ -116,7 +117,7 @@ def matbench(
         ValueError: the data, the config or what is in the folder cannot be used.
         Stopped: interrupted; says how to go on.
     """
-    reporter = reporter if reporter is not None and not rank() else Reporter()
+    reporter = reporter if reporter is not None and is_first() else Reporter()
     settings = load_config(config).replace(**changes)
     device, out = choose_device(device), Path(out)
     source = open_source(data, None if target is None else [target])
@@ -148,7 +149,7 @@ def matbench(
                 workers=workers,
                 reporter=reporter,
             )
-            if not rank():
+            if is_first():
                 predicted = _predicted(folder / "predictions.csv", name)
                 facts = {"epochs": len(result.history)}
                 found.record(fold, records, predicted, is_class, facts)
@@ -212,15 +213,18 @@ def _dataset(
     reporter: Reporter,
 ) -> Dataset:
     """The records as a file of ``sitenet prepare``, beside which the pairs of all folds lie."""
-    path = out / "dataset.parquet"
-    if not rank():
+    if is_first():
         out.mkdir(parents=True, exist_ok=True)
-        with reporter.bar("reading structures", len(records)) as advance:
-            given = Source(source.path, records, source.targets)
-            _, left_out = prepare(given, path, None, how, workers, advance)
-        write_left_out(left_out, out / "left_out.csv")
-    barrier()
-    return load_dataset(path)
+    dataset = open_dataset(
+        Source(source.path, records, source.targets),
+        how=how,
+        prepared_as=out / "dataset.parquet",
+        workers=workers,
+        reporter=reporter,
+    )
+    if is_first():
+        write_left_out(dataset.left_out, out / "left_out.csv")
+    return dataset
 
 
 def _predicted(path: Path, name: str) -> dict[str, float]:

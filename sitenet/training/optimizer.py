@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sitenet.config import TrainingConfig
 from sitenet.model.sitenet import SiteNet
-from sitenet.system.processes import multiplies_bfloat16
+from sitenet.system.devices import multiplies_bfloat16
 
 
 class Optimizer:

@@ -1,7 +1,7 @@
 """Training: a source or dataset -> a run folder with the best model.
 
-``python -m sitenet.training.train`` is ``sitenet train``, for torchrun: batches are divided over
-the processes and their gradients added up, so that they take the steps of one.
+Under torchrun each batch is divided over the processes and their gradients are summed, so that
+several processes take the same steps as one.
 """
 
 from __future__ import annotations
@@ -20,9 +20,8 @@ import torch
 import yaml
 
 from sitenet.config import SiteNetConfig, load_config
-from sitenet.data.dataset import Dataset, Preparation, Split, read, split, write_left_out
-from sitenet.data.prepared import is_prepared, load_dataset, prepare
-from sitenet.data.readers import open_source
+from sitenet.data.dataset import Dataset, Preparation, Split, split, write_left_out
+from sitenet.data.prepare import open_dataset
 from sitenet.inference import evaluate as evaluation
 from sitenet.model.calibration import calibrate, spread
 from sitenet.model.checkpoint import load
@@ -30,15 +29,9 @@ from sitenet.model.ensemble import Ensemble, Model
 from sitenet.model.sitenet import SiteNet, Target
 from sitenet.pairs.cache import pairs_of_dataset
 from sitenet.pairs.store import PairStore
+from sitenet.system.devices import choose_device, multiplies_bfloat16
+from sitenet.system.distributed import barrier, is_first, process_group, world
 from sitenet.system.files import locked, write_text
-from sitenet.system.processes import (
-    barrier,
-    choose_device,
-    multiplies_bfloat16,
-    process_group,
-    rank,
-    world,
-)
 from sitenet.system.progress import Reporter
 from sitenet.training.trainer import MODEL, STATE, Run
 
@@ -144,8 +137,16 @@ def train(
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
     with process_group(device):
-        reporter = Reporter() if reporter is None or rank() else reporter
-        dataset = _load(data, names, split_column, how, folder, workers, reporter)
+        reporter = Reporter() if reporter is None or not is_first() else reporter
+        dataset = open_dataset(
+            data,
+            names,
+            split_column=split_column,
+            how=how,
+            prepared_as=folder / "dataset.parquet" if folder is not None and world() > 1 else None,
+            workers=workers,
+            reporter=reporter,
+        )
         if config.training.max_crystals and config.training.max_crystals < len(dataset):
             order = np.random.default_rng(config.training.seed).permutation(len(dataset))
             dataset = dataset.select(np.sort(order[: config.training.max_crystals]))
@@ -245,7 +246,7 @@ def _train_one(run: Run, title: str, reporter: Reporter) -> None:
     with _alone(folder):
         if run.resume():
             reporter.say(f"{title}goes on after epoch {run.epoch} of {folder}")
-        elif folder is not None and not rank():
+        elif folder is not None and is_first():
             _write_config(run.model.config, folder)
         reporter.say(f"{title}{sum(p.numel() for p in run.optimizer.parameters)} parameters")
         try:
@@ -260,7 +261,7 @@ def _train_one(run: Run, title: str, reporter: Reporter) -> None:
 @contextlib.contextmanager
 def _alone(folder: Path | None) -> Iterator[None]:
     """Train in a folder where no other run does (the processes of one count as one)."""
-    if folder is None or rank():
+    if folder is None or not is_first():
         yield
         return
     with locked(folder / ".lock", wait=False) as got:
@@ -273,48 +274,14 @@ def _write_config(config: SiteNetConfig, folder: Path) -> None:
     write_text(folder / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False))
 
 
-def _load(
-    data: str | Path | Dataset,
-    names: Sequence[str] | None,
-    split_column: str | None,
-    how: Preparation,
-    folder: Path | None,
-    workers: int | None,
-    reporter: Reporter,
-) -> Dataset:
-    if isinstance(data, Dataset):
-        return data.with_targets(names)
-    if is_prepared(data):
-        return load_dataset(data).with_targets(names)
-    source = open_source(data, names, split_column)
-    if world() == 1:
-        with reporter.bar("reading structures", len(source)) as advance:
-            found = read(source, how, workers, advance)
-        if not len(found):
-            reason = f": {found.left_out[0].where}: {found.left_out[0].reason}"
-            raise ValueError(
-                f"{data}: not one structure can be used{reason if found.left_out else ''}"
-            )
-        return found
-    # Several processes: one reads, the others map what it leaves.
-    if folder is None:
-        raise ValueError("training in several processes needs a run folder")
-    path = folder / "dataset.parquet"
-    if not rank():
-        with reporter.bar("reading structures", len(source)) as advance:
-            prepare(source, path, names, how, workers, advance)
-    barrier()
-    return load_dataset(path)
-
-
 def _pairs(
     dataset: Dataset, config: SiteNetConfig, workers: int | None, reporter: Reporter
 ) -> tuple[Dataset, PairStore]:
-    if rank():
+    if not is_first():
         barrier()  # the first process fills the cache
     with reporter.bar("finding pairs", len(dataset)) as advance:
         found = pairs_of_dataset(dataset, config, workers, advance)
-    if not rank():
+    if is_first():
         barrier()
     return found
 
@@ -412,7 +379,7 @@ def _settings(
 
 
 def _report_left_out(data: Dataset, folder: Path | None, reporter: Reporter) -> None:
-    if folder is not None and not rank():
+    if folder is not None and is_first():
         write_left_out(data.left_out, folder / "left_out.csv")
     if data.left_out:
         first = data.left_out[0]
@@ -457,7 +424,7 @@ def _finish(
     median = np.nanmedian(data.targets[parts.train], axis=0)
     mean = np.nanmean(data.targets[parts.train], axis=0)
     result = Result(best, history, predictions.scores(mean, median), data.left_out, folder)
-    if folder is not None and not rank():
+    if folder is not None and is_first():
         epochs = [each.best_epoch for each in runs]
         facts = {
             "epoch": epochs if len(runs) > 1 else epochs[0],
@@ -470,11 +437,3 @@ def _finish(
         predictions.write(folder / "predictions.csv")
         predictions.plot(folder, history if len(runs) == 1 else [], reporter)
     return result
-
-
-if __name__ == "__main__":
-    import sys
-
-    from sitenet.cli.app import main
-
-    main(["train", *sys.argv[1:]])

@@ -26,8 +26,9 @@ from sitenet.model.ensemble import Model
 from sitenet.model.sitenet import SiteNet
 from sitenet.pairs.pairs import Pairs
 from sitenet.pairs.store import PairStore, placed
+from sitenet.system.devices import multiplies_bfloat16
+from sitenet.system.distributed import is_first, rank, world
 from sitenet.system.files import new_file
-from sitenet.system.processes import multiplies_bfloat16, rank, world
 from sitenet.system.progress import Reporter
 from sitenet.training.cuda_graphs import CapturedSteps
 from sitenet.training.optimizer import Average, Optimizer, batches, learning_rate
@@ -292,7 +293,7 @@ class Run:
 
     def run(self) -> None:
         """Train to the end, or until validation gets no better; saves after every epoch."""
-        with events(None if rank() else self.folder) as log:
+        with events(self.folder if is_first() else None) as log:
             while self.epoch < self.config.epochs and not self._is_stale():
                 begin = time.perf_counter()
                 loss = self.train_epoch()
@@ -339,7 +340,7 @@ class Run:
 
     def save(self) -> None:
         """The whole state, in one file, so that it is of one moment; metrics beside it."""
-        if self.folder is None or rank():
+        if self.folder is None or not is_first():
             return
         models = {"model": self.model}
         if self.average is not None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -21,9 +20,9 @@ import torch
 import yaml
 
 from sitenet.config import SiteNetConfig, TrainingConfig, load_config
-from sitenet.data.dataset import Dataset, Preparation, write_left_out
-from sitenet.data.prepared import is_prepared, load_dataset, prepare
-from sitenet.data.readers import open_source
+from sitenet.data.dataset import Preparation, write_left_out
+from sitenet.data.prepare import open_dataset
+from sitenet.system.distributed import launched
 from sitenet.system.files import write_csv, write_text
 from sitenet.system.progress import Reporter
 from sitenet.training.train import Stopped, train
@@ -125,7 +124,7 @@ def tune(
         import optuna
     except ImportError:
         raise ImportError("tune needs Optuna: pip install 'sitenet[tune]'") from None
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    if launched() > 1:
         raise ValueError("a trial runs in one process: start tune itself several times")
     reporter = reporter or Reporter()
     base = load_config(config).replace(**changes)
@@ -136,7 +135,16 @@ def tune(
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     how = Preparation(primitive, disorder)
-    dataset = _dataset(data, names, split_column, how, out, workers, reporter)
+    dataset = open_dataset(
+        data,
+        names,
+        split_column=split_column,
+        how=how,
+        prepared_as=out / "dataset.parquet",  # beside which the pairs of all trials lie
+        workers=workers,
+        reporter=reporter,
+    )
+    write_left_out(dataset.left_out, out / "left_out.csv")
     told = [base.to_dict(), wanted, list(classes), fold, dataset.key, dataset.names]
     settings = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -198,26 +206,6 @@ def _error(entry: Mapping[str, Any]) -> float:
     """The validation error of an epoch; infinite where it is not a number."""
     error = entry["valid_error"]
     return float("inf") if error is None else error
-
-
-def _dataset(
-    data: str | Path,
-    names: Sequence[str] | None,
-    split_column: str | None,
-    how: Preparation,
-    out: Path,
-    workers: int | None,
-    reporter: Reporter,
-) -> Dataset:
-    """The data as a file of ``sitenet prepare``, beside which the pairs of all trials lie."""
-    if is_prepared(data):
-        return load_dataset(data).with_targets(names)
-    source = open_source(data, names, split_column)
-    path = out / "dataset.parquet"
-    with reporter.bar("reading structures", len(source)) as advance:
-        _, left_out = prepare(source, path, names, how, workers, advance)
-    write_left_out(left_out, out / "left_out.csv")
-    return load_dataset(path)
 
 
 # ---------------------------------------------------------------------------------------------

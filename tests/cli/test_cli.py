@@ -14,8 +14,9 @@ from toy_crystals import SMALL, toy_crystals, write_folder
 
 from sitenet.cli import app as cli
 from sitenet.config import SiteNetConfig, TrainingConfig, load_config
-from sitenet.model.checkpoint import load, to_published
+from sitenet.model.checkpoint import load
 from sitenet.model.sitenet import SiteNet, Target
+from sitenet.published.checkpoint import to_published
 
 PUBLISHED = {
     "embedding_size": 4,
@@ -309,7 +310,8 @@ def test_predict_in_several_processes_needs_a_file(folder, run_folder):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     command = [
         "-m",
-        "sitenet.inference.predict",
+        "sitenet",
+        "predict",
         str(folder),
         "--model",
         run_folder / "model.safetensors",

@@ -13,9 +13,10 @@ import pytest
 from toy_crystals import cif_of, toy_crystals, write_folder
 
 from sitenet.crystal.crystal import Crystal
-from sitenet.data import prepared as module
+from sitenet.data import prepare as module
 from sitenet.data.dataset import Preparation, read
-from sitenet.data.prepared import is_prepared, load_dataset, prepare
+from sitenet.data.prepare import prepare
+from sitenet.data.prepared import is_prepared, load_dataset
 from sitenet.data.readers import open_source
 
 
@@ -89,7 +90,7 @@ def test_charges_and_disorder_come_out(tmp_path, monkeypatch):
 
 KILLED = """
 import os, signal, sys
-from sitenet.data import prepared as module
+from sitenet.data import prepare as module
 
 write = module.parquet.write_table
 
@@ -254,7 +255,7 @@ def test_changed_content_under_the_old_metadata_is_told(prepared):
 
 
 def test_another_format_is_told(prepared, monkeypatch):
-    monkeypatch.setattr(module, "FORMAT", 99)
+    monkeypatch.setattr("sitenet.data.prepared.FORMAT", 99)
     with pytest.raises(ValueError, match=r"has format \d+, this sitenet reads 99: make it anew"):
         load_dataset(prepared)
 

@@ -8,7 +8,8 @@ import yaml
 from model_card import Predictions, by_range, card
 
 from sitenet.config import SiteNetConfig
-from sitenet.data.prepared import load_dataset, prepare
+from sitenet.data.prepare import prepare
+from sitenet.data.prepared import load_dataset
 from sitenet.model.sitenet import SiteNet, Target
 from sitenet.system.files import write_csv
 

@@ -13,8 +13,8 @@ from toy_crystals import (
     write_folder,
 )
 
-from sitenet.data.prepared import prepare
-from sitenet.inference.evaluate import Predictions, evaluate_data, interval, number
+from sitenet.data.prepare import prepare
+from sitenet.inference.evaluate import Predictions, evaluate, interval, number
 from sitenet.model.sitenet import Target
 from sitenet.system.progress import Reporter
 
@@ -112,7 +112,7 @@ def test_plots_of_each_target_and_of_the_history(tmp_path):
 def test_a_folder_is_evaluated(tmp_path):
     crystals = write_folder(tmp_path / "in", 8)
     (tmp_path / "in" / "c2.cif").write_text("data_x\n")
-    found, left_out = evaluate_data(MODEL, tmp_path / "in")
+    found, left_out = evaluate(MODEL, tmp_path / "in")
     assert [x.id for x in left_out] == ["c2"]
     assert found.ids == [c.name for c in crystals if c.name != "c2"]
     kept = [c for c in crystals if c.name != "c2"]
@@ -127,8 +127,8 @@ def test_a_folder_is_evaluated(tmp_path):
 def test_datasets_and_prepared_files_are_evaluated(tmp_path):
     write_folder(tmp_path / "in", 6)
     prepare(tmp_path / "in", tmp_path / "data.parquet")
-    a, _ = evaluate_data(MODEL, tmp_path / "data.parquet")
-    b, _ = evaluate_data(MODEL, toy_dataset(6))
+    a, _ = evaluate(MODEL, tmp_path / "data.parquet")
+    b, _ = evaluate(MODEL, toy_dataset(6))
     np.testing.assert_allclose(a.values, b.values, rtol=1e-4, atol=1e-5)
 
 
@@ -137,16 +137,16 @@ def test_columns_of_the_models_names_or_those_asked_for(tmp_path):
     values = toy_targets(toy_crystals(3))
     rows = [f"c{k},{k},{values[k]}" for k in range(3)]
     (tmp_path / "targets.csv").write_text("\n".join(["id,other_A,size_A", *rows, ""]))
-    found, _ = evaluate_data(MODEL, tmp_path)
+    found, _ = evaluate(MODEL, tmp_path)
     np.testing.assert_allclose(found.truth[:, 0], values)
-    found, _ = evaluate_data(MODEL, tmp_path, ["other_A"])
+    found, _ = evaluate(MODEL, tmp_path, ["other_A"])
     assert found.truth[:, 0].tolist() == [0, 1, 2]
     with pytest.raises(ValueError, match="the model predicts size_A; got other_A, size_A"):
-        evaluate_data(MODEL, tmp_path, ["other_A", "size_A"])
+        evaluate(MODEL, tmp_path, ["other_A", "size_A"])
     rows = [f"c{k},{k}" for k in range(3)]
     (tmp_path / "targets.csv").write_text("\n".join(["id,other_A", *rows, ""]))
-    found, _ = evaluate_data(MODEL, tmp_path)
+    found, _ = evaluate(MODEL, tmp_path)
     assert found.truth[:, 0].tolist() == [0, 1, 2]
     (tmp_path / "targets.csv").write_text("\n".join(["id,other_A,third", "c0,1,2", ""]))
     with pytest.raises(ValueError, match="which target to learn; there is other_A, third"):
-        evaluate_data(MODEL, tmp_path)
+        evaluate(MODEL, tmp_path)

@@ -13,10 +13,10 @@ import torch
 from toy_crystals import SIZE, SMALL, cif_of, toy_crystals, toy_model, write_folder
 
 from sitenet import load
-from sitenet.data.prepared import prepare
+from sitenet.data.prepare import prepare
 from sitenet.data.source import Record
 from sitenet.inference import predict_files as module
-from sitenet.inference.predict_files import predict_sources, reason_class
+from sitenet.inference.predict_files import predict_files, reason_class
 from sitenet.model.sitenet import Target
 from sitenet.training.train import train
 
@@ -50,7 +50,7 @@ def small_chunks(monkeypatch):
 
 
 def test_rows_are_predictions_with_intervals(folder):
-    outcome = predict_sources(MODEL, [folder / "c3.cif", folder], coverage=0.8)
+    outcome = predict_files(MODEL, [folder / "c3.cif", folder], coverage=0.8)
     names = sorted(f"c{k}" for k in range(11))
     assert outcome.header == [
         "id",
@@ -70,7 +70,7 @@ def test_rows_are_predictions_with_intervals(folder):
 
 def test_the_header_is_of_the_model(folder):
     model = toy_model(targets=[Target("a", "eV"), Target("b", kind="class")])
-    outcome = predict_sources(model, [folder])
+    outcome = predict_files(model, [folder])
     assert outcome.header == [
         "id",
         *("a_predicted", "a_low", "a_high"),
@@ -78,18 +78,18 @@ def test_the_header_is_of_the_model(folder):
         "like_training",
     ]
     model.calibration = None
-    outcome = predict_sources(model, [folder])
+    outcome = predict_files(model, [folder])
     assert outcome.header == ["id", "a_predicted", "b_predicted"]
     assert all(0 <= float(row[2]) <= 1 for row in outcome.rows)
 
 
 def test_an_interval_that_is_not_known_is_empty(folder):
-    outcome = predict_sources(MODEL, [folder], coverage=0.999)
+    outcome = predict_files(MODEL, [folder], coverage=0.999)
     assert all(row[2:4] == ["", ""] for row in outcome.rows)
 
 
 def test_every_source_gives_the_same(folder, tmp_path):
-    want = predict_sources(MODEL, [folder]).rows
+    want = predict_files(MODEL, [folder]).rows
     names = [row[0] for row in want]
     table = pd.DataFrame({"id": names, "cif": [(folder / f"{n}.cif").read_text() for n in names]})
     table.to_parquet(tmp_path / "t.parquet")
@@ -97,7 +97,7 @@ def test_every_source_gives_the_same(folder, tmp_path):
     (folder / "list.csv").write_text("file\n" + "".join(f"{n}.cif\n" for n in names))
     prepare(folder / "targets.csv", tmp_path / "prepared.parquet")
     for path in ("t.parquet", "t.csv", "in/list.csv", "prepared.parquet"):
-        rows = predict_sources(MODEL, [tmp_path / path]).rows
+        rows = predict_files(MODEL, [tmp_path / path]).rows
         if path == "prepared.parquet":
             rows.sort()
         assert [row[0] for row in rows] == names
@@ -108,7 +108,7 @@ def test_every_source_gives_the_same(folder, tmp_path):
 def test_options_are_those_of_predict(folder):
     paths = [folder / "c0.cif", folder / "c1.cif"]
     for options in ({"max_sites": 30}, {"merge": False}, {"primitive": False}):
-        rows = predict_sources(MODEL, paths, **options).rows
+        rows = predict_files(MODEL, paths, **options).rows
         y = MODEL.predict(paths, **options)
         np.testing.assert_allclose([float(row[1]) for row in rows], y, rtol=1e-5, atol=1e-5)
 
@@ -116,16 +116,16 @@ def test_options_are_those_of_predict(folder):
 def test_parallel_is_serial(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "CHUNK", 3)
     for workers in (1, 2):
-        predict_sources(MODEL, [folder], tmp_path / f"{workers}.csv", workers=workers)
+        predict_files(MODEL, [folder], tmp_path / f"{workers}.csv", workers=workers)
     assert (tmp_path / "1.csv").read_bytes() == (tmp_path / "2.csv").read_bytes()
 
 
 @pytest.mark.parametrize("most", [1e9, 5])
 def test_large_crystals_stay_in_this_process_and_come_in_order(folder, monkeypatch, most):
-    want = predict_sources(MODEL, [folder]).rows
+    want = predict_files(MODEL, [folder]).rows
     monkeypatch.setattr(module, "SENT_PAIRS", 30)
     monkeypatch.setattr(sys.modules["sitenet.inference.predict"], "MOST_PAIRS", most)
-    rows = predict_sources(MODEL, [folder]).rows
+    rows = predict_files(MODEL, [folder]).rows
     assert [row[0] for row in rows] == [row[0] for row in want]
     got, wanted = (np.array([row[1] for row in r], dtype=float) for r in (rows, want))
     np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5)
@@ -147,7 +147,7 @@ def with_bad(folder):
 
 
 def test_what_is_left_out_is_listed_and_summed_up_by_reason(with_bad, tmp_path):
-    outcome = predict_sources(MODEL, [with_bad], tmp_path / "y.csv")
+    outcome = predict_files(MODEL, [with_bad], tmp_path / "y.csv")
     assert outcome.count == 6 and sum(outcome.reasons.values()) == 5
     assert sorted(outcome.reasons.values()) == [1, 1, 1, 2]
     rows = read_csv(tmp_path / "y.csv")
@@ -162,13 +162,13 @@ def test_what_is_left_out_is_listed_and_summed_up_by_reason(with_bad, tmp_path):
     assert lines[1].startswith("  2 x ") and "element" in lines[1]
     assert lines[-1].startswith(f"  the first: {with_bad} row 3: ")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in", "y.csv", "y.left_out.csv"]
-    memory = predict_sources(MODEL, [with_bad])
+    memory = predict_files(MODEL, [with_bad])
     assert [x.id for x in memory.left_out] == ["c1", "c2", "c4", "c7", "c8"]
     assert memory.reasons == outcome.reasons and memory.rows == rows[1:]
 
 
 def test_few_left_out_are_named(with_bad):
-    outcome = predict_sources(MODEL, [with_bad.parent / "c1.cif", with_bad.parent / "c0.cif"])
+    outcome = predict_files(MODEL, [with_bad.parent / "c1.cif", with_bad.parent / "c0.cif"])
     first, second = outcome.summary().splitlines()
     assert first == "1 left out" and "c1.cif" in second and "cell" in second
 
@@ -197,7 +197,7 @@ def test_a_prediction_that_is_no_number_is_left_out(folder):
     model = toy_model()
     with torch.no_grad():
         model.decoder.bias.fill_(torch.nan)
-    outcome = predict_sources(model, [folder])
+    outcome = predict_files(model, [folder])
     assert outcome.count == 0 and outcome.reasons == {"the prediction is not a number": 11}
 
 
@@ -218,17 +218,17 @@ def stop_after(monkeypatch, chunks):
 def test_a_stopped_run_goes_on_after_the_last_whole_line(
     with_bad, tmp_path, small_chunks, monkeypatch, cut
 ):
-    predict_sources(MODEL, [with_bad], tmp_path / "whole.csv")
+    predict_files(MODEL, [with_bad], tmp_path / "whole.csv")
     out = tmp_path / "y.csv"
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         stop_after(patch, 2)
-        predict_sources(MODEL, [with_bad], out)
+        predict_files(MODEL, [with_bad], out)
     assert not out.exists()
     partial = tmp_path / ".y.csv.partial"
     content = partial.read_bytes()
     partial.write_bytes(content[: len(content) - cut])
     small_chunks.clear()
-    outcome = predict_sources(MODEL, [with_bad], out)
+    outcome = predict_files(MODEL, [with_bad], out)
     assert small_chunks == [f"c{k}" for k in range(3 if cut else 6, 11)]
     assert out.read_bytes() == (tmp_path / "whole.csv").read_bytes()
     listed = (tmp_path / f"{n}.left_out.csv" for n in ("y", "whole"))
@@ -240,8 +240,8 @@ def test_a_stopped_run_goes_on_after_the_last_whole_line(
 def test_a_run_stopped_before_its_first_chunk_goes_on(folder, tmp_path, small_chunks, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         stop_after(patch, 0)
-        predict_sources(MODEL, [folder], tmp_path / "y.csv")
-    assert predict_sources(MODEL, [folder], tmp_path / "y.csv").count == 11
+        predict_files(MODEL, [folder], tmp_path / "y.csv")
+    assert predict_files(MODEL, [folder], tmp_path / "y.csv").count == 11
     assert len(read_csv(tmp_path / "y.csv")) == 12
 
 
@@ -251,7 +251,7 @@ def test_a_run_of_something_else_is_not_gone_on_with(
 ):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         stop_after(patch, 2)
-        predict_sources(MODEL, [folder], tmp_path / "y.csv")
+        predict_files(MODEL, [folder], tmp_path / "y.csv")
     small_chunks.clear()
     model, options = MODEL, {}
     if other == "model":
@@ -265,7 +265,7 @@ def test_a_run_of_something_else_is_not_gone_on_with(
         (folder / "a.cif").write_bytes((folder / "c0.cif").read_bytes())
     else:
         options = {"options": {"max_sites": 5}, "coverage": {"coverage": 0.5}}[other]
-    predict_sources(model, [folder], tmp_path / "y.csv", **options)
+    predict_files(model, [folder], tmp_path / "y.csv", **options)
     assert len(small_chunks) == 11 + (other == "files")
     assert len(read_csv(tmp_path / "y.csv")) == 12 + (other == "files")
 
@@ -294,7 +294,7 @@ def test_what_training_predicted_is_predicted_again(tmp_path):
     write_folder(tmp_path / "in", 40)
     train(tmp_path / "in", tmp_path / "run", SMALL, epochs=2, valid=0.4, test=0.2)
     model = load(tmp_path / "run" / "model.safetensors")
-    predict_sources(model, [tmp_path / "in"], tmp_path / "y.csv")
+    predict_files(model, [tmp_path / "in"], tmp_path / "y.csv")
     with open(tmp_path / "y.csv", newline="") as file:
         again = {row["id"]: row for row in csv.DictReader(file)}
     with open(tmp_path / "run" / "predictions.csv", newline="") as file:
@@ -315,7 +315,7 @@ def test_two_processes_leave_the_file_of_one(with_bad, tmp_path):
     MODEL.save(tmp_path / "model.safetensors")
     options = ["--model", tmp_path / "model.safetensors"]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += ["-m", "sitenet.inference.predict", folder, *options, "--out", tmp_path / "two.csv"]
+    command += ["-m", "sitenet", "predict", folder, *options, "--out", tmp_path / "two.csv"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         list(map(str, command)), capture_output=True, text=True, env=environment, timeout=600
@@ -325,7 +325,7 @@ def test_two_processes_leave_the_file_of_one(with_bad, tmp_path):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     model = load(tmp_path / "model.safetensors")
-    predict_sources(model, [folder], tmp_path / "one.csv")
+    predict_files(model, [folder], tmp_path / "one.csv")
     torch.set_num_threads(threads)
     for ending in ("csv", "left_out.csv"):
         a, b = ((tmp_path / f"{name}.{ending}").read_bytes() for name in ("one", "two"))

@@ -10,13 +10,13 @@ import torch
 from toy_crystals import SIZE, SMALL, cif_of, toy_crystals, toy_dataset, toy_model
 
 from sitenet import explain, find_pairs, load
-from sitenet.inference.evaluate import evaluate_data
+from sitenet.inference.evaluate import evaluate
 from sitenet.inference.predict import outputs
-from sitenet.inference.predict_files import predict_sources
+from sitenet.inference.predict_files import predict_files
 from sitenet.model.checkpoint import read_metadata
 from sitenet.model.ensemble import Ensemble
 from sitenet.model.sitenet import Target
-from sitenet.pairs.pairs import PairFinder
+from sitenet.pairs.finder import PairFinder
 from sitenet.pairs.store import pair_options
 from sitenet.system.files import locked
 from sitenet.training.train import train
@@ -50,7 +50,7 @@ def rows_of(model, folder, crystals=CRYSTALS):
     paths = [folder / f"{k}.cif" for k in range(len(crystals))]
     for path, crystal in zip(paths, crystals, strict=True):
         path.write_text(cif_of(crystal))
-    rows = predict_sources(model, paths).rows
+    rows = predict_files(model, paths).rows
     return np.array([row[1:4] for row in rows], dtype=float), rows
 
 
@@ -113,7 +113,7 @@ def test_intervals_are_of_each_crystal(ensemble, tmp_path):
     floor = ensemble.calibration.floor[0]
     np.testing.assert_allclose(width, factor / floor * (apart + floor), rtol=1e-3)
     assert width.max() > 1.2 * width.min()
-    found, _ = evaluate_data(ensemble, data)
+    found, _ = evaluate(ensemble, data)
     np.testing.assert_allclose(found.half_width[:, 0], width, rtol=1e-3)
     scores = found.scores()["all"]["size_A"]
     assert scores["interval"] == pytest.approx(width.mean(), rel=1e-3)

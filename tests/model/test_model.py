@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 from random_pairs import random_pairs, written_out
 
 from sitenet.config import SiteNetConfig, config_names
-from sitenet.model.checkpoint import to_published
 from sitenet.model.sitenet import SiteNet, Target, gaussians, log_envelope
-from sitenet.pairs.pairs import PairFinder, Pairs, pair_features
-from sitenet.reference import PaddedBatch, PublishedSiteNet
+from sitenet.pairs.features import pair_features
+from sitenet.pairs.finder import PairFinder
+from sitenet.pairs.pairs import Pairs
+from sitenet.published.checkpoint import to_published
+from sitenet.published.model import PaddedBatch, PublishedSiteNet
 
 SMALL = SiteNetConfig(
     embedding=6,
@@ -139,7 +141,7 @@ def test_model_is_the_published_one(config, seed):
 
 def to_published_gradients(model):
     """Gradients under the published names, of the parameters that have one."""
-    from sitenet.model.checkpoint import published_name
+    from sitenet.published.checkpoint import published_name
 
     named = model.named_parameters()
     return {published_name(k): p.grad for k, p in named if p.grad is not None}

@@ -12,7 +12,7 @@ from conftest import ROOT, SHARED
 import sitenet
 from sitenet.data.dataset import Dataset, read, split
 from sitenet.data.readers import open_source
-from sitenet.inference.evaluate import evaluate_data
+from sitenet.inference.evaluate import evaluate
 from sitenet.model.calibration import half_widths
 from sitenet.model.checkpoint import read_metadata, shipped_weights
 
@@ -108,7 +108,7 @@ def some_of_mp_eform(path):
 def test_the_error_is_that_of_the_card(name, kind, crystals, tmp_path):
     chosen, count = crystals(tmp_path / "some.parquet")
     assert len(chosen) > 50
-    predictions, left_out = evaluate_data(sitenet.load(name), chosen)
+    predictions, left_out = evaluate(sitenet.load(name), chosen)
     assert not left_out
     (target,) = chosen.names
     found = predictions.scores()["all"][target]

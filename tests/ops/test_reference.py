@@ -5,16 +5,9 @@ import torch
 from random_pairs import random_pairs, written_out
 
 from sitenet.config import SiteNetConfig
-from sitenet.pairs.pairs import pair_features
-from sitenet.reference import (
-    PaddedBatch,
-    PublishedBlock,
-    PublishedSiteNet,
-    attention,
-    pair_embedding,
-    row_of_pair,
-    row_softmax,
-)
+from sitenet.pairs.features import pair_features
+from sitenet.published.model import PaddedBatch, PublishedBlock, PublishedSiteNet
+from sitenet.reference import attention, pair_embedding, row_of_pair, row_softmax
 
 SMALL = SiteNetConfig(
     embedding=6, heads=2, site_dim=3, interaction_dim=2, hidden=(7,), pre_pool=(5,), post_pool=(4,)

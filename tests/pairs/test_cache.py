@@ -9,10 +9,12 @@ import torch
 from toy_crystals import SMALL, cif_of, toy_dataset, write_folder
 
 from sitenet.crystal.crystal import Crystal
-from sitenet.data.prepared import load_dataset, prepare
+from sitenet.data.prepare import prepare
+from sitenet.data.prepared import load_dataset
 from sitenet.pairs import cache
 from sitenet.pairs.cache import pairs_of_dataset
-from sitenet.pairs.pairs import Pairs, find_pairs
+from sitenet.pairs.finder import find_pairs
+from sitenet.pairs.pairs import Pairs
 from sitenet.pairs.store import PairStore, pair_options
 
 

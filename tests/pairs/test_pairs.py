@@ -15,7 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sitenet.config import InteractionFeature
-from sitenet.pairs.pairs import PairFinder, Pairs, find_pairs, pair_features
+from sitenet.pairs.features import pair_features
+from sitenet.pairs.finder import PairFinder, find_pairs
+from sitenet.pairs.pairs import Pairs
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 GOLDEN_E2E = Path(os.environ.get("SITENET_GOLDEN_E2E", SHARED / "golden_e2e"))

@@ -11,8 +11,8 @@ import torch
 from conftest import GOLDEN
 
 from sitenet import reference
-from sitenet.model.checkpoint import published_name
 from sitenet.model.sitenet import SiteNet
+from sitenet.published.checkpoint import published_name
 
 FILES = sorted(p for p in GOLDEN.glob("*.npz") if not p.name.startswith("_"))
 pytestmark = pytest.mark.skipif(not FILES, reason=f"no golden files in {GOLDEN}")

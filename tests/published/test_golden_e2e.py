@@ -14,7 +14,7 @@ from conftest import GOLDEN, GOLDEN_E2E
 from sitenet import Crystal, SiteNet, find_pairs, read_cif
 from sitenet.crystal.elements import site_features
 from sitenet.crystal.supercell import repeat_sites, supercell_matrix
-from sitenet.pairs.pairs import pair_features
+from sitenet.pairs.features import pair_features
 
 FILES = sorted(GOLDEN_E2E.glob("*.npz"))
 STATE = GOLDEN / "_paper_state_dict.npz"

@@ -88,7 +88,7 @@ def tally_of(pairs, copies=1):
 
 def test_attention_of_few_pairs_is_drawn_point_by_point(tmp_path):
     e = tally_of(400)
-    figure = plots.attention_by_distance(e, tmp_path / "attention.png", title="a crystal")
+    figure = plots.plot_attention(e, tmp_path / "attention.png", title="a crystal")
     assert (tmp_path / "attention.png").read_bytes().startswith(PNG)
     assert figure.get_suptitle() == "a crystal"
     assert len(figure.axes) == 2 * 2 * 3
@@ -103,7 +103,7 @@ def test_attention_of_few_pairs_is_drawn_point_by_point(tmp_path):
 
 @pytest.mark.parametrize("pairs, copies, bins", [(20_000, 1, 100), (100_000, 20, 500)])
 def test_attention_of_many_pairs_is_counted(pairs, copies, bins):
-    figure = plots.attention_by_distance(tally_of(pairs, copies))
+    figure = plots.plot_attention(tally_of(pairs, copies))
     assert len(figure.axes) == 2 * 2 * 3 + 1  # the colour bar
     own, others = figure.axes[:2]
     (image,) = others.collections
@@ -136,7 +136,7 @@ def test_attention_without_pairs(tmp_path):
     tally = DistanceTally(1, 1)
     tally.add(np.zeros(1), np.ones((1, 1, 1)), np.ones(1, dtype=int))
     with pytest.raises(ValueError, match="no pairs but self pairs"):
-        plots.attention_by_distance(SimpleNamespace(by_distance=tally), tmp_path / "a.png")
+        plots.plot_attention(SimpleNamespace(by_distance=tally), tmp_path / "a.png")
 
 
 def test_says_what_to_install(tmp_path, monkeypatch):

@@ -136,7 +136,7 @@ def test_a_step_of_muon_is_that_of_torch():
 
 @pytest.mark.parametrize("level, dtype", [("x86_64_v4_bf16", "bfloat16"), ("x86_64_v3", "float32")])
 def test_muon_takes_bfloat16_where_the_cpu_has_it(monkeypatch, level, dtype):
-    monkeypatch.setattr("sitenet.system.processes._C", SimpleNamespace(level=level))
+    monkeypatch.setattr("sitenet.system.devices._C", SimpleNamespace(level=level))
     seen = []
     monkeypatch.setattr("sitenet.training.optimizer.orthogonal", lambda x, d: seen.append(d) or x)
     (p,) = matrices()[:1]

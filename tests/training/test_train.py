@@ -22,10 +22,11 @@ from toy_crystals import OPTIONS, SMALL, toy_dataset, toy_targets, write_folder
 from sitenet import load
 from sitenet.config import load_config
 from sitenet.data.dataset import LeftOut, split
-from sitenet.data.prepared import prepare
+from sitenet.data.prepare import prepare
 from sitenet.model.checkpoint import read_metadata
 from sitenet.model.sitenet import SiteNet, Target
-from sitenet.pairs.pairs import Pairs, find_pairs
+from sitenet.pairs.finder import find_pairs
+from sitenet.pairs.pairs import Pairs
 from sitenet.pairs.store import PairStore, columns_of, pair_options
 from sitenet.system.progress import Reporter
 from sitenet.training.train import Stopped, train
@@ -641,7 +642,8 @@ def test_ctrl_c_exits_with_1_and_the_message(tmp_path):
     command = [
         sys.executable,
         "-m",
-        "sitenet.training.train",
+        "sitenet",
+        "train",
         tmp_path / "in",
         "--out",
         tmp_path / "out",
@@ -703,9 +705,7 @@ def test_two_processes_give_the_losses_of_one(tmp_path):
     write_folder(tmp_path / "in", 30)
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(FAST.replace(epochs=4).to_dict()))
     options = ["--config", tmp_path / "config.yaml"]
-    done = torchrun(
-        "-m", "sitenet.training.train", tmp_path / "in", "--out", tmp_path / "two", *options
-    )
+    done = torchrun("-m", "sitenet", "train", tmp_path / "in", "--out", tmp_path / "two", *options)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("test: size_A: MAE") == 1
     assert done.stderr.count("epoch 4/4") == 1
@@ -723,7 +723,5 @@ def test_two_processes_give_the_losses_of_one(tmp_path):
     for name in ("predictions.csv", "left_out.csv"):
         rows = [(tmp_path / n / name).read_text().splitlines() for n in ("one", "two")]
         assert [r.split(",")[:3] for r in rows[0]] == [r.split(",")[:3] for r in rows[1]]
-    again = torchrun(
-        "-m", "sitenet.training.train", tmp_path / "in", "--out", tmp_path / "two", *options
-    )
+    again = torchrun("-m", "sitenet", "train", tmp_path / "in", "--out", tmp_path / "two", *options)
     assert again.returncode == 0 and "goes on after epoch 4" in again.stderr

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from sitenet.system.processes import default_workers, in_order
+from sitenet.system.workers import default_workers, in_order
 
 
 def squares(numbers):
@@ -76,7 +76,7 @@ def test_few_items_take_no_workers():
 
 SLOW = """
 import sys, time
-from sitenet.system.processes import in_order
+from sitenet.system.workers import in_order
 
 def wait(numbers):
     time.sleep(0.05)
