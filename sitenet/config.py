@@ -26,6 +26,8 @@ POOLINGS = ("mean", "max")
 IMAGES = ("supercell", "sphere")
 INTERACTIONS = ("renew", "keep")
 SUMMARIES = ("all", "last")
+DISORDER = ("error", "average")
+GROUPS = ("structure", "formula", "none")
 OPTIMIZERS = ("adamw", "muon")
 SCHEDULES = ("constant", "cosine", "onecycle")
 PRECISIONS = ("float32", "bfloat16")
@@ -120,12 +122,17 @@ class TrainingConfig:
         "crystals", "validation error: mean of crystals, or of the means of batches, as published"
     )
     test: float = _setting(0.1, "part of the crystals that only the final error is taken on")
+    group: str = _setting(
+        "structure",
+        "crystals kept on one side of a split: equal structures, equal formulas, or none",
+    )
 
     def __post_init__(self) -> None:
         _one_of("optimizer", self.optimizer, OPTIMIZERS)
         _one_of("schedule", self.schedule, SCHEDULES)
         _one_of("precision", self.precision, PRECISIONS)
         _one_of("valid_mean", self.valid_mean, VALID_MEANS)
+        _one_of("group", self.group, GROUPS)
         for name in ("members", "epochs", "accumulate"):
             _at_least(name, getattr(self, name), 1)
         for name in ("batch_sites", "batch_crystals", "max_crystals", "patience", "seed"):
@@ -186,6 +193,8 @@ class SiteNetConfig:
     max_sites: int = _setting(100, "largest supercell, in sites; 0 takes the cell as it is")
     merge: bool = _setting(True, "compute equal pairs once")
     tolerance: float = _setting(1e-3, "distances that are equal for merging, in angstrom")
+    primitive: bool = _setting(True, "find the primitive cell of every structure first")
+    disorder: str = _setting("error", "partial occupancy: error refuses it, average averages it")
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
     @property
@@ -245,7 +254,8 @@ class SiteNetConfig:
         _one_of("images", self.images, IMAGES)
         _one_of("interaction", self.interaction, INTERACTIONS)
         _one_of("summary", self.summary, SUMMARIES)
-        for name in ("envelope", "residual", "scale_site_features", "max_norm"):
+        _one_of("disorder", self.disorder, DISORDER)
+        for name in ("envelope", "residual", "scale_site_features", "max_norm", "primitive"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
         _at_least("distance_basis", self.distance_basis, 0)
