@@ -12,7 +12,8 @@ import sitenet
 PACKAGE = Path(sitenet.__file__).parent
 # Later rooms may import earlier ones. Rooms of one line do not import each other.
 ORDER = [
-    {"system", "config"},
+    {"system"},
+    {"config"},
     {"ops"},
     {"crystal"},
     {"data"},

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import yaml
 
@@ -109,7 +110,10 @@ def test_three_interaction_features():
         ({"tdot": True}, "tdot: True is not supported"),
         ({"Learnt_Atomic_Embedding": False}, "Learnt_Atomic_Embedding: False is not supported"),
         ({"interaction_feature_size": 3}, "interaction_feature_size is 3, but"),
-        ({"Interaction_Features": [{"name": "SOAP"}]}, "interaction_features must be one of.*SOAP"),
+        (
+            {"Interaction_Features": [{"name": "SOAP"}]},
+            "interaction_features: name must be one of.*SOAP",
+        ),
         (
             {"Site_Features": [{"name": "agnostic_SOAP_dscribe"}]},
             "site featuriser 'agnostic_SOAP_dscribe' is not supported",
@@ -128,7 +132,7 @@ def test_published_keys_that_are_refused_by_name(changes, message):
         ({"head": 3}, "unknown key 'head' in config; did you mean 'heads'"),
         ({"hidden": 225}, "hidden must be a list"),
         ({"hidden": [0]}, "hidden must be at least 1"),
-        ({"distance_cutoff": -2}, "distance_cutoff must be >= 0"),
+        ({"distance_cutoff": -2}, "distance_cutoff must be at least 0, got -2"),
         ({"k_softmax": 0}, "k_softmax must be at least 1"),
         ({"training": {"rate": 1}}, "unknown key 'rate' in config under training"),
         ({"base": "papers"}, "no config named 'papers'"),
@@ -136,7 +140,7 @@ def test_published_keys_that_are_refused_by_name(changes, message):
         ({"interaction": "drop"}, "interaction must be one of renew, keep"),
         ({"summary": "first"}, "summary must be one of all, last"),
         ({"residual": 1}, "residual must be true or false, got 1"),
-        ({"radius": 0}, "radius must be positive"),
+        ({"radius": 0}, "radius must be above 0, got 0"),
         ({"distance_basis": 1}, "distance_basis must be 0 or at least 2"),
         (
             {"distance_basis": 8},
@@ -148,6 +152,71 @@ def test_published_keys_that_are_refused_by_name(changes, message):
 def test_fields_that_are_refused_by_name(values, message):
     with pytest.raises(ValueError, match=message):
         load_config(values)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"blocks": 1_000_000}, "blocks must be at most 1024, got 1000000"),
+        ({"hidden": [10**9]}, "hidden must be at most 65536"),
+        ({"training": {"members": 10**6}}, "members must be at most 1000"),
+        ({"radius": float("nan")}, "radius must be a number, got nan"),
+        ({"heads": True}, "heads must be an integer, got True"),
+        ({"images": ["sphere"]}, r"images must be one of supercell, sphere, got \['sphere'\]"),
+        ({"interaction_features": "distance_matrix"}, "interaction_features must be a list"),
+        ({"interaction_features": [{"name": "distance_matrix", "kwargs": 3}]}, "kwargs of an"),
+        ({"training": [1]}, "training must hold `key: value` lines"),
+        ({"training": {"optimizer": "sgd"}}, "optimizer must be one of adamw, muon, got 'sgd'"),
+        ({"training": {"valid": 0.6, "test": 0.5}}, "leave no crystals to train on: 0.6 .* 0.5"),
+        ({"base": 3}, "base must be the name or the file of a config, got 3"),
+        ({3: 4}, "unknown key 3 in config"),
+    ],
+)
+def test_values_of_the_wrong_type_or_size_are_refused_by_name(values, message):
+    with pytest.raises(ValueError, match=message):
+        load_config(values)
+
+
+def test_numbers_that_yaml_reads_as_text(tmp_path):
+    """YAML 1.1 takes 1e-3, which has no point, for a word."""
+    path = tmp_path / "config.yaml"
+    path.write_text("tolerance: 2e-3\nradius: 6\ntraining: {learning_rate: 1e-4, batch_sites: 1e3}")
+    config = load_config(path)
+    assert (config.tolerance, config.radius) == (2e-3, 6.0)
+    assert (config.training.learning_rate, config.training.batch_sites) == (1e-4, 1000)
+    assert isinstance(config.training.batch_sites, int) and isinstance(config.radius, float)
+
+
+def test_files_that_start_from_each_other(tmp_path):
+    a, b = tmp_path / "a.yaml", tmp_path / "b.yaml"
+    a.write_text(f"base: {b}")
+    b.write_text(f"base: {a}")
+    with pytest.raises(
+        ValueError, match=r"start from each other in a circle: .*b\.yaml, .*a\.yaml"
+    ):
+        load_config(a)
+    b.write_text("heads: 5")
+    assert load_config(a).heads == 5
+
+
+def test_damaged_files_end_in_one_error_that_names_the_file(tmp_path):
+    """Bytes flipped, cut off and doubled at random places: read, or refused with ValueError."""
+    rng = np.random.default_rng(0)
+    path = tmp_path / "damaged.yaml"
+    texts = [yaml.safe_dump(load_config(name).to_dict()).encode() for name in ("paper", "sphere")]
+    refused = 0
+    for k in range(300):
+        content = bytearray(texts[k % 2])
+        for place in rng.integers(0, len(content), 3):
+            content[place] = rng.integers(0, 256)
+        cut = rng.integers(0, len(content)) if k % 3 == 0 else len(content)
+        path.write_bytes(bytes(content[:cut]) + bytes(content[:9]) * (k % 5 == 0))
+        try:
+            load_config(path)
+        except ValueError as error:
+            refused += 1
+            assert "damaged.yaml" in str(error)
+    assert 100 < refused < 300
 
 
 def test_reach_is_the_smaller_of_radius_and_cutoff():

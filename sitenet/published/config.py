@@ -13,9 +13,9 @@ from sitenet.config import (
     InteractionFeature,
     SiteNetConfig,
     TrainingConfig,
-    as_feature,
-    known_keys,
+    as_features,
 )
+from sitenet.system.settings import check_keys
 
 _RENAMED = {
     "embedding_size": "embedding",
@@ -103,7 +103,7 @@ def from_published_config(values: Mapping[str, Any]) -> SiteNetConfig:
         ValueError: a key that no published config has, or an option that is not supported, by name.
     """
     known = set(_RENAMED) | _READ | _WITHOUT_EFFECT | set(_REFUSED_WHEN)
-    known_keys(values, known, "published config")
+    check_keys(values, known, "published config")
     for key, refused in _REFUSED_WHEN.items():
         if values.get(key, not refused) == refused:
             raise ValueError(f"{key}: {refused} is not supported")
@@ -127,10 +127,10 @@ def _published_interaction_features(values: Mapping[str, Any]) -> tuple[Interact
         features = SiteNetConfig().interaction_features
         # The size alone does not name the others; these are the published ones, in their order.
         more = ("reciprocal_square_distance_matrix", "coulomb_matrix")
-        features += tuple(map(InteractionFeature, more[: max(0, (size or 2) - 2)]))
+        features += as_features(more[: max(0, (size or 2) - 2)])
         features = features[: size or 2]
     else:
-        features = tuple(as_feature(each) for each in listed)
+        features = as_features(listed)
     if size is not None and size != len(features):
         raise ValueError(
             f"interaction_feature_size is {size}, but Interaction_Features names {len(features)}"
@@ -160,7 +160,7 @@ def _published_training(values: Mapping[str, Any]) -> TrainingConfig:
         raise ValueError(f"Optimizer Name {optimizer['Name']!r} is not supported (AdamW is)")
     renamed = {"amsgrad": "amsgrad", "eps": "epsilon", "weight_decay": "weight_decay"}
     kwargs = optimizer.get("Kwargs") or {}
-    known_keys(kwargs, set(renamed), "Optimizer Kwargs")
+    check_keys(kwargs, set(renamed), "Optimizer Kwargs")
     new |= {renamed[k]: v for k, v in kwargs.items()}
     if "Learning_Rate" in values:
         new["learning_rate"] = values["Learning_Rate"]
