@@ -1,11 +1,12 @@
 """The command line: ``sitenet --help``.
 
-Data goes to standard output, talk and progress to standard error. Exit status: 0, 1 where a job
-failed, 2 where the command is wrong.
+Data go to standard output, messages and progress to standard error. Exit status: 0, 1 if a job
+failed, 2 if the command was wrong.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -14,14 +15,12 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from sitenet.cli import inference as cli_use
-from sitenet.cli import options
-from sitenet.cli import training as cli_learn
+from sitenet.cli import inference, options, training
 from sitenet.cli.output import print_json, say
 
 
 class _Commands(TyperGroup):
-    """Turns the errors of a command into a line and exit status 1, unless --debug."""
+    """Turn the errors of a command into one line and exit status 1, unless --debug."""
 
     def invoke(self, context: Any) -> Any:
         try:
@@ -42,6 +41,7 @@ app = typer.Typer(
     help="Properties of crystals from their structure files.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # its help needs more than 80 columns
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -58,12 +58,12 @@ def _app(
         raise typer.Exit
 
 
-@app.command()
+@app.command(cls=options.Command)
 def info(as_json: options.Json = False) -> None:
-    """Print version, SIMD level, threads, torch and CUDA."""
-    from sitenet.system.environment import info as find
+    """Print the version, SIMD level, threads, torch and CUDA."""
+    from sitenet.system.environment import info as describe
 
-    facts = find()
+    facts = describe()
     if as_json:
         print_json(facts)
         return
@@ -72,23 +72,27 @@ def info(as_json: options.Json = False) -> None:
 
 
 for command in (
-    cli_learn.prepare,
-    cli_learn.train,
-    cli_use.predict,
-    cli_use.evaluate,
-    cli_use.explain,
-    cli_use.report,
-    cli_learn.tune,
-    cli_learn.matbench,
+    training.prepare,
+    training.train,
+    inference.predict,
+    inference.evaluate,
+    inference.explain,
+    inference.report,
+    training.tune,
+    training.matbench,
 ):
-    app.command()(command)
+    app.command(cls=options.Command)(command)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit; errors are a line, not a traceback, unless --debug."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    if "--debug" in given:  # wherever it stands
-        given = ["--debug", *(a for a in given if a != "--debug")]
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if "--debug" in words:  # in any position
+        words = ["--debug", *(word for word in words if word != "--debug")]
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_, **__: say(f"warning: {message}")
-        app(given, prog_name="sitenet")
+        try:
+            app(words, prog_name="sitenet")
+        except BrokenPipeError:  # the reader of standard output, such as head, has gone
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)

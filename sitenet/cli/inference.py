@@ -1,4 +1,4 @@
-"""Commands that use a model: predict, evaluate, explain, report."""
+"""Commands that use a trained model: predict, evaluate, explain, report."""
 
 from __future__ import annotations
 
@@ -24,25 +24,32 @@ def predict(
     structures: options.Structures,
     model: options.Model = "mp-gap",
     out: Annotated[
-        Path | None, typer.Option("--out", help="CSV to write; goes on where it was stopped.")
+        Path | None, typer.Option("--out", help="CSV file to write; an interrupted run resumes.")
     ] = None,
     published: Annotated[
         Path | None,
-        typer.Option(exists=True, help="A published Site-Net checkpoint, instead of --model."),
+        typer.Option(
+            exists=True, help="Checkpoint of the published Site-Net, used instead of --model."
+        ),
     ] = None,
     config: Annotated[
-        str, typer.Option(help="Config of the published checkpoint: a name or a YAML file.")
+        str, typer.Option(help="Config of the published checkpoint, by name or as a YAML file.")
     ] = "paper",
-    coverage: Annotated[float, typer.Option(help="Part of true values the interval holds.")] = 0.9,
+    coverage: Annotated[
+        float, typer.Option(help="Fraction of true values that the intervals should contain.")
+    ] = 0.9,
     max_sites: options.MaxSites = None,
     merge: options.Merge = True,
     device: options.Device = "cpu",
     workers: options.Workers = None,
-    primitive: options.Primitive = True,
-    disorder: options.Disorder = "error",
+    primitive: options.Primitive = None,
+    disorder: options.Disorder = None,
     as_json: options.Json = False,
 ) -> None:
-    """Predict properties; prints a table, or writes a CSV of any number of crystals."""
+    """Predict properties of structures.
+
+    Prints a table, or writes a CSV file of any number of crystals with --out.
+    """
     from sitenet.inference.predict_files import predict_files
     from sitenet.model.checkpoint import load
     from sitenet.published.checkpoint import from_published
@@ -82,16 +89,16 @@ def evaluate(
     data: options.Data,
     model: options.Model = "mp-gap",
     out: Annotated[
-        Path | None, typer.Option("--out", help="Folder for predictions.csv, plots.")
+        Path | None, typer.Option("--out", help="Folder for predictions.csv and plots.")
     ] = None,
     target: options.Target = None,
     device: options.Device = "cpu",
     workers: options.Workers = None,
-    primitive: options.Primitive = True,
-    disorder: options.Disorder = "error",
+    primitive: options.Primitive = None,
+    disorder: options.Disorder = None,
     as_json: options.Json = False,
 ) -> None:
-    """Predict crystals whose properties are known, and print the errors."""
+    """Measure the error on known properties."""
     from sitenet.data.dataset import write_left_out
     from sitenet.inference.evaluate import evaluate
     from sitenet.model.checkpoint import load
@@ -117,32 +124,32 @@ def explain(
         Path | None,
         typer.Option(
             "--out",
-            help="A table (.csv), figure (.png, .svg, .pdf), report on one crystal (.html), or "
-            "folder for the tables and the figures: attention by distance, and parity where "
-            "properties are known.",
+            help="File to write: a table (.csv), a figure (.png, .svg, .pdf), a report on one "
+            "crystal (.html), or a folder for all tables and figures.",
         ),
     ] = None,
     rows: Annotated[
         Literal["pairs", "sites", "elements", "distances", "crystals"] | None,
         typer.Option(
-            help="What a row of the table is; default: elements of one crystal, crystals of many."
+            help="What a row of the table stands for  [default: elements for one crystal, crystals "
+            "for several]",
         ),
     ] = None,
     max_sites: options.MaxSites = None,
     merge: options.Merge = True,
     device: options.Device = "cpu",
-    primitive: options.Primitive = True,
-    disorder: options.Disorder = "error",
+    primitive: options.Primitive = None,
+    disorder: options.Disorder = None,
     as_json: options.Json = False,
 ) -> None:
-    """Say what a model attends to, in a crystal or in many."""
+    """Show which atoms a model attends to, and at which distances."""
     from sitenet.inference.explain_files import explain_files
     from sitenet.model.checkpoint import load
     from sitenet.system.devices import choose_device
     from sitenet.system.files import write_columns
 
     net = load(model).to(choose_device(device)).eval()
-    found = explain_files(
+    explained = explain_files(
         net,
         structures,
         max_sites=max_sites,
@@ -151,9 +158,9 @@ def explain(
         disorder=disorder,
         reporter=reporter(),
     )
-    _say_left_out(found.left_out)
-    one = found.single
-    shown = found.explanation if one is None or rows == "crystals" else one
+    _say_left_out(explained.left_out)
+    one = explained.single
+    shown = explained.explanation if one is None or rows == "crystals" else one
     rows = rows or ("crystals" if one is None else "elements")
     if out is None:
         print_columns(shown.columns(rows), as_json)
@@ -161,7 +168,7 @@ def explain(
     out.parent.mkdir(parents=True, exist_ok=True)
     match out.suffix.lower():
         case "":
-            found.write(out, reporter())
+            explained.write(out, reporter())
         case ".csv":
             write_columns(out, shown.columns(rows))
         case ".html":
@@ -173,20 +180,24 @@ def explain(
             crystal_report(net, one.crystal, out, **settings)
         case _:
             shown.plot(out)
-    names = found.explanation.names
-    _say_written(out, as_json, crystals=len(names), left_out=len(found.left_out))
+    names = explained.explanation.names
+    _say_written(out, as_json, crystals=len(names), left_out=len(explained.left_out))
 
 
 def report(
     run: Annotated[
-        Path, typer.Argument(exists=True, file_okay=False, help="The folder of a training run.")
+        Path,
+        typer.Argument(
+            exists=True, file_okay=False, metavar="RUN", help="Folder of a training run."
+        ),
     ],
     out: Annotated[
-        Path | None, typer.Option("--out", help="HTML file; default: report.html in the folder.")
+        Path | None,
+        typer.Option("--out", help="HTML file to write  [default: report.html in the run folder]"),
     ] = None,
     as_json: options.Json = False,
 ) -> None:
-    """Write one HTML page on a training run, which opens without a network."""
+    """Write a self-contained HTML page about a training run."""
     from sitenet.report.report import run_report
 
     out = out or run / "report.html"

@@ -1,4 +1,4 @@
-"""Options of the commands: those that several share, and the fields of config classes."""
+"""Options of the commands: those that several share, and those made from the config's fields."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ import inspect
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
+from sitenet import config as configs
 from sitenet.config import SiteNetConfig, TrainingConfig, config_names, load_config
+from sitenet.system.settings import choices_of, field_types, required
 
 
 def _device(name: str) -> str:
@@ -23,54 +26,117 @@ def _device(name: str) -> str:
 Data = Annotated[
     Path,
     typer.Argument(
-        exists=True, help="Folder with a CSV, CSV, Parquet, JSON, or a prepared dataset."
+        exists=True,
+        metavar="DATA",
+        help="Crystals with their properties: a folder of structure files with a CSV, a CSV, "
+        "Parquet or JSON table, or a file written by sitenet prepare.",
     ),
 ]
 Structures = Annotated[
-    list[Path], typer.Argument(exists=True, help="CIFs, folders of CIFs, or tables of crystals.")
+    list[Path],
+    typer.Argument(
+        exists=True,
+        metavar="FILE",
+        help="Structure files, folders of them, or tables of crystals.",
+    ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Target = Annotated[
     list[str] | None,
-    typer.Option("--target", help="Property to learn: a column; repeat for several."),
+    typer.Option(
+        "--target",
+        metavar="COLUMN",
+        help="Column of the property; repeat for several  [default: the only numeric column]",
+    ),
 ]
 Classes = Annotated[
-    list[str] | None, typer.Option("--class", help="A target that is 0 or 1; repeatable.")
+    list[str] | None,
+    typer.Option(
+        "--class", metavar="TARGET", help="Target with the values 0 and 1; repeat for several."
+    ),
 ]
-SplitColumn = Annotated[str | None, typer.Option(help="Column that says fold or split of a row.")]
+SplitColumn = Annotated[
+    str | None,
+    typer.Option(
+        help="Column that names the split or fold of each row  [default: split or matbench_fold]"
+    ),
+]
 Config = Annotated[
     str,
     typer.Option(
-        help="Named config (paper, ...) or YAML file, published ones too.",
+        help=f"Config by name ({', '.join(config_names())}), or a YAML file.",
         autocompletion=config_names,
     ),
 ]
 Model = Annotated[
-    str, typer.Option("--model", help="A model file, or the name of weights that ship.")
+    str,
+    typer.Option(
+        "--model", help="Model file, run folder of sitenet train, or name of shipped weights."
+    ),
 ]
 MaxSites = Annotated[
-    int | None, typer.Option(min=0, help="Largest supercell in sites; default: the model's.")
+    int | None,
+    typer.Option(
+        min=0,
+        help="Sites of the largest supercell; 0 uses the cell as it is  [default: the model's]",
+    ),
 ]
 Merge = Annotated[bool, typer.Option(help="Compute equal pairs once.")]
-Device = Annotated[str, typer.Option(callback=_device, help="cpu or cuda.")]
+Device = Annotated[
+    str, typer.Option(callback=_device, help="Device to run on: cpu, cuda or cuda:NUMBER.")
+]
 Workers = Annotated[
-    int | None, typer.Option(min=1, help="Processes that read structures; default: all.")
+    int | None,
+    typer.Option(
+        min=1,
+        help="Processes that read structures  [default: one per core, or one for few structures]",
+    ),
 ]
-Primitive = Annotated[bool, typer.Option(help="Find primitive cells first.")]
+Primitive = Annotated[
+    bool | None,
+    typer.Option(
+        "--primitive/--no-primitive",
+        help="Reduce every structure to its primitive cell first  [default: as in training]",
+    ),
+]
 Disorder = Annotated[
-    Literal["error", "average"], typer.Option(help="What to do about partial occupancy.")
+    configs.Disorder | None,
+    typer.Option(
+        help="Refuse structures with partial occupancy, or average over it "
+        " [default: as in training]"
+    ),
 ]
+
+
+class Command(TyperCommand):
+    """A command whose help lists its options in sections, readable in 80 columns."""
+
+    # Any: some versions of typer bring a click of their own.
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is None:
+                continue
+            title = getattr(parameter, "rich_help_panel", None) or "Options"
+            if parameter.param_type_name == "argument":
+                title, record = "Arguments", (str(parameter.metavar), record[1])
+            sections.setdefault(title, []).append(record)
+        for title, records in sections.items():
+            with formatter.section(title):
+                formatter.write_dl(records, col_max=26)
 
 
 def with_fields(
     *classes: type, leave_out: Sequence[str] = ()
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command the fields of config classes as options of the same names, with the same
-    help; those that are given arrive as the keyword argument ``changes``."""
+    """Give a command the fields of config classes as options of the same names. Those that the
+    user sets arrive as the keyword argument ``changes``."""
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         signature = inspect.signature(command)
-        # Of a function, Python 3.10 would wrap the hints of options that default to None.
+        # Python 3.10 would make Optional what a function's parameter defaults to None; hints of a
+        # class stay as they are.
         of_class = type("Hints", (), {"__annotations__": command.__annotations__})
         hints = typing.get_type_hints(of_class, command.__globals__, include_extras=True)
         parameters = [
@@ -79,11 +145,11 @@ def with_fields(
             if p.name != "changes"
         ]
         taken = {p.name for p in parameters} | set(leave_out)
-        fields = [f for cls in classes for f in _fields(cls) if f.name not in taken]
+        fields = [f for cls in classes for f in _options_of(cls) if f.name not in taken]
 
         def run(**options: Any) -> None:
-            given = {f.name: options.pop(f.name) for f in fields}
-            command(**options, changes={k: v for k, v in given.items() if v is not None})
+            values = {f.name: options.pop(f.name) for f in fields}
+            command(**options, changes={k: v for k, v in values.items() if v is not None})
 
         parameters += fields
         run.__name__, run.__doc__ = command.__name__, command.__doc__
@@ -94,31 +160,45 @@ def with_fields(
     return decorate
 
 
-def _fields(cls: type) -> list[inspect.Parameter]:
-    """The numbers, words and switches among a config class's fields, as options."""
-    kinds = typing.get_type_hints(cls)
-    found = []
+def _options_of(cls: type) -> list[inspect.Parameter]:
+    """The fields of a config class that hold one number, choice or switch, as options."""
+    kinds = field_types(cls)
+    panel = f"{cls.__name__.removesuffix('Config')} settings (defaults: those of the config paper)"
+    options = []
     for f in dataclasses.fields(cls):
-        kind = kinds[f.name]
-        given = [k for k in typing.get_args(kind) if k is not type(None)]
-        kind = given[0] if len(given) == 1 else kind  # of a number that may be left out
-        if kind not in (int, float, str, bool):
+        kind = required(kinds[f.name])
+        if kind not in (int, float, str, bool) and not choices_of(kind):
             continue
         flag = f"--{f.name.replace('_', '-')}"
         option = typer.Option(
             f"{flag}/--no-{flag[2:]}" if kind is bool else flag,
-            help=f"{f.metadata['help'][0].upper()}{f.metadata['help'][1:]}.",
+            help=help_of(f),
             show_default=False,
-            rich_help_panel=cls.__name__.removesuffix("Config") + " settings",
+            rich_help_panel=panel,
         )
-        annotation: Any = Annotated[kind | None, option]  # type: ignore[valid-type]
+        annotation: Any = Annotated[kind | None, option]
         keyword = inspect.Parameter.KEYWORD_ONLY
-        found.append(inspect.Parameter(f.name, keyword, default=None, annotation=annotation))
-    return found
+        options.append(inspect.Parameter(f.name, keyword, default=None, annotation=annotation))
+    return options
+
+
+def help_of(f: dataclasses.Field) -> str:
+    """The help text of a field, with its unit and default."""
+    unit = f", in {f.metadata['unit']}" if f.metadata["unit"] else ""
+    match f.default:
+        case bool():
+            default = "on" if f.default else "off"
+        case float():
+            default = f"{f.default:.4g}"
+        case None:
+            default = "none"
+        case _:
+            default = str(f.default)
+    return f"{f.metadata['help']}{unit}  [default: {default}]"
 
 
 def configured(config: str, changes: Mapping[str, Any] | None) -> SiteNetConfig:
-    """The config that a command was asked for; what is wrong with it is a usage error."""
+    """The config with the changes made on the command line; a wrong one is a usage error."""
     try:
         return load_config(config).replace(**changes or {})
     except ValueError as error:

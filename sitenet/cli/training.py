@@ -1,4 +1,4 @@
-"""Commands that learn: prepare, train, tune, matbench."""
+"""Commands that train: prepare, train, tune, matbench."""
 
 from __future__ import annotations
 
@@ -15,21 +15,24 @@ from sitenet.system.distributed import is_first
 
 def prepare(
     data: options.Data,
-    out: Annotated[Path, typer.Option("--out", help="The dataset to write: a Parquet file.")],
+    out: Annotated[Path, typer.Option("--out", help="Parquet file to write.")],
     target: options.Target = None,
     workers: options.Workers = None,
-    primitive: options.Primitive = True,
-    disorder: options.Disorder = "error",
+    primitive: options.Primitive = None,
+    disorder: options.Disorder = None,
     as_json: options.Json = False,
 ) -> None:
-    """Turn CIFs and a table into one dataset file; goes on where it was stopped."""
+    """Read structures into one dataset file.
+
+    An interrupted run resumes where it stopped.
+    """
     from sitenet.data.dataset import Preparation, write_left_out
     from sitenet.data.prepare import prepare as run
     from sitenet.data.readers import open_source
 
     source = open_source(data, target)
     out.parent.mkdir(parents=True, exist_ok=True)
-    how = Preparation(primitive, disorder)
+    how = Preparation(primitive is not False, disorder or "error")
     with reporter().bar("reading structures", len(source)) as advance:
         count, left_out = run(source, out, None, how, workers, advance)
     listed = out.with_name(f"{out.stem}.left_out.csv")
@@ -43,43 +46,51 @@ def prepare(
 @with_fields(*ALL_FIELDS)
 def train(
     data: options.Data,
-    out: Annotated[Path, typer.Option("--out", help="Run folder; an unfinished run goes on.")],
+    out: Annotated[
+        Path, typer.Option("--out", help="Run folder; an unfinished run in it resumes.")
+    ],
     target: options.Target = None,
     config: options.Config = "paper",
     classes: options.Classes = None,
     fold: Annotated[
-        str | None, typer.Option(help="Value of the split column whose rows are the test.")
+        str | None, typer.Option(help="Value of the split column that marks the test set.")
     ] = None,
     split_column: options.SplitColumn = None,
     start: Annotated[
         list[str] | None,
         typer.Option(
-            help="Fine-tune this model: a file, or a shipped name; repeat for an ensemble of them."
+            metavar="MODEL",
+            help="Fine-tune this model file or shipped model; repeat to fine-tune an ensemble.",
         ),
     ] = None,
     member: Annotated[
         int | None,
         typer.Option(
             min=1,
-            help="Train only this member of the ensemble, beside other such commands; then the "
-            "command without it puts them together.",
+            help="Train only this member of the ensemble, in parallel with such commands for the "
+            "others; the command without --member then combines them.",
         ),
     ] = None,
     freeze: Annotated[
-        bool, typer.Option(help="Learn only the layers after pooling; needs --start.")
+        bool, typer.Option(help="Train only the layers after pooling; needs --start.")
     ] = False,
     refit: Annotated[
         bool,
-        typer.Option("--refit", help="Learn from the test's crystals too, their error once known."),
+        typer.Option(
+            "--refit",
+            help="Also train on the test set, after a first run has measured its error.",
+        ),
     ] = False,
     device: options.Device = "cpu",
     workers: options.Workers = None,
-    primitive: options.Primitive = True,
-    disorder: options.Disorder = "error",
     as_json: options.Json = False,
     changes: dict[str, Any] | None = None,
 ) -> None:
-    """Train a model; leaves model.safetensors, predictions.csv, metrics and plots in a folder."""
+    """Train a model.
+
+    The run folder receives model.safetensors, config.yaml, metrics.jsonl, predictions.csv and
+    plots. An interrupted run resumes where it stopped.
+    """
     how = {k: v for k, v in (changes or {}).items() if not start or k in TRAINING}
     configured(config, how)  # what is wrong with it is a usage error
     from sitenet.training.train import train as run
@@ -96,8 +107,6 @@ def train(
         member=member,
         freeze=freeze,
         refit=refit,
-        primitive=primitive,
-        disorder=disorder,
         device=device,
         workers=workers,
         reporter=reporter(),
@@ -109,49 +118,57 @@ def train(
         if as_json:
             print_json({"member": member, "out": str(result.folder)})
         reporter().say(
-            f"member {member} is in {result.folder}; once all are there, the same command without "
-            "--member puts them together"
+            f"member {member} is in {result.folder}; once every member is there, combine them with "
+            "the same command without --member"
         )
         return
     print_scores(result.scores, result.model.targets, as_json)
     reporter().say(f"everything is in {out}")
+    reporter().say(f"next: sitenet predict FILE... --model {out}")
 
 
 @with_fields(*ALL_FIELDS)
 def tune(
     data: options.Data,
     out: Annotated[
-        Path, typer.Option("--out", help="Folder of the study, which goes on if it is there.")
+        Path, typer.Option("--out", help="Folder of the study; an unfinished study in it resumes.")
     ],
     target: options.Target = None,
     config: options.Config = "paper",
     classes: options.Classes = None,
     fold: Annotated[
-        str | None, typer.Option(help="Value of the split column whose rows stay unseen.")
+        str | None,
+        typer.Option(help="Value of the split column that marks the test set, which stays unseen."),
     ] = None,
     split_column: options.SplitColumn = None,
-    trials: Annotated[int, typer.Option(min=1, help="Trials of the whole study.")] = 50,
+    trials: Annotated[int, typer.Option(min=1, help="Number of trials in the study.")] = 50,
     timeout: Annotated[
-        float | None, typer.Option(help="Seconds after which no trial is started.")
+        float | None, typer.Option(help="Time after which no further trial starts, in seconds.")
     ] = None,
-    sampler: Annotated[Literal["tpe", "random"], typer.Option(help="What chooses trials.")] = "tpe",
+    sampler: Annotated[
+        Literal["tpe", "random"], typer.Option(help="How trials are chosen.")
+    ] = "tpe",
     pruner: Annotated[
-        Literal["median", "hyperband", "none"], typer.Option(help="What ends hopeless ones early.")
+        Literal["median", "hyperband", "none"],
+        typer.Option(help="Which rule stops unpromising trials early."),
     ] = "median",
     space: Annotated[
         Path | None,
         typer.Option(
-            exists=True, help="YAML: `field: [choice, ...]` or `field: {low: , high: , log: true}`."
+            exists=True,
+            help="YAML file of the search space, with lines `field: [choice, ...]` or "
+            "`field: {low: , high: , log: true}`.",
         ),
     ] = None,
     device: options.Device = "cpu",
     workers: options.Workers = None,
-    primitive: options.Primitive = True,
-    disorder: options.Disorder = "error",
     as_json: options.Json = False,
     changes: dict[str, Any] | None = None,
 ) -> None:
-    """Search for settings with Optuna; leaves best.yaml, a config for train."""
+    """Search for the best settings with Optuna.
+
+    The folder receives best.yaml, a config for sitenet train.
+    """
     settings = configured(config, changes)
     from sitenet.training.tune import tune as run
 
@@ -168,8 +185,6 @@ def tune(
         sampler=sampler,
         pruner=pruner,
         space=space,
-        primitive=primitive,
-        disorder=disorder,
         device=device,
         workers=workers,
         reporter=reporter(),
@@ -189,33 +204,40 @@ def matbench(
     data: Annotated[
         Path,
         typer.Argument(
-            exists=True, dir_okay=False, help="matbench_*.json.gz, or a table with matbench_fold."
+            exists=True,
+            dir_okay=False,
+            metavar="DATA",
+            help="File matbench_*.json.gz, or a table with a column matbench_fold.",
         ),
     ],
     out: Annotated[
-        Path, typer.Option("--out", help="Folder of results.json and a run for each fold.")
+        Path, typer.Option("--out", help="Folder for results.json and one run per fold.")
     ],
-    target: Annotated[str | None, typer.Option(help="Property: a column.")] = None,
+    target: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Column of the property.")
+    ] = None,
     config: options.Config = "paper",
     classes: options.Classes = None,
     task: Annotated[
-        str | None, typer.Option(help="As Matbench calls it; default: the file's name.")
+        str | None, typer.Option(help="Matbench's name of the task  [default: the file's name]")
     ] = None,
     folds: Annotated[
-        list[int] | None, typer.Option("--fold", help="Number of a fold to run; repeat; all.")
+        list[int] | None,
+        typer.Option("--fold", help="Number of a fold to run; repeat for several  [default: all]"),
     ] = None,
     device: options.Device = "cpu",
     workers: options.Workers = None,
-    primitive: options.Primitive = True,
-    disorder: options.Disorder = "error",
     as_json: options.Json = False,
     changes: dict[str, Any] | None = None,
 ) -> None:
-    """Train and test on Matbench's folds; leaves results in Matbench's format."""
+    """Train and test on the folds of Matbench.
+
+    The folder receives the results in Matbench's format.
+    """
     settings = configured(config, changes)
     from sitenet.training.matbench import matbench as run
 
-    found = run(
+    benchmark = run(
         data,
         out,
         settings,
@@ -223,8 +245,6 @@ def matbench(
         target=target,
         classes=tuple(classes or ()),
         folds=folds or None,
-        primitive=primitive,
-        disorder=disorder,
         device=device,
         workers=workers,
         reporter=reporter(),
@@ -232,12 +252,12 @@ def matbench(
     if not is_first():
         return
     if as_json:
-        print_json({"task": found.task, "unit": found.unit, "folds": found.scores})
+        print_json({"task": benchmark.task, "unit": benchmark.unit, "folds": benchmark.scores})
     else:
-        names = list(next(iter(found.scores.values())))
-        rows = [[str(k), *(f"{s[n]:.4f}" for n in names)] for k, s in found.scores.items()]
-        over = [found.over_folds(n) for n in names]
+        names = list(next(iter(benchmark.scores.values())))
+        rows = [[str(k), *(f"{s[n]:.4f}" for n in names)] for k, s in benchmark.scores.items()]
+        over = [benchmark.over_folds(n) for n in names]
         rows.append(["mean", *(f"{mean:.4f}" for mean, _ in over)])
         rows.append(["std", *(f"{std:.4f}" for _, std in over)])
         print_rows(["fold", *names], rows, False)
-    reporter().say(f"results of {found.task} are in {found.path}")
+    reporter().say(f"results of {benchmark.task} are in {benchmark.path}")

@@ -41,8 +41,13 @@ def setting(
 
 def field_types(cls: type) -> dict[str, Any]:
     """The annotated type of every field of a dataclass."""
-    hints = typing.get_type_hints(cls)
-    return {f.name: hints[f.name] for f in dataclasses.fields(cls)}
+    if cls not in _TYPES:
+        hints = typing.get_type_hints(cls)
+        _TYPES[cls] = {f.name: hints[f.name] for f in dataclasses.fields(cls)}
+    return _TYPES[cls]
+
+
+_TYPES: dict[type, dict[str, Any]] = {}
 
 
 def choices_of(kind: Any) -> tuple[Any, ...]:
