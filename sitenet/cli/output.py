@@ -1,4 +1,4 @@
-"""What commands print: data on standard output, talk on standard error."""
+"""What commands print: data on standard output, messages on standard error."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ talk = Console(stderr=True)
 
 
 def reporter() -> Reporter:
-    """Tells people on standard error how far a job is; the first process alone."""
+    """Show progress on standard error, from the first process only."""
     return Reporter(talk if is_first() else None)
 
 
@@ -83,6 +83,11 @@ def print_columns(columns: Mapping[str, np.ndarray], as_json: bool) -> None:
         print_rows(list(columns), text_rows(columns), False)
 
 
+def rounded(value: float) -> str:
+    """A number with three decimals, or three significant digits where it is small."""
+    return f"{value:.3f}" if not abs(value) < 0.1 else f"{value:.3g}"
+
+
 def print_scores(scores: Mapping[str, Any], targets: Sequence[Any], as_json: bool) -> None:
     """Errors by split and target, on standard output."""
     if as_json:
@@ -94,14 +99,16 @@ def print_scores(scores: Mapping[str, Any], targets: Sequence[Any], as_json: boo
             unit = f" {units[name]}" if units.get(name) else ""
             crystals = values["crystals"]
             if "mae" not in values:
-                rest = ", ".join(f"{k} {v:.3f}" for k, v in values.items() if k != "crystals")
+                rest = ", ".join(f"{k} {rounded(v)}" for k, v in values.items() if k != "crystals")
                 print(f"{split}: {name}: {rest} on {crystals} crystals")
                 continue
-            line = f"{split}: {name}: MAE {values['mae']:.3f}{unit}"
+            line = f"{split}: {name}: MAE {rounded(values['mae'])}{unit}"
             for key, title in (("mae_of_mean", "mean"), ("mae_of_median", "median")):
                 if key in values:
-                    line += f", {values[key]:.3f}{unit} if predicting the {title}"
-            line += f"; RMSE {values['rmse']:.3f}, R2 {values['r2']:.3f} on {crystals} crystals"
+                    line += f", {rounded(values[key])}{unit} if predicting the {title}"
+            line += (
+                f"; RMSE {rounded(values['rmse'])}, R2 {values['r2']:.3f} on {crystals} crystals"
+            )
             if "coverage" in values:
-                line += f"; {values['coverage']:.0%} within ±{values['interval']:.3f}{unit}"
+                line += f"; {values['coverage']:.0%} within ±{rounded(values['interval'])}{unit}"
             print(line)
