@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+import importlib
 import re
 from pathlib import Path
 
@@ -142,3 +143,19 @@ def test_types_and_first_use_agree():
     text = (PACKAGE / "__init__.py").read_text(encoding="utf-8")
     typed = {n: m for m, n in re.findall(r"    from sitenet\.(\S+) import (\w+) as", text)}
     assert typed == sitenet._MODULE_OF
+
+
+@pytest.mark.parametrize(
+    ("module", "names"),
+    [
+        ("sitenet.crystal", ["read_cif", "read_cifs", "Crystal", "CifError", "Limits"]),
+        ("sitenet.pairs", ["find_pairs", "Pairs", "PairFinder", "pair_features"]),
+        ("sitenet.model", ["SiteNet", "Target"]),
+        ("sitenet.data", ["Dataset", "LeftOut", "Preparation", "Split", "read", "split"]),
+        ("sitenet.report", ["crystal_report", "run_report"]),
+        ("sitenet.config", ["SiteNetConfig", "TrainingConfig", "load_config"]),
+    ],
+)
+def test_paths_that_version_0_1_documented_still_import(module, names):
+    imported = importlib.import_module(module)
+    assert [n for n in names if not hasattr(imported, n)] == []
