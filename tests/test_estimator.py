@@ -143,6 +143,7 @@ def test_cross_validation_grid_search_and_pipeline():
     assert np.isfinite(pipeline.score(EDGES, y))
 
 
+@pytest.mark.slow
 def test_learns():
     y = EDGES - 5
     settings = {"epochs": 50, "learning_rate": 1e-2, "batch_sites": 8, "schedule": "cosine"}

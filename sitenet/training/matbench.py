@@ -288,7 +288,7 @@ class _Results:
                 "sitenet": sitenet.__version__,
                 "config": self.config.to_dict(),
             },
-            "datestamp": datetime.datetime.now(datetime.timezone.utc).strftime("%Y.%m.%d %H:%M.%S"),
+            "datestamp": datetime.datetime.now(datetime.UTC).strftime("%Y.%m.%d %H:%M.%S"),
         }
         content = json.loads(json.dumps(content, sort_keys=True))
         content["hash"] = hashlib.sha256(json.dumps(content).encode()).hexdigest()

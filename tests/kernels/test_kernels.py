@@ -58,16 +58,17 @@ def compile_for_gpu(source: Path, folder: Path) -> str:
 
 
 @pytest.fixture(scope="session")
-def builds(tmp_path_factory):
-    """What is compiled, two at a time, while the tests that need none of it run."""
+def builds(request, tmp_path_factory):
+    """Compile what the selected tests need, two at a time, while tests that need none of it run."""
     if os.environ.get("SITENET_EMULATED"):  # built already: the tests of the sanitizers
         yield {}
         return
     pool = ThreadPoolExecutor(2)
     jobs = {"emulated": pool.submit(build, tmp_path_factory.mktemp("emulated"), "-O1")}
-    for name, flags in SANITIZERS.items():
+    slow = any(item.get_closest_marker("slow") for item in request.session.items)
+    for name, flags in SANITIZERS.items() if slow else ():
         jobs[name] = pool.submit(build, tmp_path_factory.mktemp(name), *flags)
-    if shutil.which("nvcc"):
+    if slow and shutil.which("nvcc"):
         folder = tmp_path_factory.mktemp("nvcc")
         jobs |= {x.name: pool.submit(compile_for_gpu, x, folder) for x in SOURCES}
     yield jobs

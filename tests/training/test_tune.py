@@ -46,6 +46,7 @@ def test_finds_and_writes_the_best_config(folder, tmp_path):
     assert len({row["learning_rate"] for row in rows}) == 4
 
 
+@pytest.mark.slow
 def test_is_reproducible_and_learns_as_train_does(folder, tmp_path):
     from sitenet.training.train import train
 
@@ -55,6 +56,7 @@ def test_is_reproducible_and_learns_as_train_does(folder, tmp_path):
     assert min(entry["valid_error"] for entry in result.history) == first.valid_error
 
 
+@pytest.mark.slow
 def test_goes_on_where_it_was_stopped(folder, tmp_path, monkeypatch):
     from sitenet.training import tune as module
 
@@ -80,6 +82,7 @@ def test_goes_on_where_it_was_stopped(folder, tmp_path, monkeypatch):
         tune(folder, tmp_path, BASE, epochs=4, **options)
 
 
+@pytest.mark.slow
 def test_prunes_hopeless_trials(folder, tmp_path):
     """Of trials that learn nothing beside one that does, most are not finished."""
     space = {"learning_rate": {"low": 1e-9, "high": 1e-8, "log": True}}
