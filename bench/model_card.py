@@ -1,12 +1,12 @@
-"""Write the card of trained weights: what they learned from, and where they are wrong.
+"""Write the card of trained weights: what they were trained on, and where they are wrong.
 
     python bench/model_card.py RUN DATASET FACTS.yaml [--refit RUN] --out docs/models/NAME.md
 
-RUN is the folder of ``sitenet train`` (its predictions of the test, or of validation where there
-is no test), DATASET the file of ``sitenet prepare`` that it was trained on, FACTS what neither of
-them says (``bench/model_cards``). ``--refit`` names the folder of a ``sitenet train --refit`` with
-the validation of RUN, if its weights are those that ship. The text around the figures is
-``docs/model_card.md``.
+RUN is the folder of ``sitenet train``; its test predictions are used, or its validation predictions
+if it has no test set. DATASET is the file of ``sitenet prepare`` that it was trained on, and FACTS
+(``bench/model_cards``) holds what neither of them records. If the shipped weights are a refit,
+``--refit`` names the folder of that ``sitenet train --refit``, which must have the validation set
+of RUN. ``docs/model_card.md`` is the text around the figures.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SIZES = (10, 20, 50, 100)  # sites of a cell
 
 @dataclass
 class Predictions:
-    """One target of a run's predictions, of the crystals it was tested on; (crystals,) each."""
+    """Predictions of one target for the tested crystals; every array is (crystals,)."""
 
     split: str
     ids: np.ndarray
@@ -46,7 +46,7 @@ class Predictions:
 
     @classmethod
     def read(cls, path: Path, target: str) -> Predictions:
-        """From predictions.csv: the test, or what there is."""
+        """Read predictions.csv: the test crystals, or the only split that there is."""
         with path.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
         split = "test" if any(row["split"] == "test" for row in rows) else rows[0]["split"]
@@ -67,7 +67,7 @@ class Predictions:
         )
 
     def cells(self, chosen: np.ndarray) -> tuple[str, ...]:
-        """How many, their error and coverage, for a line of a table."""
+        """Format the count, errors and coverage of some crystals as cells of a table."""
         if not chosen.any():
             return ("0", "", "", "")
         error = self.predicted[chosen] - self.truth[chosen]
@@ -79,14 +79,14 @@ COUNTED = ("crystals", "MAE", "mean error", "coverage")
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table, numbers to the right."""
+    """Format a Markdown table with its numbers right-aligned."""
     lines = [header, ("---", *("---:" for _ in header[1:])), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def by_range(p: Predictions, unit: str, edges: Sequence[float] | None) -> str:
-    """Errors by true value: between edges, or between quintiles; exact zeros by themselves where
-    they are many."""
+    """Tabulate errors by true value, between edges or quintiles; exact zeros, if they are many, get
+    a line of their own."""
     if edges is None:
         edges = sorted(set(np.quantile(p.truth, np.linspace(0, 1, 6)).round(1)))[1:-1]
     zeros = p.truth == 0
@@ -111,7 +111,7 @@ def by_range(p: Predictions, unit: str, edges: Sequence[float] | None) -> str:
 
 
 def by_element(p: Predictions, holds: dict[str, np.ndarray], least: int) -> str:
-    """Errors of the crystals that hold each element: the best and the worst."""
+    """Tabulate errors by element: the elements with the smallest and the largest errors."""
     counted = {z: p.cells(chosen) for z, chosen in holds.items() if chosen.sum() >= least}
     order = sorted(counted, key=lambda z: float(counted[z][1]))
     shown = order if len(order) <= 2 * SHOWN else [*order[:SHOWN], None, *order[-SHOWN:]]
@@ -120,7 +120,7 @@ def by_element(p: Predictions, holds: dict[str, np.ndarray], least: int) -> str:
 
 
 def by_size(p: Predictions, sites: np.ndarray) -> str:
-    """Errors by sites of the primitive cell, and by likeness to the training set."""
+    """Tabulate errors by sites of the primitive cell and by similarity to the training set."""
     rows = []
     for low, high in zip((0, *SIZES), (*SIZES, np.inf), strict=True):
         inside = (sites > low) & (sites <= high)
@@ -129,11 +129,11 @@ def by_size(p: Predictions, sites: np.ndarray) -> str:
             rows.append((f"{name} sites", *p.cells(inside)))
     for name, chosen in (("yes", p.like_training), ("no", ~p.like_training)):
         rows.append((f"`like_training`: {name}", *p.cells(chosen)))
-    return markdown(("crystals of", *COUNTED), rows)
+    return markdown(("group", *COUNTED), rows)
 
 
 def largest(p: Predictions, formulas: Sequence[str], unit: str) -> str:
-    """The crystals whose predictions are farthest off."""
+    """Tabulate the crystals with the largest errors."""
     order = np.argsort(-np.abs(p.predicted - p.truth), kind="stable")[:SHOWN]
     header = ("id", "formula", f"true ({unit})", f"predicted ({unit})")
     return markdown(
@@ -143,18 +143,18 @@ def largest(p: Predictions, formulas: Sequence[str], unit: str) -> str:
 
 
 def card(run: Path, dataset: Path, facts: dict, refit: Path | None = None) -> str:
-    """The page, as Markdown.
+    """Compose the page as Markdown.
 
     Args:
         run: folder of ``sitenet train``.
-        dataset: what it was trained on.
-        facts: what they do not say: name, property, licence, data, protocol, limits, commands;
+        dataset: dataset that it was trained on.
+        facts: what these do not record: name, property, licence, data, protocol, limits, commands;
             optionally edges, and the config's name.
-        refit: folder of the refit whose weights ship, which was tested on nothing.
+        refit: folder of the refit whose weights ship; it has no test set.
 
     Raises:
-        ValueError: a prediction is of a crystal that the dataset lacks, or the refit's validation
-            is not that of the run.
+        ValueError: the dataset lacks a predicted crystal, or the refit has another validation set
+            than the run.
     """
     header = read_metadata(run / "model.safetensors")
     (target,) = header["targets"]  # a card is on one property
@@ -163,8 +163,8 @@ def card(run: Path, dataset: Path, facts: dict, refit: Path | None = None) -> st
     p = Predictions.read(run / "predictions.csv", target["name"])
     model, data = load(run / "model.safetensors"), load_dataset(dataset)
     place = {name: k for k, name in enumerate(data.ids)}
-    if strange := [i for i in p.ids if i not in place]:
-        raise ValueError(f"{dataset} lacks {strange[0]}, which {run} predicts")
+    if unknown := [i for i in p.ids if i not in place]:
+        raise ValueError(f"{dataset} lacks {unknown[0]}, which {run} predicts")
     crystals = [data.crystals[place[i]] for i in p.ids]
     holds = {
         SYMBOLS[z]: np.array(
@@ -182,7 +182,7 @@ def card(run: Path, dataset: Path, facts: dict, refit: Path | None = None) -> st
         "what": target["name"].removesuffix("_" + unit.replace("/", "_per_")).replace("_", " "),
         "version": header["sitenet"],
         "parameters": f"{sum(x.numel() for x in model.parameters()):,}",
-        **_of_members(header.get("members", 1), about["epoch"]),
+        **_describe_members(header.get("members", 1), about["epoch"]),
         "train": f"{counts['train']:,}",
         "valid": f"{counts['valid']:,}",
         "test": f"{len(p.ids):,}" if p.split == "test" else "0",
@@ -193,15 +193,15 @@ def card(run: Path, dataset: Path, facts: dict, refit: Path | None = None) -> st
         "by_element": by_element(p, holds, least),
         "by_size": by_size(p, np.array([len(c) for c in crystals])),
         "largest": largest(p, [c.reduced_formula for c in crystals], unit),
-        "refit": "" if refit is None else _of_refit(about, refit, target["name"], unit),
+        "refit": "" if refit is None else _describe_refit(about, refit, target["name"], unit),
     }
     for name in ("mae", "rmse", "r2", "mae_of_mean", "mae_of_median", "interval"):
         values[name] = f"{scores[name]:.3f}"
     return string.Template(TEMPLATE.read_text(encoding="utf-8")).substitute(values)
 
 
-def _of_members(count: int, epochs: int | list[int]) -> dict[str, str]:
-    """What a card says otherwise of an ensemble."""
+def _describe_members(count: int, epochs: int | list[int]) -> dict[str, str]:
+    """Describe one model or an ensemble: values for the template."""
     if count == 1:
         return {
             "members": "Site-Net",
@@ -210,36 +210,40 @@ def _of_members(count: int, epochs: int | list[int]) -> dict[str, str]:
             "widths": "The interval has one\nwidth for all crystals.",
         }
     return {
-        "members": f"{count} Site-Nets together",
+        "members": f"ensemble of {count} Site-Nets",
         "epoch": ", ".join(map(str, epochs)),
         "on_average": " on average",
         "widths": "Intervals are wider where\nthe members disagree.",
     }
 
 
-def _of_refit(about: dict, refit: Path, target: str, unit: str) -> str:
-    """The line on what ships, where the tested weights then learned from the test too."""
+def _describe_refit(about: dict, refit: Path, target: str, unit: str) -> str:
+    """Format the line on the shipped weights, which were trained on the test crystals as well."""
     after = read_metadata(refit / "model.safetensors")
     counts = after["metadata"]["crystals"]
     errors = [m["scores"]["valid"][target]["mae"] for m in (about, after["metadata"])]
     if counts["valid"] != about["crystals"]["valid"]:
         raise ValueError(
-            f"{refit} was validated on {counts['valid']} crystals, the run that it went on from on "
-            f"{about['crystals']['valid']}"
+            f"{refit} was validated on {counts['valid']} crystals, the tested run on "
+            f"{about['crystals']['valid']}: expected the same validation set"
         )
     return (
-        f"\n| the weights that ship | learned from {counts['train']:,} crystals, those of the test "
-        f"among them; on the same {counts['valid']:,} of validation their mean absolute error is "
-        f"{errors[1]:.3f} {unit}, from {errors[0]:.3f} |"
+        f"\n| the shipped weights | trained on {counts['train']:,} crystals, including the test "
+        f"crystals; on the same {counts['valid']:,} validation crystals their mean absolute error "
+        f"is {errors[1]:.3f} {unit} (tested model: {errors[0]:.3f} {unit}) |"
     )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("run", type=Path, help="folder of sitenet train")
-    parser.add_argument("dataset", type=Path, help="file of sitenet prepare")
-    parser.add_argument("facts", type=Path, help="YAML of what they do not say")
-    parser.add_argument("--refit", type=Path, help="folder of the refit whose weights ship")
+    parser.add_argument(
+        "dataset", type=Path, help="dataset that it was trained on, by sitenet prepare"
+    )
+    parser.add_argument("facts", type=Path, help="YAML file with what these do not record")
+    parser.add_argument(
+        "--refit", type=Path, help="folder of the refit whose weights ship [default: none]"
+    )
     parser.add_argument("--out", type=Path, required=True, help="the Markdown page to write")
     options = parser.parse_args()
     options.out.parent.mkdir(parents=True, exist_ok=True)

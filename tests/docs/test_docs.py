@@ -22,21 +22,22 @@ PAGES = sorted(
 
 # Optional packages that a page's snippets use.
 NEEDS = {
-    "tutorial.md": ("matplotlib", "plotly", "sklearn", "optuna"),
-    "published.md": ("pymatgen",),
     "cgcnn_alignn.md": ("ase",),
+    "formats.md": ("ase",),
+    "published.md": ("pymatgen",),
+    "tutorial.md": ("matplotlib", "plotly", "sklearn", "optuna"),
 }
 
 
 @pytest.fixture
 def repository(tmp_path, monkeypatch):
-    """A folder with what the commands take from the repository, to run them in: of the crystals a
-    quarter, and those that a page names."""
+    """A folder to run commands in, with the examples: the crystals that a page names, and an eighth
+    of the others."""
     example = Path("examples", "semiconductors")
     (tmp_path / example).mkdir(parents=True)
     text = "".join(p.read_text(encoding="utf-8") for p in DOCS.rglob("*.md"))
     header, *rows = (ROOT / example / "targets.csv").read_text().splitlines()
-    rows = [row for k, row in enumerate(rows) if k % 4 == 0 or row.partition(",")[0] in text]
+    rows = [row for k, row in enumerate(rows) if k % 8 == 0 or row.partition(",")[0] in text]
     (tmp_path / example / "targets.csv").write_text("\n".join([header, *rows, ""]))
     for row in rows:
         name = f"{row.partition(',')[0]}.cif"
@@ -49,7 +50,7 @@ def repository(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("default")  # of other packages; a page's own show in its output
+@pytest.mark.filterwarnings("default")  # from other packages; a page's own are in its output
 @pytest.mark.parametrize("page", PAGES)
 def test_every_command_and_snippet_runs(page, repository):
     for package in NEEDS.get(page, ()):
@@ -86,13 +87,28 @@ def test_the_site_builds_without_warnings(tmp_path):
     assert not missing
 
 
-def test_the_changelog_tells_of_this_version():
-    assert f"\n## {version('sitenet')}\n" in (ROOT / "CHANGELOG.md").read_text()
+def test_the_menu_has_every_page():
+    config = re.sub(r"!\S+", "", (ROOT / "mkdocs.yml").read_text())
+    config = yaml.safe_load(config)
+    pages = {p.relative_to(DOCS).as_posix() for p in DOCS.rglob("*.md")}
+    assert pages - set(re.findall(r"[\w/-]+\.md", str(config["nav"]))) == {"model_card.md"}
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md"])
+def test_links_within_the_repository_lead_somewhere(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", text)
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_the_changelog_has_this_version_and_the_next():
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.findall(r"^## \[(.+?)\]", text, re.M)[:2] == ["Unreleased", version("sitenet")]
 
 
 def test_the_citation_names_the_paper():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
-    assert {"cff-version", "message", "title", "authors"} <= citation.keys()  # what CFF asks for
+    assert {"cff-version", "message", "title", "authors"} <= citation.keys()  # required by CFF
     paper = citation["preferred-citation"]
     assert paper["doi"] == "10.1039/D3DD00005B"
     assert [a["family-names"] for a in paper["authors"]] == [

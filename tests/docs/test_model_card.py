@@ -30,7 +30,7 @@ SCORES = {"mae_of_mean": 1.25, "mae_of_median": 1.125, "interval": 0.6}
 
 @pytest.fixture
 def run(tmp_path):
-    """A run folder that says of 40 crystals what is easy to check, and its dataset."""
+    """A run folder with easily checked predictions for 40 crystals, and its dataset."""
     source = tmp_path / "source"
     source.mkdir()
     for path in sorted((ROOT / "examples" / "semiconductors").glob("*.cif"))[:40]:
@@ -59,7 +59,7 @@ def run(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["mp-gap", "mp-eform"])
-def test_it_says_what_the_predictions_say(run, name):
+def test_figures_are_those_of_the_predictions(run, name):
     facts = yaml.safe_load((ROOT / "bench" / "model_cards" / f"{name}.yaml").read_text())
     page = card(*run, facts)
     assert page.startswith(f"# {name}\n")
@@ -67,17 +67,17 @@ def test_it_says_what_the_predictions_say(run, name):
     assert f"**{mae:.3f} eV**; predicting the mean everywhere: 1.250, the median: 1.125" in page
     assert "| exactly 0 eV | 9 | 0.100 | +0.100 | 100% |" in page
     assert "| `like_training`: no | 1 | 2.000 | +2.000 | 0% |" in page
-    assert "±0.600 eV at 90 %, which holds 74.4% of the test crystals" in page
+    assert "±0.600 eV at 90 %, which covers 74.4% of the test crystals" in page
     assert page.count("| 4.000 | 6.000 |") == 10  # the largest errors
     for command in facts["commands"].strip().splitlines():
         assert command in page
     assert "$" not in page.replace("$name", "")
 
 
-def test_a_refit_is_said_beside_what_was_tested(run, tmp_path):
+def test_a_refit_gets_a_line_of_its_own(run, tmp_path):
     folder, dataset = run
     facts = yaml.safe_load((ROOT / "bench" / "model_cards" / "mp-gap.yaml").read_text())
-    assert "| the weights that ship |" not in card(folder, dataset, facts)
+    assert "| the shipped weights |" not in card(folder, dataset, facts)
     model = SiteNet(SiteNetConfig(site_dim=4), [Target("gap_eV", "eV")])
     for where, mae, counts in (
         (folder, 0.25, {"train": 100, "valid": 1, "test": 39}),
@@ -88,15 +88,15 @@ def test_a_refit_is_said_beside_what_was_tested(run, tmp_path):
         facts_of_run = {"epoch": 3, "crystals": counts, "scores": scores}
         model.save(where / "model.safetensors", facts_of_run)
     page = card(folder, dataset, facts, tmp_path / "refit")
-    (line,) = [line for line in page.splitlines() if line.startswith("| the weights that ship |")]
-    assert "learned from 139 crystals" in line and "0.125 eV, from 0.250 |" in line
+    (line,) = [line for line in page.splitlines() if line.startswith("| the shipped weights |")]
+    assert "trained on 139 crystals" in line and "0.125 eV (tested model: 0.250 eV) |" in line
     facts_of_run["crystals"] = {"train": 138, "valid": 2, "test": 0}
     model.save(tmp_path / "refit" / "model.safetensors", facts_of_run)
-    with pytest.raises(ValueError, match=r"validated on 2 crystals, the run .* on 1"):
+    with pytest.raises(ValueError, match=r"validated on 2 crystals, the tested run on 1"):
         card(folder, dataset, facts, tmp_path / "refit")
 
 
-def test_elements_are_those_of_the_crystals(run):
+def test_elements_are_counted_in_the_test_crystals(run):
     folder, dataset = run
     facts = yaml.safe_load((ROOT / "bench" / "model_cards" / "mp-gap.yaml").read_text())
     page = card(folder, dataset, facts)
@@ -116,7 +116,7 @@ def test_ranges_without_many_zeros_are_quintiles():
     assert lines[0].startswith("| below 20.8 K |") and lines[-1].startswith("| 80.2 K and above |")
 
 
-def test_a_dataset_of_other_crystals_is_refused(run):
+def test_a_dataset_without_a_predicted_crystal_is_refused(run):
     folder, dataset = run
     predictions = folder / "predictions.csv"
     predictions.write_text(predictions.read_text() + "X,test,1,1,,,yes\n")

@@ -1,9 +1,10 @@
-"""The README's commands and snippet work as they stand; CI runs its first two blocks itself."""
+"""The README's commands and snippets run as they are; CI runs the first two blocks itself."""
 
 import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -13,12 +14,12 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def blocks(language):
-    """The README's blocks of code in a language."""
+    """Blocks of code in a language."""
     return re.findall(rf"^```{language}\n(.*?)^```$", README, re.M | re.S)
 
 
 def commands(block):
-    """The commands of a block, with lines that end in && or a backslash continued."""
+    """Commands of a block; a line that ends in && or a backslash goes on in the next."""
     lines = [line for line in block.splitlines() if line.strip()]
     return re.sub(r"(&&|\\)\n\s*", r"\1 ", "\n".join(lines)).splitlines()
 
@@ -47,6 +48,15 @@ def test_ci_runs_the_first_two_blocks():
     assert "pytest" in test
     script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     assert "for n in 1 2; do" in script
+
+
+def test_the_first_block_installs_what_the_others_use():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    assert "pip install '.[all]'" in blocks("bash")[0]
+    (every,) = extras["all"]
+    chosen = set(every.removeprefix("sitenet[").removesuffix("]").split(","))
+    assert chosen == extras.keys() - {"all", "test", "docs", "lint", "dev"}
 
 
 @pytest.mark.slow

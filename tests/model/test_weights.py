@@ -64,7 +64,7 @@ def test_the_card_is_on_the_weights_that_ship(name):
     card = (ROOT / "docs" / "models" / f"{name}.md").read_text(encoding="utf-8")
     model = sitenet.load(name)
     size = sum(p.numel() for p in model.parameters())
-    assert f"| {len(model.members)} Site-Nets together, config `sphere`, {size:,} param" in card
+    assert f"| ensemble of {len(model.members)} Site-Nets, config `sphere`, {size:,} param" in card
     facts = read_metadata(shipped_weights()[name])["metadata"]
     kind, words = ("test", "**") if facts["crystals"]["test"] else ("valid", "error is ")
     error = facts["scores"][kind][model.targets[0].name]["mae"]

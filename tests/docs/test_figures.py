@@ -1,0 +1,131 @@
+"""Every page gives the figures of the cards, and the cards those of the shipped weights."""
+
+import re
+from types import SimpleNamespace
+
+import pytest
+from conftest import ROOT
+
+from sitenet.model.checkpoint import read_metadata, shipped_weights
+
+NAMES = ("mp-gap", "mp-eform")
+
+
+def text(path):
+    """The text of a page, in one line."""
+    return " ".join((ROOT / path).read_text(encoding="utf-8").split())
+
+
+def find(pattern, page):
+    """The only match of a pattern in a page, as its groups."""
+    (groups,) = re.findall(pattern, page)
+    return groups
+
+
+def card(name):
+    """The figures of a card, as they are printed."""
+    page = text(f"docs/models/{name}.md")
+    trained, valid = find(r"trained on \| ([\d,]+) crystals; ([\d,]+) validation crystals", page)
+    mae, mean = find(r"\*\*([\d.]+) eV\S*\*\*; predicting the mean everywhere: ([\d.]+)", page)
+    interval, coverage = find(r"±([\d.]+) eV\S* on average at 90 %, which covers ([\d.]+)%", page)
+    return SimpleNamespace(
+        trained=trained,
+        valid=valid,
+        tested=find(r"tested on \| ([\d,]+) crystals", page),
+        mae=mae,
+        mae_of_mean=mean,
+        interval=interval,
+        coverage=coverage,
+        inside=find(r"`like_training`: yes \| \d+ \| ([\d.]+)", page),
+        outside=find(r"`like_training`: no \| \d+ \| ([\d.]+)", page),
+    )
+
+
+def scores(name, split):
+    """Scores that the metadata of shipped weights hold, of their only target."""
+    (only,) = read_metadata(shipped_weights()[name])["metadata"]["scores"][split].values()
+    return only
+
+
+@pytest.fixture
+def gap():
+    return card("mp-gap")
+
+
+@pytest.fixture
+def energy():
+    return card("mp-eform")
+
+
+def test_the_card_of_mp_eform_is_its_metadata(energy):
+    test = scores("mp-eform", "test")
+    assert energy.mae == f"{test['mae']:.3f}"
+    assert energy.mae_of_mean == f"{test['mae_of_mean']:.3f}"
+    assert energy.interval == f"{test['interval']:.3f}"
+    assert energy.coverage == f"{100 * test['coverage']:.1f}"
+    assert energy.tested == f"{test['crystals']:,}"
+
+
+def test_the_card_of_mp_gap_knows_what_ships(gap):
+    crystals = read_metadata(shipped_weights()["mp-gap"])["metadata"]["crystals"]
+    assert gap.valid == f"{crystals['valid']:,}"
+    page = text("docs/models/mp-gap.md")
+    assert f"the shipped weights | trained on {crystals['train']:,} crystals" in page
+
+
+def test_the_readme_gives_the_figures_of_the_cards(gap, energy):
+    page = text("README.md")
+    assert f"{gap.tested} unseen crystals" in page
+    assert f"MAE {gap.mae} eV; {gap.coverage} % lie within the 90 % interval" in page
+    assert f"{energy.tested} unseen crystals" in page
+    assert f"MAE {energy.mae} eV/atom; {energy.coverage} % within the 90 % interval" in page
+
+
+def test_the_benchmarks_give_the_figures_of_the_cards(gap, energy):
+    page = text("docs/benchmarks.md")
+    line = f"| {gap.tested} | {gap.mae} eV | {gap.mae_of_mean} eV | {gap.coverage} % |"
+    assert f"| `mp-gap`, tested model (three folds) {line}" in page
+    assert f"| {energy.mae} eV/atom | {energy.mae_of_mean} eV/atom | {energy.coverage} % |" in page
+    assert f"interval is ±{gap.interval} eV wide on average" in page
+    shipped = scores("mp-gap", "valid")
+    assert f"On the {gap.valid} validation crystals its error is {shipped['mae']:.3f} eV" in page
+    assert f"interval ±{shipped['interval']:.2f} eV" in page
+
+
+def test_the_page_on_uncertainty_gives_the_figures_of_the_cards(gap, energy):
+    page = text("docs/uncertainty.md")
+    assert f"{gap.coverage} % for `mp-gap` and {energy.coverage} % for `mp-eform`" in page
+    assert f"{gap.inside} eV for `yes` and {gap.outside} eV for `no`" in page
+
+
+def test_the_record_of_experiments_ends_at_what_ships(gap):
+    page = text("bench/results/accuracy.md")
+    shipped = scores("mp-gap", "valid")["mae"]
+    assert f"| **`mp-gap`, as it ships**: ensemble of the two | | **{shipped:.3f}** |" in page
+    assert f"the tested model of the card** | | 0.191 | **{gap.mae}** |" in page
+    energies = [scores("mp-eform", split)["mae"] for split in ("valid", "test")]
+    assert "| {:.4f} | **{:.4f}** |".format(*energies) in page
+
+
+def test_the_readme_compares_with_peers_as_the_benchmarks_do():
+    rows = re.findall(r"^\| (?:sitenet, `(sphere)`|(\w+) \(\w+\)) \|(.*)\|$", benchmarks(), re.M)
+    rates = {ours or peer: [x.strip() for x in cells.split("|")] for ours, peer, cells in rows}
+    assert rates.keys() == {"sphere", "CGCNN", "MEGNet", "M3GNet", "ALIGNN"}
+    page = text("README.md")
+    for column in (3, 4):  # CIF to prediction, training
+        ours, *peers = (f"{name} {cells[column]}" for name, cells in rates.items())
+        assert f"| {ours.split()[1]} crystals/s ({', '.join(peers)}) |" in page
+
+
+def test_the_readme_gives_the_training_step_of_the_benchmarks():
+    (fast,) = re.findall(
+        r"^\| training step.*\| ([\d.]+)x \|.*\| ([\d.]+)x \|$", benchmarks(), re.M
+    )
+    old = re.findall(r"([\d.]+)x for the training step", benchmarks())
+    single, bfloat = (round(float(x)) for x in fast)
+    words = f"{float(*old):.0f} to {single} times faster in float32, {bfloat} times with bfloat16"
+    assert words in text("README.md")
+
+
+def benchmarks():
+    return (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
