@@ -5,14 +5,12 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import spglib
 
 from sitenet.config import SITE_FEATURES
 from sitenet.crystal import cif
@@ -20,8 +18,8 @@ from sitenet.crystal.cif import CifError
 from sitenet.crystal.cif_blocks import Limits, Unreadable, has_sites, read_blocks, read_text
 from sitenet.crystal.disorder import find_places
 from sitenet.crystal.elements import SYMBOLS, site_features
-from sitenet.crystal.supercell import repeat_sites, supercell_matrix, wrapped
-from sitenet.crystal.symmetry import near_pairs
+from sitenet.crystal.primitive import primitive_cell
+from sitenet.crystal.supercell import repeat_sites, supercell_matrix
 
 if TYPE_CHECKING:
     import ase
@@ -136,17 +134,15 @@ class Crystal:
         tolerance = 0.01 if tolerance is None else tolerance
         places = find_places(self)
         frac = self.frac[places.first]
-        if not _has_translation(self.cell, frac, places.kinds, tolerance):
-            return self
-        reduced = _spglib_primitive(self.cell, frac, places.kinds, tolerance)
+        reduced = primitive_cell(self.cell, frac, places.kinds, tolerance)
         if reduced is None:
             return self
         cell, frac, kinds = reduced
         _, place_of_kind = np.unique(places.kinds, return_index=True)
         rows, place = places.rows_on(place_of_kind[kinds])
-        return self._with(cell, frac[place], rows)
+        return self._in_cell(cell, frac[place], rows)
 
-    def _with(self, cell: np.ndarray, frac: np.ndarray, rows: np.ndarray) -> Crystal:
+    def _in_cell(self, cell: np.ndarray, frac: np.ndarray, rows: np.ndarray) -> Crystal:
         """The crystal in another cell, whose sites are of the kinds of these rows."""
         return Crystal(
             cell,
@@ -176,7 +172,7 @@ class Crystal:
         matrix = supercell_matrix(self.cell, places, max_sites)
         frac = repeat_sites(self.frac, matrix)
         images = len(frac) // len(self)
-        return self._with(matrix @ self.cell, frac, np.repeat(np.arange(len(self)), images))
+        return self._in_cell(matrix @ self.cell, frac, np.repeat(np.arange(len(self)), images))
 
     @classmethod
     def from_pymatgen(cls, structure: pymatgen.core.Structure, disorder: str = "error") -> Crystal:
@@ -273,82 +269,6 @@ def _formula(amounts: dict[int, float]) -> str:
     order = sorted(zip(electronegativity, amounts, strict=True))
     parts = [(SYMBOLS[number], amounts[number]) for _, number in order]
     return "".join(symbol + ("" if amount == 1 else f"{amount:g}") for symbol, amount in parts)
-
-
-def _has_translation(
-    cell: np.ndarray, frac: np.ndarray, kinds: np.ndarray, tolerance: float
-) -> bool:
-    """Whether a shift by a part of the cell maps every site onto one of its kind.
-
-    Shifts form a group whose order divides the number of sites of each kind; so if there are any,
-    one has a prime order p: p times the shift is a lattice vector.
-    """
-    counts = np.bincount(kinds)
-    common = math.gcd(*counts.tolist())
-    if common == 1:
-        return False
-    rarest = frac[kinds == np.argmin(np.where(counts > 0, counts, len(kinds) + 1))]
-    shifts = rarest[1:] - rarest[0]
-    for p in _prime_factors(common):
-        rest = p * shifts
-        rest -= np.round(rest)
-        near = np.linalg.norm(rest @ cell, axis=1) < 2 * p * tolerance
-        if any(_maps(cell, frac, kinds, shift, tolerance) for shift in shifts[near]):
-            return True
-    return False
-
-
-def _prime_factors(number: int) -> list[int]:
-    found, p = [], 2
-    while p * p <= number:
-        if number % p == 0:
-            found.append(p)
-            while number % p == 0:
-                number //= p
-        p += 1
-    return found + [number] * (number > 1)
-
-
-def _maps(
-    cell: np.ndarray, frac: np.ndarray, kinds: np.ndarray, shift: np.ndarray, tolerance: float
-) -> bool:
-    """Whether all sites, shifted, are where a site of their kind is."""
-    few = slice(0, 8)
-    between = frac[few, None] + shift - frac
-    between -= np.round(between)
-    same = np.linalg.norm(between @ cell, axis=2) < tolerance
-    if not (same & (kinds[few, None] == kinds)).any(1).all():
-        return False
-    both = np.concatenate([wrapped(frac), wrapped(frac + shift)])
-    pairs, distance = near_pairs(cell, both)
-    site, shifted = pairs[distance < tolerance].T
-    same_kind = (site < len(frac)) & (shifted >= len(frac))
-    site, shifted = site[same_kind], shifted[same_kind] - len(frac)
-    return len(np.unique(shifted[kinds[site] == kinds[shifted]])) == len(frac)
-
-
-def _spglib_primitive(
-    cell: np.ndarray, frac: np.ndarray, kinds: np.ndarray, tolerance: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """Cell, sites and kinds of the Niggli-reduced primitive cell; None if there is no smaller."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # spglib announces how it will report errors
-        try:
-            found: Any = spglib.standardize_cell(
-                (cell, frac, kinds),  # type: ignore[arg-type]
-                to_primitive=True,
-                no_idealize=True,
-                symprec=tolerance,
-            )
-            reduced = None if found is None else spglib.niggli_reduce(found[0])
-        except spglib.SpglibError:
-            return None
-    if found is None or len(found[2]) >= len(kinds):
-        return None
-    cell, frac, kinds = found
-    if reduced is None:
-        return cell, wrapped(frac), kinds
-    return reduced, wrapped(frac @ cell @ np.linalg.inv(reduced)), kinds
 
 
 def read_cif(
