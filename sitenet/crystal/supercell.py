@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import operator
+
 import numpy as np
 
 from sitenet.system.compiled import _C
+
+MOST_SITES = 1_000_000  # of a supercell: beyond, memory runs out rather than patience
 
 
 def supercell_matrix(cell: np.ndarray, num_sites: int, max_sites: int | None) -> np.ndarray:
@@ -13,26 +17,52 @@ def supercell_matrix(cell: np.ndarray, num_sites: int, max_sites: int | None) ->
     Args:
         cell: (3, 3) lattice vectors as rows, angstrom.
         num_sites: sites of the cell.
-        max_sites: most sites of the supercell (or the cell's own, if it has more); None takes the
-            cell as it is.
+        max_sites: most sites of the supercell, from 1 to MOST_SITES; a cell that has more is not
+            repeated. None takes the cell as it is.
 
     Returns:
         (3, 3) int64, upper triangular: the supercell's vectors are this matrix times ``cell``. Its
         determinant is the number of images. The cell is sheared even where it is not repeated.
 
     Raises:
-        ValueError: the cell has no volume or is not finite.
+        TypeError: ``max_sites`` is not an integer.
+        ValueError: it is out of range, or the cell has no volume or is not finite.
 
     Source: the ``-s`` option of cif_zip_to_hdf5.py of the published Site-Net. Shears that are exact
     halves round up here; there the rounding errors of LAPACK decide.
     """
     matrix = np.eye(3, dtype=np.int64)
-    if max_sites is not None:
-        cell = np.ascontiguousarray(cell, dtype=np.float64)
-        addresses = cell.ctypes.data, matrix.ctypes.data
-        if _C.supercell_matrix_cpu(addresses[0], num_sites, max_sites, addresses[1]) < 0:
-            raise ValueError("the cell has no volume or is not finite")
+    if max_sites is None:
+        return matrix
+    try:
+        max_sites = operator.index(max_sites)
+    except TypeError:
+        raise TypeError(f"max_sites must be an integer or None, got {max_sites!r}") from None
+    if not 1 <= max_sites <= MOST_SITES:
+        raise ValueError(f"max_sites must be from 1 to {MOST_SITES}, or None, got {max_sites}")
+    cell = np.ascontiguousarray(cell, dtype=np.float64)
+    if _C.supercell_matrix_cpu(cell.ctypes.data, num_sites, max_sites, matrix.ctypes.data) < 0:
+        raise ValueError("the cell has no volume or is not finite")
     return matrix
+
+
+def count_images(matrix: np.ndarray) -> int:
+    """The number of cells that make up a supercell, the determinant of its matrix.
+
+    Raises:
+        ValueError: it is 0, or more than MOST_SITES.
+    """
+    a, b, c = ([int(x) for x in row] for row in matrix)
+    images = abs(
+        a[0] * (b[1] * c[2] - b[2] * c[1])
+        - a[1] * (b[0] * c[2] - b[2] * c[0])
+        + a[2] * (b[0] * c[1] - b[1] * c[0])
+    )
+    if images == 0:
+        raise ValueError("the supercell matrix has determinant 0")
+    if images > MOST_SITES:
+        raise ValueError(f"the supercell would have {images} images, more than {MOST_SITES}")
+    return images
 
 
 def lattice_points(matrix: np.ndarray) -> np.ndarray:
@@ -46,18 +76,30 @@ def lattice_points(matrix: np.ndarray) -> np.ndarray:
         L matrix^-1 lies in [0, 1).
 
     Raises:
-        ValueError: the matrix has determinant 0.
+        ValueError: the matrix has determinant 0, or there are more than MOST_SITES points.
     """
-    images = round(abs(float(np.linalg.det(matrix))))
-    if images == 0:
-        raise ValueError("the supercell matrix has determinant 0")
-    low, high = np.minimum(matrix, 0).sum(0), np.maximum(matrix, 0).sum(0)
-    axes = [np.arange(a, b + 1) for a, b in zip(low, high, strict=True)]
+    matrix = np.asarray(matrix, dtype=np.int64)
+    images = count_images(matrix)
+    # One point of each coset, then shifted by supercell vectors into the supercell. Integers are
+    # exact: the inverse is the adjugate over the determinant.
+    axes = [np.arange(n) for n in _coset_box(matrix)]
     points = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)
-    inside = points @ np.linalg.inv(matrix)
-    points = points[((inside > -1e-10) & (inside < 1 - 1e-10)).all(1)]
-    assert len(points) == images
-    return points
+    adjugate = np.stack([np.cross(matrix[i - 2], matrix[i - 1]) for i in range(3)], 1)
+    sign = 1 if matrix[0] @ adjugate[:, 0] > 0 else -1
+    points = points - (points @ adjugate * sign) // images @ matrix
+    return points[np.lexsort(points.T[::-1])]
+
+
+def _coset_box(matrix: np.ndarray) -> list[int]:
+    """Edges of a box of lattice points, one for each image: the diagonal of the Hermite form."""
+    rows = [[int(x) for x in row] for row in matrix]
+    for k in range(3):
+        for row in range(k + 1, 3):  # Euclid's algorithm on rows k and row, until the latter is 0
+            while rows[row][k]:
+                factor = rows[k][k] // rows[row][k]
+                rest = [x - factor * y for x, y in zip(rows[k], rows[row], strict=True)]
+                rows[k], rows[row] = rows[row], rest
+    return [abs(rows[k][k]) for k in range(3)]
 
 
 def repeat_sites(frac: np.ndarray, matrix: np.ndarray) -> np.ndarray:

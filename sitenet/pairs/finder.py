@@ -9,6 +9,7 @@ import torch
 
 from sitenet.crystal.crystal import Crystal
 from sitenet.crystal.disorder import Places, find_places
+from sitenet.crystal.supercell import count_images, lattice_points, supercell_matrix
 from sitenet.pairs.pairs import MIXED, Pairs
 from sitenet.system.compiled import _C
 
@@ -184,16 +185,8 @@ class PairFinder:
 
     def _sine_distance(self, first: int, last: int) -> torch.Tensor:
         cell, frac, matrix = self._input.cell, self._input.frac, self._input.supercell
-        corners = np.stack(np.meshgrid(*([0, 1],) * 3), -1).reshape(-1, 3) @ matrix
-        low, high = corners.min(0), corners.max(0) + 1
-        points = np.stack(
-            np.meshgrid(*(np.arange(a, b) for a, b in zip(low, high, strict=True)), indexing="ij"),
-            -1,
-        ).reshape(-1, 3)
-        inverse = np.linalg.inv(matrix)
-        inside = points @ inverse
-        points = points[((inside > -1e-10) & (inside < 1 - 1e-10)).all(1)]
-        ends = ((frac[:, None] + points) @ inverse).reshape(-1, 3)
+        points = lattice_points(matrix)
+        ends = ((frac[:, None] + points) @ np.linalg.inv(matrix)).reshape(-1, 3)
         begins = ends[:: self.images][first:last]
         sines = np.sin(np.pi * (ends - begins[:, None])) ** 2
         return torch.from_numpy(np.linalg.norm(sines @ (matrix @ cell), axis=-1).reshape(-1))
@@ -203,14 +196,11 @@ def _supercell(
     cell: np.ndarray, sites: int, max_sites: int | None, supercell: np.ndarray | None
 ) -> np.ndarray:
     if supercell is None:
-        matrix = np.eye(3, dtype=np.int64)
-        if max_sites is not None:
-            addresses = cell.ctypes.data, matrix.ctypes.data
-            _checked(_C.supercell_matrix_cpu(addresses[0], sites, max_sites, addresses[1]))
-        return matrix
+        return supercell_matrix(cell, sites, max_sites)
     matrix = np.ascontiguousarray(supercell)
     if matrix.shape != (3, 3) or not np.issubdtype(matrix.dtype, np.integer):
         raise ValueError(f"supercell must be (3, 3) integers, got {matrix.dtype} {matrix.shape}")
+    count_images(matrix)  # refuses too many, and none
     return matrix.astype(np.int64)
 
 

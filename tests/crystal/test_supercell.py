@@ -1,12 +1,20 @@
 """The supercell: its matrix, its lattice points and the order of its sites."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sitenet import Crystal
-from sitenet.crystal.supercell import lattice_points, repeat_sites, supercell_matrix, wrapped
+from sitenet import Crystal, find_pairs
+from sitenet.crystal.supercell import (
+    MOST_SITES,
+    lattice_points,
+    repeat_sites,
+    supercell_matrix,
+    wrapped,
+)
 from sitenet.ops.geometry import minimum_image_distances
 
 
@@ -105,3 +113,43 @@ def test_wrapped_is_below_one():
     frac = wrapped(np.array([[-1e-18, 1.0, -0.25], [2.5, -1.0, 0.9999]]))
     assert frac.tolist() == [[0, 0, 0.75], [0.5, 0, 0.9999]]
     assert (repeat_sites(frac, 3 * np.eye(3, dtype=int)) < 1).all()
+
+
+@pytest.mark.parametrize("max_sites", [-1, 0, MOST_SITES + 1, 10**12])
+def test_bounds_of_a_supercell(max_sites):
+    crystal = Crystal(np.eye(3) * 4, [[0, 0, 0]], [26])
+    with pytest.raises(
+        ValueError, match=f"max_sites must be from 1 to 1000000, .* got {max_sites}"
+    ):
+        crystal.supercell(max_sites)
+    with pytest.raises(ValueError, match="max_sites must be from 1 to"):
+        find_pairs(crystal, max_sites=max_sites)
+
+
+def test_what_is_no_number_of_sites_is_refused():
+    crystal = Crystal(np.eye(3) * 4, [[0, 0, 0]], [26])
+    for max_sites in (2.5, "20", np.nan):
+        with pytest.raises(TypeError, match="max_sites must be an integer or None"):
+            crystal.supercell(max_sites)
+    assert len(crystal.supercell(np.int64(8))) == 8
+
+
+@pytest.mark.parametrize("matrix", [np.eye(3, dtype=int) * 101, np.diag([10**6, 10**6, 10**6])])
+def test_too_many_images_are_refused(matrix):
+    with pytest.raises(ValueError, match=r"would have \d+ images, more than 1000000"):
+        lattice_points(matrix)
+    with pytest.raises(ValueError, match="images"):
+        find_pairs(Crystal(np.eye(3) * 4, [[0, 0, 0]], [26]), supercell=matrix)
+
+
+def test_needles_take_no_more_room_than_their_images():
+    """A cell sheared by 2000 of its own vectors: the box around the supercell holds 2000 times as
+    many lattice points as the supercell."""
+    crystal = Crystal([[2000, 0, 1], [0, 1, 0], [1, 0, 0]], [[0, 0, 0]], [26])
+    tracemalloc.start()
+    supercell = crystal.supercell(10_000)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert 5_000 < len(supercell) <= 10_000
+    assert len(np.unique(np.round(supercell.frac, 9), axis=0)) == len(supercell)
+    assert peak < 1000 * len(supercell)  # a few dozen float64 per image
