@@ -14,10 +14,12 @@ __version__ = _version("sitenet")
 
 _MODULE_OF = {
     "CifError": "crystal.cif",
+    "CifWarning": "crystal.cif",
     "Crystal": "crystal.crystal",
     "Limits": "crystal.crystal",
     "read_cif": "crystal.crystal",
     "read_cifs": "crystal.crystal",
+    "read_each": "crystal.crystal",
     "minimum_image_distances": "ops.geometry",
     "prepare": "data.prepare",
     "Pairs": "pairs.pairs",
@@ -65,10 +67,12 @@ if TYPE_CHECKING:
     from sitenet.config import TrainingConfig as TrainingConfig
     from sitenet.config import load_config as load_config
     from sitenet.crystal.cif import CifError as CifError
+    from sitenet.crystal.cif import CifWarning as CifWarning
     from sitenet.crystal.crystal import Crystal as Crystal
     from sitenet.crystal.crystal import Limits as Limits
     from sitenet.crystal.crystal import read_cif as read_cif
     from sitenet.crystal.crystal import read_cifs as read_cifs
+    from sitenet.crystal.crystal import read_each as read_each
     from sitenet.data.prepare import prepare as prepare
     from sitenet.estimator import SiteNetClassifier as SiteNetClassifier
     from sitenet.estimator import SiteNetRegressor as SiteNetRegressor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import zlib
 from dataclasses import dataclass, field
@@ -13,13 +14,13 @@ import gemmi
 
 @dataclass(frozen=True)
 class Limits:
-    """What a file may ask for before it is refused.
+    """Limits beyond which a file is refused.
 
     Attributes:
-        file_bytes: size of a file, and of what it holds where it is compressed.
-        sites: sites of the cell, symmetry expanded.
+        file_bytes: size of a file, and of its content where it is compressed.
+        sites: sites of the cell, with symmetry expanded.
         edge: length of a cell vector, angstrom.
-        site_volume: least volume of the cell for each atom, cubic angstrom.
+        site_volume: least volume of the cell per atom, cubic angstrom.
     """
 
     file_bytes: int = 100_000_000
@@ -32,8 +33,19 @@ class Unreadable(Exception):
     """Why a block cannot be read; becomes a CifError, which names the file and the block."""
 
 
+def shown(text: str, most: int = 60) -> str:
+    """A text of the file in quotes, cut off where it is long, for messages."""
+    return repr(text if len(text) <= most else text[: most - 3] + "...")
+
+
+def number_problem(text: str) -> str:
+    """A text that is no number, in quotes, with a guess at the reason."""
+    comma = re.fullmatch(r"\s*[+-]?\d*,\d+(\(\d+\))?\s*", text)
+    return shown(text) + (" (a decimal comma?)" if comma else "")
+
+
 def read_text(source: bytes | Path, limits: Limits) -> str:
-    """The text of a file or of its bytes, which may be gzipped, in UTF-8, UTF-16 or Latin-1.
+    """Decode a file or its bytes, which may be gzipped, in UTF-8, UTF-16 or Latin-1.
 
     Raises:
         Unreadable: it is larger than the limits allow, or broken.
@@ -56,11 +68,11 @@ def read_text(source: bytes | Path, limits: Limits) -> str:
         return data.decode("latin-1")
 
 
-MOST_MEMBERS = 1000  # of a gzip file; each one's rest is copied
+MOST_MEMBERS = 1000  # per gzip file: unpacking each copies all that follows it
 
 
 def _unpacked(data: bytes, limits: Limits) -> bytes:
-    """The content of a gzip file, which is that of its members one after another."""
+    """Unpack a gzip file: the contents of its members, one after another."""
     text = b""
     for _ in range(MOST_MEMBERS):
         unpacker = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)  # with the header of gzip
@@ -81,12 +93,17 @@ def _unpacked(data: bytes, limits: Limits) -> bytes:
 # Tags in lower case, with an underscore for the dot of later dictionaries.
 LENGTHS = tuple(f"_cell_length_{x}" for x in "abc")
 ANGLES = tuple(f"_cell_angle_{x}" for x in ("alpha", "beta", "gamma"))
+VOLUME = "_cell_volume"
+UNITS = {"": 1.0, "_pm": 0.01, "_nm": 10.0}  # endings of lengths; angstrom per unit
 FRACT = tuple(f"_atom_site_fract_{x}" for x in "xyz")
 CARTN = "_atom_site_cartn_x"
 LABEL, SYMBOL = "_atom_site_label", "_atom_site_type_symbol"
 OCCUPANCY, FLAG = "_atom_site_occupancy", "_atom_site_calc_flag"
+HYDROGENS = "_atom_site_attached_hydrogens"
 CHARGED, CHARGES = "_atom_type_symbol", "_atom_type_oxidation_number"
-FORMULA = "_chemical_formula_sum"
+FORMULA, FORMULA_UNITS = "_chemical_formula_sum", "_cell_formula_units_z"
+DENSITY = "_exptl_crystal_density_diffrn"
+MODULATION = "_cell_modulation_dimension"
 OPERATIONS = (
     "_space_group_symop_operation_xyz",
     "_symmetry_equiv_pos_as_xyz",
@@ -98,45 +115,61 @@ NAMES = (
     "_space_group_name_h-m_alt",
     "_symmetry_space_group_name_h-m",
     "_space_group_name_h-m_full",
+    "_space_group_name_h-m_ref",
     "_space_group_name_h-m",
 )
 GROUP_NUMBERS = ("_space_group_it_number", "_symmetry_int_tables_number")
+SCHOENFLIES = ("_space_group_name_schoenflies", "_symmetry_space_group_name_schoenflies")
+ANY_SYMMETRY = ("_space_group_", "_symmetry_")  # to notice what is not understood
 _WANTED = {
-    *(*LENGTHS, *ANGLES, *FRACT, CARTN, LABEL, SYMBOL, OCCUPANCY, FLAG, CHARGED),
-    *(CHARGES, FORMULA, *OPERATIONS, CENTERINGS, *HALL, *NAMES, *GROUP_NUMBERS),
+    *(tag + unit for tag in LENGTHS for unit in UNITS),
+    *(*ANGLES, VOLUME, *FRACT, CARTN, LABEL, SYMBOL, OCCUPANCY, FLAG, HYDROGENS, CHARGED, CHARGES),
+    *(FORMULA, FORMULA_UNITS, DENSITY, MODULATION, *OPERATIONS, CENTERINGS),
+    *(*HALL, *NAMES, *GROUP_NUMBERS, *SCHOENFLIES),
 }
+_SINGLE = frozenset((*LENGTHS, *ANGLES, *FRACT, LABEL, SYMBOL, OCCUPANCY, *OPERATIONS))
+
+
+def _is_wanted(tag: str) -> bool:
+    return tag in _WANTED or tag.startswith(ANY_SYMMETRY)
 
 
 @dataclass
 class Block:
-    """A data block: the wanted tags and their values, without quotes; and what is wrong with it."""
+    """A data block: its wanted tags with their values, unquoted, and what is wrong with it."""
 
     name: str
     columns: dict[str, list[str]] = field(default_factory=dict)
     problem: str | None = None
 
     def add(self, tag: str, column: list[str]) -> None:
-        """The first of several columns of one tag counts, unless they contradict each other."""
-        if self.columns.setdefault(tag, column) != column and tag in (*LENGTHS, *ANGLES, *FRACT):
-            self.problem = f"{tag} is given twice"
+        """Add the values of a tag. If it comes again, the first count; some must not differ."""
+        if self.columns.setdefault(tag, column) != column and tag in _SINGLE:
+            self.problem = f"{tag} is given twice, with different values"
 
     def value(self, *tags: str) -> str | None:
         """The value of the first of the tags that has one."""
         for tag in tags:
             column = self.columns.get(tag)
-            if column and column[0] not in UNKNOWN:
-                return column[0].strip()
+            if column and (text := column[0].strip(_SPACE_AND_QUOTES)) not in UNKNOWN:
+                return text
         return None
+
+    def number(self, tag: str) -> float | None:
+        """The value of a tag if it is a finite number."""
+        number = gemmi.cif.as_number(self.value(tag) or "?")
+        return number if math.isfinite(number) else None
 
 
 UNKNOWN = frozenset(("?", ".", ""))
+_SPACE_AND_QUOTES = " \t\r\n'\""
 
 
 def read_blocks(text: str, limits: Limits) -> list[Block]:
-    """The data blocks of a CIF. What is no proper CIF is read leniently, as far as it is clear.
+    """Split a CIF into data blocks. Text that breaks the rules is read as far as it is clear.
 
     Raises:
-        Unreadable: too much is asked for, or something contradicts itself.
+        Unreadable: the text is too long.
     """
     if len(text) > limits.file_bytes:
         raise Unreadable(f"longer than {limits.file_bytes} characters (limit)")
@@ -151,12 +184,12 @@ def read_blocks(text: str, limits: Limits) -> list[Block]:
         for item in parsed:
             if item.pair is not None:
                 tag = _normal(item.pair[0])
-                if tag in _WANTED:
+                if _is_wanted(tag):
                     block.add(tag, [_plain(item.pair[1])])
             elif item.loop is not None:
                 loop = item.loop
                 tags = [_normal(tag) for tag in loop.tags]
-                if _WANTED.isdisjoint(tags):
+                if not any(map(_is_wanted, tags)):
                     continue
                 if loop.length() > limits.sites:
                     lines = f"{loop.length()} lines, more than {limits.sites} (limit)"
@@ -164,7 +197,7 @@ def read_blocks(text: str, limits: Limits) -> list[Block]:
                     continue
                 values = loop.values
                 for k, tag in enumerate(tags):
-                    if tag in _WANTED:
+                    if _is_wanted(tag):
                         column = values[k :: len(tags)]
                         block.add(tag, column if tag in FRACT else list(map(_plain, column)))
         blocks.append(block)
@@ -175,7 +208,7 @@ _QUOTES = frozenset("'\";")
 
 
 def _normal(tag: str) -> str:
-    return tag.lower().replace(".", "_")
+    return tag.lower().replace(".", "_").replace("name_h_m", "name_h-m")
 
 
 def _plain(value: str) -> str:
@@ -195,8 +228,8 @@ _LENIENT_BYTES = 10_000_000  # a few seconds of work
 
 
 def _read_leniently(text: str) -> list[Block]:
-    """Blocks of a text that breaks the rules: quotes that do not close end with their line, values
-    that belong to no tag are passed over, and only loops that matter must have whole lines."""
+    """Split text that breaks the rules. Quotes that do not close end with their line, values that
+    belong to no tag are skipped, and only loops that matter must have whole lines."""
     if len(text) > _LENIENT_BYTES:
         raise Unreadable("not a CIF, and too large to be read leniently")
     blocks = [Block("")]
@@ -205,12 +238,12 @@ def _read_leniently(text: str) -> list[Block]:
     is_loop = False
 
     def finish() -> None:
-        if values and not _WANTED.isdisjoint(tags):
+        if values and any(map(_is_wanted, tags)):
             if len(values) % len(tags):
                 blocks[-1].problem = f"the loop of {tags[0]} has no whole number of lines"
             else:
                 for k, tag in enumerate(tags):
-                    if tag in _WANTED:
+                    if _is_wanted(tag):
                         blocks[-1].add(tag, values[k :: len(tags)])
         tags.clear()
         values.clear()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import re
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sitenet.config import SITE_FEATURES
-from sitenet.crystal import cif
-from sitenet.crystal.cif import CifError
-from sitenet.crystal.cif_blocks import Limits, Unreadable, has_sites, read_blocks, read_text
-from sitenet.crystal.disorder import find_places
+from sitenet.crystal import exchange
+from sitenet.crystal.cif import CifError, CifWarning, location, read_structure
+from sitenet.crystal.cif_blocks import Block, Limits, Unreadable, has_sites, read_blocks, read_text
+from sitenet.crystal.disorder import find_places, mixture_label
 from sitenet.crystal.elements import SYMBOLS, site_features
 from sitenet.crystal.primitive import primitive_cell
 from sitenet.crystal.supercell import repeat_sites, supercell_matrix
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     import ase
     import pymatgen.core
 
-__all__ = ["CifError", "Crystal", "Limits", "read_cif", "read_cifs"]
+__all__ = ["CifError", "CifWarning", "Crystal", "Limits", "read_cif", "read_cifs", "read_each"]
 
 
 @dataclass(eq=False, repr=False)
@@ -40,7 +42,8 @@ class Crystal:
         oxidation: (sites,) float64, oxidation states; None where nothing is known.
         occupancy: (sites,) float64 in (0, 1]; None where all are 1. Rows with the same ``frac`` are
             species that share a position.
-        name: what it is called.
+        name: name of the structure, such as that of its CIF block.
+        warnings: doubts about the file that it was read from, one sentence each.
 
     Raises:
         ValueError: an array has another shape, a value is out of range, or the cell has no volume.
@@ -52,6 +55,7 @@ class Crystal:
     oxidation: np.ndarray | None = None
     occupancy: np.ndarray | None = None
     name: str | None = None
+    warnings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self.cell = _floats(self.cell, "cell", (3, 3))
@@ -92,7 +96,7 @@ class Crystal:
 
     @property
     def formula(self) -> str:
-        """What the cell holds, the least electronegative element first: ``"Na4Cl4"``."""
+        """Contents of the cell, the least electronegative element first: ``"Na4Cl4"``."""
         return _formula(self._amounts())
 
     @property
@@ -108,6 +112,30 @@ class Crystal:
         amounts = np.bincount(self.numbers, self.occupancy)
         return {int(number): float(amounts[number]) for number in np.flatnonzero(amounts)}
 
+    def site_label(self, site: int) -> str:
+        """The symbol of a site, or its species with their shares: ``"Fe0.5Ni0.25Vac0.25"``.
+
+        Args:
+            site: its number; species that share a place are one site. To label many, use
+                ``site_labels``.
+        """
+        return self.site_labels()[site]
+
+    def site_labels(self) -> list[str]:
+        """The labels of all sites, the largest share first and the share of vacancies last.
+
+        Without disorder, sites are rows. With it, site k has its first row at
+        ``find_places(crystal).first[k]``.
+        """
+        if self.occupancy is None:
+            return [SYMBOLS[number] for number in self.numbers]
+        places = find_places(self)
+        species: list[dict[str, float]] = [{} for _ in range(len(places))]
+        for place, number, share in zip(places.place, self.numbers, self.occupancy, strict=True):
+            symbol = SYMBOLS[number]
+            species[place][symbol] = species[place].get(symbol, 0.0) + float(share)
+        return [mixture_label(shares) for shares in species]
+
     def primitive(self, method: str = "spglib", tolerance: float | None = None) -> Crystal:
         """The smallest cell that repeats to this crystal.
 
@@ -117,8 +145,8 @@ class Crystal:
 
         Args:
             method: ``"spglib"``; or ``"pymatgen"``, what the published code calls, to have the very
-                same axes and order of sites. Where spglib finds no cell the crystal is returned as
-                it is.
+                same axes and order of sites. Where spglib finds no cell, the crystal is returned
+                as it is.
             tolerance: how far from its image a site may lie, in angstrom; None takes 0.01 for
                 spglib and the published 0.5 for pymatgen.
 
@@ -128,7 +156,7 @@ class Crystal:
         if method == "pymatgen":
             structure = self.to_pymatgen().get_primitive_structure(tolerance or 0.5)
             crystal = Crystal.from_pymatgen(structure, disorder="average")
-            return dataclasses.replace(crystal, name=self.name)
+            return dataclasses.replace(crystal, name=self.name, warnings=self.warnings)
         if method != "spglib":
             raise ValueError(f"method must be 'spglib' or 'pymatgen', got {method!r}")
         tolerance = 0.01 if tolerance is None else tolerance
@@ -143,7 +171,7 @@ class Crystal:
         return self._in_cell(cell, frac[place], rows)
 
     def _in_cell(self, cell: np.ndarray, frac: np.ndarray, rows: np.ndarray) -> Crystal:
-        """The crystal in another cell, whose sites are of the kinds of these rows."""
+        """The crystal in another cell, each site of which is a copy of a row of this one."""
         return Crystal(
             cell,
             frac,
@@ -151,6 +179,7 @@ class Crystal:
             None if self.oxidation is None else self.oxidation[rows],
             None if self.occupancy is None else self.occupancy[rows],
             self.name,
+            self.warnings,
         )
 
     def supercell(self, max_sites: int | None = 500) -> Crystal:
@@ -176,78 +205,39 @@ class Crystal:
 
     @classmethod
     def from_pymatgen(cls, structure: pymatgen.core.Structure, disorder: str = "error") -> Crystal:
-        """From a pymatgen ``Structure``.
+        """Convert a pymatgen ``Structure``.
 
         Args:
-            structure: a disordered site becomes one row a species.
+            structure: a disordered site becomes one row per species.
             disorder: what to do about partial occupancy, as in ``read_cif``.
 
         Raises:
+            TypeError: it is not a ``Structure``.
             ValueError: a species is not an element, or a site is partly occupied.
         """
-        frac, numbers, oxidation, occupancy = [], [], [], []
-        for site in structure:
-            for species, amount in site.species.items():
-                number = getattr(species, "Z", 0)
-                if type(species).__name__ == "DummySpecies" or not number:
-                    raise ValueError(f"unknown element {species} in {structure.formula}")
-                frac.append(site.frac_coords)
-                numbers.append(number)
-                oxidation.append(getattr(species, "oxi_state", None))
-                occupancy.append(amount)
-        known = any(charge is not None for charge in oxidation)
-        partial = min(occupancy, default=1) < cif.FULL
-        if partial and disorder != "average":
-            raise ValueError(
-                f"partial occupancy in {structure.formula}; "
-                f'from_pymatgen(structure, disorder="average") averages over it'
-            )
-        return cls(
-            structure.lattice.matrix,
-            np.array(frac).reshape(-1, 3),
-            np.array(numbers, dtype=np.int64),
-            np.array([charge or 0 for charge in oxidation], dtype=float) if known else None,
-            np.minimum(occupancy, 1) if partial else None,
-        )
+        return cls(*exchange.arrays_of_pymatgen(structure, disorder))
 
     def to_pymatgen(self) -> pymatgen.core.Structure:
-        """As a pymatgen ``Structure``; rows that share a position become one site."""
-        from pymatgen.core import Lattice, Species, Structure
-
-        oxidation = [None] * len(self) if self.oxidation is None else self.oxidation.tolist()
-        occupancy = [1] * len(self) if self.occupancy is None else self.occupancy.tolist()
-        sites: dict[tuple[float, ...], dict[Any, float]] = {}
-        for row, point in enumerate(self.frac.tolist()):
-            symbol, charge = SYMBOLS[self.numbers[row]], oxidation[row]
-            species = symbol if charge is None else Species(symbol, charge)
-            sites.setdefault(tuple(point), {})[species] = occupancy[row]
-        return Structure(Lattice(self.cell), list(sites.values()), list(sites))
+        """Convert to a pymatgen ``Structure``; rows that share a position become one site."""
+        return exchange.to_pymatgen(self)
 
     @classmethod
     def from_ase(cls, atoms: ase.Atoms) -> Crystal:
-        """From ASE ``Atoms``, taken as periodic in the three vectors of their cell.
+        """Convert ASE ``Atoms``, taken as periodic in the three vectors of their cell.
 
         Raises:
+            TypeError: they are not ``Atoms``.
             ValueError: the cell has no volume, an atom is no element, or a site is partly occupied.
         """
-        for kind in (atoms.info.get("occupancy") or {}).values():
-            if min(kind.values()) < cif.FULL:
-                raise ValueError(
-                    'partial occupancy; sitenet.read_cif(..., disorder="average") averages over it'
-                )
-        return cls(atoms.cell.array, atoms.get_scaled_positions(wrap=False), atoms.numbers)
+        return cls(*exchange.arrays_of_ase(atoms))
 
     def to_ase(self) -> ase.Atoms:
-        """As ASE ``Atoms``, which have neither oxidation states nor partial occupancy.
+        """Convert to ASE ``Atoms``, which have neither oxidation states nor partial occupancy.
 
         Raises:
             ValueError: a site is partly occupied.
         """
-        from ase import Atoms
-
-        if self.occupancy is not None and self.occupancy.min() < 1:
-            raise ValueError("ASE has no partial occupancy")
-        return Atoms(self.numbers, cell=self.cell, scaled_positions=self.frac, pbc=True)
+        return exchange.to_ase(self)
 
 
 _OTHERS = ((1, 2), (0, 2), (0, 1))  # the vectors between which alpha, beta and gamma lie
@@ -272,7 +262,10 @@ def _formula(amounts: dict[int, float]) -> str:
 
 
 def read_cif(
-    source: str | os.PathLike[str] | bytes, disorder: str = "error", limits: Limits | None = None
+    source: str | os.PathLike[str] | bytes,
+    disorder: str = "error",
+    limits: Limits | None = None,
+    strict: bool = False,
 ) -> Crystal:
     """Read the first structure of a CIF.
 
@@ -281,6 +274,8 @@ def read_cif(
         disorder: what to do about partial occupancy: ``"error"``, or ``"average"`` to keep it in
             ``Crystal.occupancy``, for models to average over what shares a position.
         limits: what a file may ask for before it is refused.
+        strict: whether to refuse a file that contradicts itself or holds further structures,
+            instead of warning.
 
     Returns:
         The crystal in the cell of the file, symmetry expanded, named after its block.
@@ -288,44 +283,96 @@ def read_cif(
     Raises:
         CifError: the file holds no sound structure; says which block and why.
         OSError: there is no such file.
+
+    Warns:
+        CifWarning: for each entry of ``Crystal.warnings``: the atoms contradict the formula, Z,
+            density, volume or space group that the file states, or it holds further structures.
     """
-    return next(_read(source, disorder, limits))
+    file, blocks, limits = _open(source, disorder, limits)
+    crystal = _read(file, blocks[0], disorder, limits)
+    others = [block.name for block in blocks[1:]]
+    if others:
+        names = ", ".join(f"{name:.40}" for name in others[:3]) + (", ..." if others[3:] else "")
+        further = f"the file holds {len(others)} more structure{'s' * (len(others) > 1)} ({names})"
+        crystal.warnings += (f"{further}, which read_cifs reads",)
+    _report(file, crystal, strict)
+    return crystal
 
 
 def read_cifs(
-    source: str | os.PathLike[str] | bytes, disorder: str = "error", limits: Limits | None = None
+    source: str | os.PathLike[str] | bytes,
+    disorder: str = "error",
+    limits: Limits | None = None,
+    strict: bool = False,
 ) -> list[Crystal]:
     """Read all structures of a CIF, one for each block that has atoms; see ``read_cif``."""
-    return list(_read(source, disorder, limits))
+    file, blocks, limits = _open(source, disorder, limits)
+    crystals = [_read(file, block, disorder, limits) for block in blocks]
+    for crystal in crystals:
+        _report(file, crystal, strict)
+    return crystals
 
 
-def _read(
+def read_each(
+    source: str | os.PathLike[str] | bytes, disorder: str = "error", limits: Limits | None = None
+) -> Iterator[tuple[str, Crystal | CifError]]:
+    """Read the structures of a CIF one by one, so that one bad block does not lose the others.
+
+    Args as in ``read_cif``. Warnings are only kept in ``Crystal.warnings``.
+
+    Yields:
+        The name of each block that has atoms, and its crystal, or why it cannot be read.
+
+    Raises:
+        CifError: the file has no structure at all, or cannot be split into blocks.
+        OSError: there is no such file.
+    """
+    file, blocks, limits = _open(source, disorder, limits)
+    for block in blocks:
+        try:
+            yield block.name, _read(file, block, disorder, limits)
+        except CifError as error:
+            yield block.name, error
+
+
+def _open(
     source: str | os.PathLike[str] | bytes, disorder: str, limits: Limits | None
-) -> Iterator[Crystal]:
+) -> tuple[str, list[Block], Limits]:
+    """The name of a file and its blocks that have atoms; if none has, the first block."""
     if disorder not in ("error", "average"):
         raise ValueError(f"disorder must be 'error' or 'average', got {disorder!r}")
     limits = limits or Limits()
-    file, block = "CIF text", None
+    file = "CIF text"
     try:
-        if isinstance(source, str) and "\n" in source:
+        if isinstance(source, str) and re.search(r"[\r\n]|\s_cell", source):
             text = source
         elif isinstance(source, bytes):
             text = read_text(source, limits)
-        else:
-            file = str(source)
+        elif isinstance(source, (str, os.PathLike)):
+            file = os.fspath(source)
             text = read_text(Path(source), limits)
+        else:
+            kind = type(source).__name__
+            raise TypeError(f"expected a path, CIF text or its bytes, got {kind}")
         blocks = read_blocks(text, limits)
-        with_sites = [b for b in blocks if has_sites(b)]
-        if not with_sites:
-            if not blocks:
-                raise Unreadable("no data block")
-            block = blocks[0].name
-            for each in blocks:  # says what is missing
-                block = each.name
-                cif.read_structure(each, limits, disorder)
-        for each in with_sites:
-            block = each.name
-            structure = cif.read_structure(each, limits, disorder)
-            yield Crystal(*structure, name=each.name or None)
     except (Unreadable, ValueError) as error:
-        raise CifError(file, block, str(error)) from None
+        raise CifError(file, None, str(error)) from None
+    if not blocks:
+        raise CifError(file, None, "no data block")
+    return file, [block for block in blocks if has_sites(block)] or blocks[:1], limits
+
+
+def _read(file: str, block: Block, disorder: str, limits: Limits) -> Crystal:
+    try:
+        structure = read_structure(block, limits, disorder)
+        return Crystal(**structure._asdict(), name=block.name or None)
+    except (Unreadable, ValueError) as error:
+        raise CifError(file, block.name, str(error)) from None
+
+
+def _report(file: str, crystal: Crystal, strict: bool) -> None:
+    """Warn the caller of ``read_cif`` or ``read_cifs`` of all doubts, or refuse the crystal."""
+    if strict and crystal.warnings:
+        raise CifError(file, crystal.name, "; ".join(crystal.warnings))
+    for text in crystal.warnings:
+        warnings.warn(f"{location(file, crystal.name)}: {text}", CifWarning, stacklevel=3)

@@ -10,6 +10,8 @@ import numpy as np
 if TYPE_CHECKING:
     from sitenet.crystal.crystal import Crystal
 
+FULL = 1 - 1e-3  # occupancies from here on are 1
+
 
 @dataclass
 class Places:
@@ -69,3 +71,14 @@ def find_places(crystal: Crystal) -> Places:
         first[k], place[here] = here[0], k
         kinds[k] = kind_of.setdefault(tuple(sorted(species[row] for row in here)), len(kind_of))
     return Places(first, place, kinds)
+
+
+def mixture_label(shares: dict[str, float]) -> str:
+    """A name for the species of one site: ``"Fe0.5Ni0.25Vac0.25"``, or ``"Fe"`` if it is full."""
+    vacant = 1 - sum(shares.values())
+    if len(shares) == 1 and vacant < 1 - FULL:
+        return next(iter(shares))
+    ordered = sorted(shares.items(), key=lambda pair: (-pair[1], pair[0]))
+    if vacant >= 1 - FULL:
+        ordered.append(("Vac", vacant))
+    return "".join(f"{symbol}{share:.3g}" for symbol, share in ordered)

@@ -24,8 +24,33 @@ NUM_ELEMENTS = 200  # rows of tables by atomic number, as in the published embed
 
 SYMBOLS, _TABLE = _read_table()
 NUMBERS = {symbol: number for number, symbol in enumerate(SYMBOLS) if number}
+ISOTOPES = {"D": "H", "T": "H"}
 _MEAN = np.nanmean(_TABLE, 0)
 _IMPUTED = np.where(np.isnan(_TABLE), _MEAN, _TABLE)
+
+
+def element_number(symbol: str) -> int:
+    """The atomic number of an element or isotope: ``"Fe"`` is 26, ``"D"`` and ``"T"`` are 1.
+
+    Args:
+        symbol: chemical symbol in its usual case; spaces around it are ignored.
+
+    Raises:
+        TypeError: the symbol is not a string.
+        ValueError: no element has this symbol.
+    """
+    if not isinstance(symbol, str):
+        raise TypeError(f"an element must be a symbol such as 'Fe', got {symbol!r:.40}")
+    name = symbol.strip()
+    number = NUMBERS.get(ISOTOPES.get(name, name))
+    if number is None:
+        raise ValueError(f"unknown element {symbol!r:.40}")
+    return number
+
+
+def atomic_weights(numbers: np.ndarray) -> np.ndarray:
+    """Atomic weights in u, averaged over natural isotopes."""
+    return _IMPUTED[numbers, SITE_FEATURES.index("AtomicWeight")]
 
 
 def site_features(numbers: Sequence[int] | np.ndarray, missing: str = "error") -> np.ndarray:

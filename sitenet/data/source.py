@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from sitenet.crystal.cif import FULL
 from sitenet.crystal.crystal import CifError, Crystal, read_cif
+from sitenet.crystal.disorder import FULL
 from sitenet.crystal.elements import NUMBERS
 
 # What a column's name ends with -> its unit.

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from sitenet.crystal.crystal import CifError, Crystal, read_cif
+from sitenet.crystal.exchange import package_of, refusal
 from sitenet.pairs.finder import PairFinder
 from sitenet.pairs.store import Columns, PairMaker, PairStore
 
@@ -38,21 +39,15 @@ def as_crystal(structure: Any, disorder: str = "error") -> Crystal:
     """
     if isinstance(structure, Crystal):
         return structure
-    if isinstance(structure, (str, os.PathLike)):
+    if isinstance(structure, (str, bytes, os.PathLike)):
         return read_cif(structure, disorder)
-    package = _package(structure)
+    package = package_of(structure)
     if package == "pymatgen":
         return Crystal.from_pymatgen(structure, disorder)
     if package == "ase":
         return Crystal.from_ase(structure)
-    raise TypeError(
-        "expected a Crystal, a path, CIF text, a pymatgen Structure or ASE Atoms, "
-        f"got {type(structure).__name__}"
-    )
-
-
-def _package(structure: Any) -> str:
-    return type(structure).__module__.partition(".")[0]
+    expected = "a Crystal, a path, CIF text, a pymatgen Structure or ASE Atoms"
+    raise refusal(structure, expected)
 
 
 def predict(
@@ -81,10 +76,9 @@ def predict(
     Raises:
         CifError, ValueError, TypeError: a structure cannot be used; says which and why.
     """
-    one = isinstance(structures, (Crystal, str, os.PathLike)) or not isinstance(
-        structures, Iterable
-    )
-    if one or _package(structures) in ("pymatgen", "ase"):
+    single = isinstance(structures, (Crystal, str, bytes, dict, os.PathLike))
+    package = type(structures).__module__.partition(".")[0]  # their structures are iterable
+    if single or package in ("pymatgen", "ase") or not isinstance(structures, Iterable):
         structures = [structures]
     crystals = _crystals(structures, primitive, disorder)
     values = [y for y, _ in outputs(model, crystals, max_sites, merge)]

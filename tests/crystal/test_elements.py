@@ -6,7 +6,7 @@ from conftest import GOLDEN_E2E
 
 from sitenet.config import SITE_FEATURES
 from sitenet.crystal import elements
-from sitenet.crystal.elements import NUMBERS, SYMBOLS, site_features
+from sitenet.crystal.elements import NUMBERS, SYMBOLS, element_number, site_features
 
 
 def test_symbols_and_numbers_are_each_others_inverse():
@@ -71,3 +71,19 @@ def test_golden_site_features(limit):
         else:
             with pytest.raises(ValueError, match="is not known"):
                 site_features(stored["prim_Z"])
+
+
+def test_symbols_and_isotopes_have_an_atomic_number():
+    assert [element_number(symbol) for symbol in ("H", "D", "T", " Fe ", "Og")] == [
+        1,
+        1,
+        1,
+        26,
+        118,
+    ]
+    for unknown in ("X", "Vac", "fe", "", "Fe3+", "Q" * 1000):
+        with pytest.raises(ValueError, match="unknown element") as caught:
+            element_number(unknown)
+        assert len(str(caught.value)) < 80
+    with pytest.raises(TypeError, match="an element must be a symbol such as 'Fe', got 26"):
+        element_number(26)

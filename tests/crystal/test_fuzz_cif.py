@@ -23,6 +23,9 @@ NUMBERS = ("0", "-1", "1e9", "nan", "?", ".", "1e-9", "0.5(3)", "180", "x", "1/3
 LINES = ("loop_", "data_x", "data_", "_cell_length_a 0", ";", "'", "global_", "_atom_site_fract_x")
 
 
+pytestmark = pytest.mark.filterwarnings("ignore::sitenet.CifWarning")
+
+
 @pytest.fixture(scope="module")
 def texts():
     paths = sorted((ROOT / "examples" / "semiconductors").glob("*.cif"))[:40]
