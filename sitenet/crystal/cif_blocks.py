@@ -102,6 +102,7 @@ OCCUPANCY, FLAG = "_atom_site_occupancy", "_atom_site_calc_flag"
 HYDROGENS = "_atom_site_attached_hydrogens"
 CHARGED, CHARGES = "_atom_type_symbol", "_atom_type_oxidation_number"
 FORMULA, FORMULA_UNITS = "_chemical_formula_sum", "_cell_formula_units_z"
+WEIGHT = "_chemical_formula_weight"
 DENSITY = "_exptl_crystal_density_diffrn"
 MODULATION = "_cell_modulation_dimension"
 OPERATIONS = (
@@ -120,11 +121,15 @@ NAMES = (
 )
 GROUP_NUMBERS = ("_space_group_it_number", "_symmetry_int_tables_number")
 SCHOENFLIES = ("_space_group_name_schoenflies", "_symmetry_space_group_name_schoenflies")
-ANY_SYMMETRY = ("_space_group_", "_symmetry_")  # to notice what is not understood
+ANY_SYMMETRY = (
+    "_space_group",
+    "_symmetry",
+    "_magnetic_space_group",
+)  # to notice what is not understood
 _WANTED = {
     *(tag + unit for tag in LENGTHS for unit in UNITS),
     *(*ANGLES, VOLUME, *FRACT, CARTN, LABEL, SYMBOL, OCCUPANCY, FLAG, HYDROGENS, CHARGED, CHARGES),
-    *(FORMULA, FORMULA_UNITS, DENSITY, MODULATION, *OPERATIONS, CENTERINGS),
+    *(FORMULA, FORMULA_UNITS, WEIGHT, DENSITY, MODULATION, *OPERATIONS, CENTERINGS),
     *(*HALL, *NAMES, *GROUP_NUMBERS, *SCHOENFLIES),
 }
 _SINGLE = frozenset((*LENGTHS, *ANGLES, *FRACT, LABEL, SYMBOL, OCCUPANCY, *OPERATIONS))
@@ -193,7 +198,7 @@ def read_blocks(text: str, limits: Limits) -> list[Block]:
                     continue
                 if loop.length() > limits.sites:
                     lines = f"{loop.length()} lines, more than {limits.sites} (limit)"
-                    block.problem = f"the loop of {tags[0]} has {lines}"
+                    block.problem = f"the loop of {tags[0]:.60} has {lines}"
                     continue
                 values = loop.values
                 for k, tag in enumerate(tags):
@@ -240,7 +245,7 @@ def _read_leniently(text: str) -> list[Block]:
     def finish() -> None:
         if values and any(map(_is_wanted, tags)):
             if len(values) % len(tags):
-                blocks[-1].problem = f"the loop of {tags[0]} has no whole number of lines"
+                blocks[-1].problem = f"the loop of {tags[0]:.60} has no whole number of lines"
             else:
                 for k, tag in enumerate(tags):
                     if _is_wanted(tag):

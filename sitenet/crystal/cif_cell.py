@@ -144,6 +144,8 @@ def _refuse_other_symmetry(block: Block) -> None:
 
 def _doubts(block: Block, operations: Operations, cell: list[float]) -> list[str]:
     """Contradictions between the operations and the space group's names."""
+    if (block.number(blocks.MODULATION) or 0) > 0:
+        return ["of a modulated structure, only the average is read"]
     names, number = _names(block), block.value(*blocks.GROUP_NUMBERS)
     group = find_group(names, None if names else number, cell[3], cell[5])
     if group is None:

@@ -19,7 +19,7 @@ from sitenet.crystal.symmetry import near_pairs
 
 _SHARE = 0.03  # of an element's amount, by which contents and formula may differ
 _ATOMS = 0.1  # per formula unit, by which they may
-_DENSITY = 0.1
+_MASS = 0.1  # of a stated mass or density
 _VOLUME = 0.02
 _FAR = 10.0  # angstrom: in no crystal are all atoms so far apart
 _GRAMS = 1.66053907  # per cubic centimetre, of 1 u per cubic angstrom
@@ -61,28 +61,36 @@ def contradictions(block: Block, contents: Contents, doubts: list[str]) -> list[
     """
     counts = np.bincount(contents.numbers, contents.occupancy)
     amounts = {SYMBOLS[number]: float(counts[number]) for number in np.flatnonzero(counts)}
-    formula = parse_formula(block.value(blocks.FORMULA))
-    density = block.number(blocks.DENSITY)
-    ratio = None
-    if density is not None and density > 0:
-        mass = float(counts @ atomic_weights(np.arange(len(counts))))
-        ratio = mass * _GRAMS / contents.volume / density
+    formula, units = parse_formula(block.value(blocks.FORMULA)), block.number(blocks.FORMULA_UNITS)
+    density, weight = block.number(blocks.DENSITY), block.number(blocks.WEIGHT)
+    mass = float(counts @ atomic_weights(np.arange(len(counts)))) if density or weight else 0.0
+    own_density = mass * _GRAMS / contents.volume
     agrees = False
     warnings: list[str] = []
     if formula is not None:
-        agrees, warnings = _of_formula(amounts, formula, block.number(blocks.FORMULA_UNITS), ratio)
+        is_dense = bool(density) and _is_near(own_density, density)
+        agrees, warnings = _of_formula(amounts, formula, units, is_dense)
     if not agrees and not warnings:
         if contents.hydrogens > 0:
             warnings = [
                 f"{blocks.HYDROGENS} states {contents.hydrogens:g} hydrogens per cell "
                 f"that are not listed"
             ]
-        elif ratio is not None and density is not None and abs(ratio - 1) > _DENSITY:
+        elif density and not _is_near(own_density, density):
             warnings = [
-                f"the atoms have a density of {ratio * density:.3g} g/cm3, "
+                f"the atoms have a density of {own_density:.3g} g/cm3, "
                 f"{blocks.DENSITY} is {density:g}"
             ]
+        elif weight and units and not density and not _is_near(mass, weight * units):
+            warnings = [
+                f"the atoms weigh {mass:.5g} u, {blocks.WEIGHT} {weight:g} and Z {units:g} "
+                f"make {weight * units:.5g} u"
+            ]
     return _of_units(block, contents, sum(amounts.values())) + warnings + doubts * (not agrees)
+
+
+def _is_near(mass: float, stated: float | None) -> bool:
+    return stated is not None and abs(mass - stated) <= _MASS * stated
 
 
 def parse_formula(text: str | None) -> Amounts | None:
@@ -106,9 +114,10 @@ def parse_formula(text: str | None) -> Amounts | None:
 
 
 def _of_formula(
-    amounts: Amounts, formula: Amounts, units: float | None, density_ratio: float | None
+    amounts: Amounts, formula: Amounts, units: float | None, is_dense: bool
 ) -> tuple[bool, list[str]]:
-    """Whether the contents of the cell are Z formulas, and what speaks against it."""
+    """Whether the contents of the cell are Z formulas, and what speaks against it; ``is_dense``:
+    their density is the one that the file states."""
     if units is not None and _is_multiple(amounts, formula, units):
         return True, []
     contents, stated = formula_text(amounts), f"{blocks.FORMULA} {formula_text(formula)}"
@@ -123,7 +132,7 @@ def _of_formula(
         return False, []
     if abs(scale - 1) < 1e-6 and all(abs(x / units % 1) < 1e-6 for x in formula.values()):
         return True, []  # the formula is that of the whole cell
-    if density_ratio is not None and abs(density_ratio - 1) < _DENSITY:
+    if is_dense:
         return True, []  # then Z is wrong
     expected = formula_text({symbol: amount * units for symbol, amount in formula.items()})
     return False, [f"the cell holds {contents}, but {stated} and Z {units:g} make {expected}"]

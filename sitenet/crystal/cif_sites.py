@@ -49,18 +49,21 @@ def read_sites(block: Block) -> Sites:
     frac = np.stack([_coordinates(column, labels) for column in texts], 1)
     source, species = _species(block, table, frac, occupancy)
     numbers, oxidation, share = map(np.array, zip(*species, strict=True))
-    occupancy = occupancy[source] * share
+    hydrogens = _attached_hydrogens(table, len(labels))
     rounding = np.ones(frac.shape)  # has no effect where sites are full
-    if (occupancy < 1).any():
-        rounding = np.array([[_last_digit(text) for text in column] for column in texts]).T
+    if (share == 1).all() and len(source) == len(frac):
+        if (occupancy < 1).any():
+            rounding = _last_digits(texts)
+        return Sites(labels, frac, rounding, numbers, oxidation, occupancy, hydrogens)
+    occupancy = occupancy[source] * share
     return Sites(
-        [labels[k] for k in source],
+        [labels[k] for k in source.tolist()],
         frac[source],
-        rounding[source],
-        numbers.astype(np.int64),
+        _last_digits(texts)[source],
+        numbers,
         oxidation,
         np.where(occupancy >= FULL, 1.0, occupancy),
-        _attached_hydrogens(table, len(labels))[source],
+        hydrogens[source],
     )
 
 
@@ -115,6 +118,10 @@ def _last_digit(text: str) -> float:
     most: trailing zeros may be missing, and no atom is split by less than 0.001."""
     decimals = re.search(r"\.(\d*)", text)
     return 10.0 ** -min(max(len(decimals[1]) if decimals else 0, 2), 3)
+
+
+def _last_digits(texts: list[list[str]]) -> np.ndarray:
+    return np.array([[_last_digit(text) for text in column] for column in texts]).T
 
 
 def _occupancies(column: list[str], labels: list[str], flags: list[str]) -> np.ndarray:

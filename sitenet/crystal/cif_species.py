@@ -97,7 +97,7 @@ def is_placeholder(text: str) -> bool:
 
 
 _PARTS = re.compile(r"\d*([A-Za-z]+)(.*)", re.DOTALL)
-_ANOTHER = re.compile(r"[/,;|&\\]\d*([A-Z][a-z]?)|[-+]([A-Z][a-z])")
+_ANOTHER = re.compile(r"[/,;|&\\\s]\d*([A-Z][a-z]?)|[-+]([A-Z][a-z])")
 _WATER = {"wat": "O", "ow": "O", "hw": "H"}
 _GROUPS = frozenset(("NH4", "ND4", "NH3", "H2O", "D2O", "H3O", "CO3", "NO3", "PO4", "SO4", "CN"))
 _LABELLED_GROUPS = frozenset(("NH4", "ND4", "H2O", "D2O", "H3O"))  # CO3 is a third cobalt

@@ -42,6 +42,7 @@ def doubts(text, **options):
         "_chemical_formula_sum 'Cl4 Na4'\n_cell_formula_units_Z 4",  # as pymatgen writes it
         "_chemical_formula_sum 'Cl4 Na4'\n_cell_formula_units_Z 1",
         "_chemical_formula_sum NaCl",
+        "_chemical_formula_weight 58.44\n_cell_formula_units_Z 4",
         "_chemical_formula_sum 'sodium chloride'\n_cell_formula_units_Z 9",
         "_chemical_formula_sum ?\n_cell_formula_units_Z ?",
         "_chemical_formula_sum '?'\n_cell_volume 179.4(1)",
@@ -61,6 +62,11 @@ def test_sound_files_raise_no_doubts(more):
         ({"more": "_chemical_formula_sum 'K Cl'"}, "Cl4Na4, no multiple of .* ClK"),
         ({"more": "_chemical_formula_sum 'H Na Cl'"}, "no H is listed"),
         ({"more": "_exptl_crystal_density_diffrn 1.08"}, "density of 2.16 g/cm3, .* is 1.08"),
+        (
+            {"more": "_chemical_formula_weight 58.44\n_cell_formula_units_Z 8"},
+            "atoms weigh 233.77 u, .* 58.44 and Z 8 make 467.52 u",
+        ),
+        ({"more": "_cell_modulation_dimension 1"}, "of a modulated structure, only the average"),
         ({"more": "_cell_volume 44.85"}, "179.41 cubic angstrom, _cell_volume is 44.85"),
         ({"more": "_cell_volume 179406144"}, "unit"),
         (
