@@ -97,29 +97,40 @@ def _names(block: Block) -> tuple[str, ...]:
 
 
 def _read_operations(block: Block, cell: list[float]) -> Operations:
+    try:
+        operations = _stated_operations(block, cell)
+    except ValueError as error:
+        raise Unreadable(str(error)) from None
+    if operations is None:
+        _refuse_other_symmetry(block, "")
+        return operations_from_triplets(("x,y,z",))
+    if len(operations) == 1:  # P 1, perhaps by default, beside a group in more dimensions
+        _refuse_other_symmetry(block, "_ssg_", "_magn_")
+    return operations
+
+
+def _stated_operations(block: Block, cell: list[float]) -> Operations | None:
+    """The operations that are listed, or those of the space group; None if neither is stated."""
     names, hall = _names(block), block.value(*blocks.HALL)
     number = block.value(*blocks.GROUP_NUMBERS)
     is_named = bool(names) or hall is not None or number is not None
-    try:
-        for tag in blocks.OPERATIONS:
-            triplets = block.columns.get(tag)
-            if triplets and triplets[0] not in UNKNOWN:
-                centerings = block.columns.get(blocks.CENTERINGS) or ["x,y,z"]
-                try:
-                    return operations_from_triplets(tuple(triplets), tuple(centerings))
-                except ValueError:
-                    if not is_named:
-                        raise
-        if is_named:
-            return operations_from_names(hall, names, number, cell[3], cell[5])
-    except ValueError as error:
-        raise Unreadable(str(error)) from None
-    _refuse_other_symmetry(block)
-    return operations_from_triplets(("x,y,z",))
+    for tag in blocks.OPERATIONS:
+        triplets = block.columns.get(tag)
+        if triplets and triplets[0] not in UNKNOWN:
+            centerings = block.columns.get(blocks.CENTERINGS) or ["x,y,z"]
+            try:
+                return operations_from_triplets(tuple(triplets), tuple(centerings))
+            except ValueError:
+                if not is_named:
+                    raise
+    return operations_from_names(hall, names, number, cell[3], cell[5]) if is_named else None
 
 
 _UNDERSTOOD = frozenset(
-    (*blocks.OPERATIONS, *blocks.NAMES, *blocks.HALL, *blocks.GROUP_NUMBERS, *blocks.SCHOENFLIES)
+    (
+        *(*blocks.OPERATIONS, blocks.CENTERINGS),
+        *(*blocks.NAMES, *blocks.HALL, *blocks.GROUP_NUMBERS, *blocks.SCHOENFLIES),
+    )
 )
 _BY_THE_WAY = ("_id", "_description", "_source", "_details", "_special_details", "_url")
 _NO_SYMMETRY = frozenset(
@@ -127,12 +138,13 @@ _NO_SYMMETRY = frozenset(
 )
 
 
-def _refuse_other_symmetry(block: Block) -> None:
-    """Refuse a block that states a symmetry, but only in ways that are not understood."""
+def _refuse_other_symmetry(block: Block, *parts: str) -> None:
+    """Refuse a block with a symmetry that is not understood, under a tag with one of the parts."""
     if (block.number(blocks.MODULATION) or 0) > 0:
         raise Unreadable("a modulated structure (superspace group) is not read")
     for tag, column in block.columns.items():
         is_symmetry = tag.startswith(blocks.ANY_SYMMETRY) and tag not in _UNDERSTOOD
+        is_symmetry = is_symmetry and any(part in tag for part in parts)
         if is_symmetry and not tag.endswith(_BY_THE_WAY):
             value = block.value(tag)
             if value and (len(column) > 1 or value.replace(" ", "").lower() not in _NO_SYMMETRY):

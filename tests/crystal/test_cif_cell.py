@@ -25,6 +25,7 @@ from sitenet import CifError, read_cif
         ("_symmetry_cell_setting ?\n_symmetry_space_group_name_H-M .", 2),
         ("loop_\n_space_group_symop_id\n_space_group_symop_operation_xyz\n1 x,y,z", 2),
         ("_space_group_magn.number_BNS 1.1", 2),
+        ("_symmetry_space_group_name_H-M 'P 1'\n_symmetry_cell_setting cubic", 2),
         ("", 2),
     ],
 )
@@ -50,6 +51,7 @@ def test_schoenflies_symbols_leave_the_setting_open(symbol):
             "_space_group_symop_ssg_operation_algebraic",
         ),
         ("_cell_modulation_dimension 1", "modulated structure"),
+        ("_symmetry_space_group_name_H-M 'P 1'\n_space_group_ssg_name 'P1(abg)'", "_ssg_name"),
         ("_symmetry_cell_setting cubic", "_symmetry_cell_setting ('cubic')"),
         ("_space_group_name_Hall '-Q 4 2 3'", "unknown space group '-Q 4 2 3'"),
         ("_space_group_name_Schoenflies Qh^5", "unknown space group 'Qh^5'"),
