@@ -29,7 +29,7 @@ from sitenet.training.trainer import Run
 pytestmark = [pytest.mark.cuda, pytest.mark.filterwarnings("default")]
 DEVICE = "cuda"
 RESULTS = Path(__file__).parent / "results"
-# Per pair of the published block, with its last layer: see csrc/cuda/attention*.cu.
+# Per pair of the published block, with its last layer: see csrc/cuda/attention/*.cu.
 FLOP_FORWARD, FLOP_BOTH = 29e3, 117e3
 EPOCH = 85_000  # crystals of Matbench's band gaps that one fold trains on
 

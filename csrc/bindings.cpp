@@ -1,12 +1,12 @@
 // The list of what Python can call: addresses as uintptr_t, sizes, a thread count or a stream. All
 // checks are in sitenet/ops and sitenet/pairs.py; nothing here allocates.
 #include "attention.h"
-#include "cpu/level.h"
+#include "cpu/simd_level.h"
 #ifdef SITENET_WITH_CUDA
 #include "cuda/bindings.h"
 #endif
 #include "geometry.h"
-#include "merge.h"
+#include "pairs.h"
 
 #include <pybind11/pybind11.h>
 

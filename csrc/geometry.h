@@ -65,7 +65,7 @@ struct GeometryKernels {
                             int threads);
 };
 
-namespace { // one copy a level: see cpu/level.h
+namespace { // one copy a level: see cpu/simd_level.h
 
 SITENET_HD double dot3(const double *a, const double *b) {
     return a[0] * b[0] + a[1] * b[1] + a[2] * b[2];

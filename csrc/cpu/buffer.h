@@ -4,7 +4,7 @@
 #include <cstdint>
 
 namespace sitenet {
-namespace { // one copy a level: see level.h
+namespace { // one copy a level: see simd_level.h
 
 template <class T> struct Buffer {
     explicit Buffer(int64_t size) : data(new T[size]) {}

@@ -15,8 +15,8 @@
 // grad_frac_i and that row's share of the cell's) and one for each site j; a warp a crystal adds
 // the rows' shares in order. Lanes sum in T, the rest in double. No atomics; results are bitwise
 // reproducible.
-#include "../launch.h"
 #include "kernels.h"
+#include "launch.cuh"
 
 namespace sitenet::cuda {
 namespace {

@@ -1,7 +1,7 @@
 // The CUDA kernels compiled for the CPU through cuda_emu.h, under the names that Python calls.
-#include "../../csrc/cuda/attention.cu"
-#include "../../csrc/cuda/attention_backward.cu"
-#include "../../csrc/cuda/embedding.cu"
+#include "../../csrc/cuda/attention/backward.cu"
+#include "../../csrc/cuda/attention/forward.cu"
+#include "../../csrc/cuda/attention/pair_embedding.cu"
 #include "../../csrc/cuda/geometry.cu"
 
 #include "../../csrc/cuda/bindings.h"

@@ -26,7 +26,7 @@ from sitenet import reference
 from sitenet.ops import _C, attention, geometry
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCES = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
+SOURCES = sorted((ROOT / "csrc" / "cuda").rglob("*.cu"))
 CPU = torch.device("cpu")
 SANITIZERS = {
     "address": ("-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"),

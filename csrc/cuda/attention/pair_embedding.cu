@@ -13,8 +13,8 @@
 //
 // Backward: a block sums grad_weight and grad_bias over its pairs in shared memory, and one kernel
 // adds the blocks in order. No atomics; results are bitwise reproducible.
-#include "fragments.h"
-#include "kernels.h"
+#include "../kernels.h"
+#include "fragments.cuh"
 
 namespace sitenet::cuda {
 namespace {

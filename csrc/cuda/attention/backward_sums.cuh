@@ -1,7 +1,7 @@
-// The sums of the attention block's backward, each in one fixed order (attention_backward.cu).
+// The sums of the attention block's backward, each in one fixed order (backward.cu).
 #pragma once
 
-#include "backward_scratch.h"
+#include "backward_scratch.cuh"
 
 namespace sitenet::cuda {
 namespace {

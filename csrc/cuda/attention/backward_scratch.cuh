@@ -1,8 +1,8 @@
-// What the kernels of the attention block's backward leave for each other (attention_backward.cu).
+// What the kernels of the attention block's backward leave for each other (backward.cu).
 #pragma once
 
-#include "kernels.h"
-#include "packing.h"
+#include "../kernels.h"
+#include "packing.cuh"
 
 namespace sitenet::cuda {
 namespace {

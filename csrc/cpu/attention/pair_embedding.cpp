@@ -4,7 +4,7 @@
 // activations; gradients of the weights are summed per thread and then over threads in order, so
 // results are bitwise reproducible for a given number of threads. Bound by writing e forward, by
 // the activation backward.
-#include "embedding.h"
+#include "pair_embedding.h"
 
 #include "norms.h"
 #include "products.h"

@@ -3,8 +3,8 @@
 // E is the type of e: beside products in bfloat16 a rough activation will do.
 #pragma once
 
-#include "../attention.h"
-#include "simd.h"
+#include "../../attention.h"
+#include "../simd.h"
 
 namespace sitenet::SITENET_LEVEL {
 namespace {

@@ -1,8 +1,8 @@
-#include "level.h"
+#include "simd_level.h"
 
 #include "../attention.h"
 #include "../geometry.h"
-#include "../merge.h"
+#include "../pairs.h"
 
 #include <cstdlib>
 #include <stdexcept>

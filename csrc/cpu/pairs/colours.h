@@ -1,12 +1,12 @@
 // Colours of sites, shared by the ways of finding orbits.
 #pragma once
 
-#include "../geometry.h"
-#include "../merge.h"
-#include "buffer.h"
+#include "../../geometry.h"
+#include "../../pairs.h"
+#include "../buffer.h"
 
 namespace sitenet {
-namespace { // one copy a level: see level.h
+namespace { // one copy a level: see simd_level.h
 
 constexpr double same_place = 1e-6;       // angstrom
 constexpr double smallest_volume = 1e-12; // of the edges' product

@@ -5,7 +5,7 @@
 // leaves every number of those pairs in the lanes of one vector.
 #pragma once
 
-#include "../attention.h"
+#include "../../attention.h"
 #include "packing.h"
 
 namespace sitenet::SITENET_LEVEL {

@@ -1,8 +1,8 @@
 // dz, the gradient of z, of 16 pairs in one warp, and what that gives on the way: partial sums of
-// grad_logit_weight (attention_backward.cu).
+// grad_logit_weight (backward.cu).
 #pragma once
 
-#include "backward_scratch.h"
+#include "backward_scratch.cuh"
 
 namespace sitenet::cuda {
 namespace {

@@ -1,7 +1,7 @@
 // How the operands of the attention kernels lie in memory: padded to whole vectors.
 #pragma once
 
-#include "simd.h"
+#include "../simd.h"
 
 #include <algorithm>
 #include <memory>

@@ -1,7 +1,7 @@
 // The attention block on the GPU, forward (formulas and layouts: ../attention.h).
 //
 // Mapping. A warp owns a span of 64 consecutive pairs, whatever rows they belong to, so rows of 10
-// and of 10,000 pairs load the machine alike. It takes the span 16 pairs at a time (fragments.h):
+// and of 10,000 pairs load the machine alike. It takes the span 16 pairs at a time (fragments.cuh):
 //   1. hidden columns, 16 at a step: z = site_i + site_j + W e, activation, sum, sum of squares and
 //      one dot product a head, all in registers; then mean, rstd and the logits;
 //   2. attention and interaction columns likewise; they wait in shared memory for their norm (each
@@ -27,8 +27,8 @@
 //
 // No atomics. Results are bitwise reproducible and do not depend on how many multiprocessors there
 // are.
-#include "kernels.h"
-#include "packing.h"
+#include "../kernels.h"
+#include "packing.cuh"
 
 namespace sitenet::cuda {
 namespace {

@@ -3,7 +3,7 @@
 // and 8 bytes a column and site; the pairs' work is far above that.
 #pragma once
 
-#include "fragments.h"
+#include "fragments.cuh"
 
 namespace sitenet::cuda {
 

@@ -29,10 +29,10 @@
 //
 // grad_site_j, grad_weight and grad_logit_weight are summed per thread and then over threads in
 // order: results are bitwise reproducible for a given number of threads.
-#include "../attention.h"
+#include "../../attention.h"
 #include "backward.h"
-#include "embedding.h"
 #include "forward.h"
+#include "pair_embedding.h"
 
 namespace sitenet::SITENET_LEVEL {
 namespace {

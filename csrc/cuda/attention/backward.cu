@@ -3,14 +3,14 @@
 // Everything is computed again from e and the states of sites. Pairs go in slabs of 65,536, whose
 // dz (the gradient of z, in bfloat16 or T) is the one array as wide as the columns; 42 MB in
 // bfloat16, it stays in the second-level cache. For each slab, in this order on the stream:
-//   1. gradient_kernel, a warp for 16 pairs (backward_gradient.h): the columns once for norms and
+//   1. gradient_kernel, a warp for 16 pairs (backward_gradient.cuh): the columns once for norms and
 //      logits, then again for dz; grad_logit_weight as one partial sum a block;
-//   2. grad_e_kernel, a warp for 16 pairs (backward_products.h): dz W;
+//   2. grad_e_kernel, a warp for 16 pairs (backward_products.cuh): dz W;
 //   3. grad_weight_kernel, a warp for 32 columns and 512 pairs: partial sums of dz^T e;
 //   4. sum_sites_kernel, blocks that go through the rows of grad_site_i and grad_site_j which have
 //      pairs in the slab: their dz, pairs of row i being consecutive and those of site j listed by
 //      `pairs_of_site`;
-//   5. sum_weight_kernel, sum_logit_parts_kernel: the partial sums of 3 and 1 (backward_sums.h);
+//   5. sum_weight_kernel, sum_logit_parts_kernel: the partial sums of 3 and 1 (backward_sums.cuh);
 //      sum_logit_weight_kernel after the last slab.
 //
 // Memory traffic per pair at the published size in bfloat16: 96 bytes of e and 96 of grad_e_out in,
@@ -27,9 +27,9 @@
 //
 // No atomics. Results are bitwise reproducible and do not depend on how many multiprocessors there
 // are.
-#include "backward_gradient.h"
-#include "backward_products.h"
-#include "backward_sums.h"
+#include "backward_gradient.cuh"
+#include "backward_products.cuh"
+#include "backward_sums.cuh"
 
 namespace sitenet::cuda {
 namespace {

@@ -1,7 +1,7 @@
-// The embedding of pair features, defined for the types of AttentionKernels in embedding.cpp.
+// The embedding of pair features, defined for the types of AttentionKernels in pair_embedding.cpp.
 #pragma once
 
-#include "../attention.h"
+#include "../../attention.h"
 
 namespace sitenet::SITENET_LEVEL {
 

@@ -1,8 +1,8 @@
 // The products of the attention block's backward with dz, already computed: grad_e = dz W, and
-// partial sums of grad_weight = dz^T e (attention_backward.cu).
+// partial sums of grad_weight = dz^T e (backward.cu).
 #pragma once
 
-#include "backward_scratch.h"
+#include "backward_scratch.cuh"
 
 namespace sitenet::cuda {
 namespace {

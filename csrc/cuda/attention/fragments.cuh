@@ -12,8 +12,8 @@
 // padding are zero.
 #pragma once
 
-#include "../launch.h"
-#include "kernels.h"
+#include "../kernels.h"
+#include "../launch.cuh"
 
 #include <cmath>
 #include <limits>
@@ -201,7 +201,7 @@ template <class T> __device__ inline bool whole_fours(const T *rows, int width) 
 }
 
 // ------------------------------------------------------------------------------------------------
-// z += W e for the two pairs of a lane. `weight` is packed by pack_weight (packing.h).
+// z += W e for the two pairs of a lane. `weight` is packed by pack_weight (packing.cuh).
 
 template <class T, class E> struct PlainProducts {
     const T *weight;

@@ -1,6 +1,7 @@
 // SIMD levels. Every file of kernels in csrc/cpu is compiled once per level, with SITENET_LEVEL as
-// its namespace, and leaves one table of function pointers there. level.cpp chooses a level when
-// the module is loaded: the highest that this processor has, or the one that SITENET_SIMD names.
+// its namespace, and leaves one table of function pointers there. simd_level.cpp chooses a level
+// when the module is loaded: the highest that this processor has, or the one that SITENET_SIMD
+// names.
 //
 // Whatever a kernel file includes or instantiates must live in its level's namespace or in an
 // unnamed one: an inline function with one name in two levels would be merged by the linker.

@@ -1,7 +1,7 @@
 // The pairs that a thread works on at a time, and the walk of a thread through its pairs.
 #pragma once
 
-#include "../attention.h"
+#include "../../attention.h"
 #include "packing.h"
 
 #include <limits>
