@@ -17,13 +17,9 @@
 // A row without pairs, or whose pairs all have log_multiplicity -inf, gets y = 0, logsum = -inf.
 #pragma once
 
-#include <cstdint>
+#include "host_device.h"
 
-#ifdef __CUDACC__
-#define SITENET_HD __host__ __device__ __forceinline__
-#else
-#define SITENET_HD inline
-#endif
+#include <cstdint>
 
 namespace sitenet {
 

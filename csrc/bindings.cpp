@@ -99,29 +99,29 @@ PairInput pair_input(uintptr_t cell, uintptr_t frac, uintptr_t numbers, uintptr_
 }
 
 int64_t supercell_matrix(uintptr_t cell, int64_t sites, int64_t max_sites, uintptr_t matrix) {
-    return sitenet::merge().supercell_matrix(at<double>(cell), sites, max_sites,
+    return sitenet::pairs().supercell_matrix(at<double>(cell), sites, max_sites,
                                              at<int64_t>(matrix));
 }
 
 int64_t find_orbits(const PairInput &input, uintptr_t orbit, uintptr_t leader) {
-    return sitenet::merge().find_orbits(input, at<int32_t>(orbit), at<int32_t>(leader));
+    return sitenet::pairs().find_orbits(input, at<int32_t>(orbit), at<int32_t>(leader));
 }
 
 int64_t fill_pairs(const PairInput &input, uintptr_t orbit, int64_t first, int64_t last,
                    uintptr_t offsets, uintptr_t sites, uintptr_t distance, uintptr_t multiplicity) {
-    return sitenet::merge().fill_pairs(input, at<int32_t>(orbit),
+    return sitenet::pairs().fill_pairs(input, at<int32_t>(orbit),
                                        {first, last, at<int64_t>(offsets), at<int32_t>(sites),
                                         at<double>(distance), at<int32_t>(multiplicity)});
 }
 
 int64_t count_sphere(const PairInput &input, double radius) {
-    return sitenet::merge().count_sphere(input, radius);
+    return sitenet::pairs().count_sphere(input, radius);
 }
 
 int64_t find_sphere(const PairInput &input, double radius, bool merge, int64_t room,
                     uintptr_t orbit, uintptr_t leader, uintptr_t offsets, uintptr_t sites,
                     uintptr_t distance, uintptr_t multiplicity) {
-    return sitenet::merge().find_sphere(input, radius, merge, room, at<int32_t>(orbit),
+    return sitenet::pairs().find_sphere(input, radius, merge, room, at<int32_t>(orbit),
                                         at<int32_t>(leader),
                                         {0, input.sites, at<int64_t>(offsets), at<int32_t>(sites),
                                          at<double>(distance), at<int32_t>(multiplicity)});

@@ -1,37 +1,43 @@
-// Minimum-image distances of ragged crystals, and their gradients (formulas: geometry.h).
+// Minimum-image distances of a batch of crystals, and their gradients (formulas: ../geometry.h).
 //
-// Forward: each crystal's cell is reduced and its sites written as wrapped coordinates of the
-// reduced basis, in double; then every site i runs over the sites j of its crystal, 16 at a time:
-// some 60 flops and one square root a pair, nothing read but the points j in cache, one T written.
-// Threads share crystals, then rows.
+// Forward. Each crystal's cell is reduced and its sites are written as wrapped coordinates of the
+// reduced basis, both in double. Then every site i runs over the sites j of its crystal, 16 at a
+// time. Per pair: some 60 flops, one square root, the points j from cache, sizeof(T) bytes written.
+// Threads share the crystals; the rows, if there is only one crystal.
 //
-// Backward: the nearest image u (coordinates in the reduced basis R) is found again; with
-// w = grad_distance / distance, 0 at distance 0, the gradients are sums over the pairs:
-//   frac_j: w u R A^T   frac_i: minus that   cell A: (u N)^T (w u R), as R = N A.
-// Threads share crystals; a crystal's sums run in a fixed order, so results are equal bit for bit
-// whatever the number of threads.
+// Backward. The nearest image u, in coordinates of the reduced basis R, is computed again. With
+// w = grad_distance / distance (0 at distance 0) and R = N A, the gradients are sums over pairs:
+//
+//   grad_frac_j =  w u R A^T
+//   grad_frac_i = -w u R A^T
+//   grad_cell   =  (u N)^T (w u R)
+//
+// Threads share the crystals. A crystal's sums run in a fixed order, so results do not depend on
+// the number of threads.
 #include "../geometry.h"
 #include "buffer.h"
 
 #include <cstring>
-#include <optional>
 
 namespace sitenet::SITENET_LEVEL {
 namespace {
 
-// Below this number of pairs threads cost more than they bring.
+// Below this number of pairs, threads cost more than they save.
 constexpr int64_t parallel_pairs = 1 << 14;
 
-// Sites of one crystal in the two lists, and where its pairs begin.
+/// The sites of one crystal in the two lists, and its first pair.
 struct Range {
     int64_t begin_i, end_i, begin_j, end_j, pairs;
     int64_t size_i() const { return end_i - begin_i; }
     int64_t size_j() const { return end_j - begin_j; }
 };
 
+/// The ranges of all crystals.
 template <class T> struct Ranges {
+    const DistanceInput<T> &in;
+    Buffer<int64_t> begins; ///< (crystals + 1), first pair of each crystal
+
     explicit Ranges(const DistanceInput<T> &in) : in(in), begins(in.crystals + 1) {
-        begins[0] = 0;
         for (int64_t c = 0; c < in.crystals; ++c) {
             const Range range = (*this)[c];
             begins[c + 1] = begins[c] + range.size_i() * range.size_j();
@@ -44,11 +50,9 @@ template <class T> struct Ranges {
                 begins[c]};
     }
     int64_t pairs() const { return begins[in.crystals]; }
-    const DistanceInput<T> &in;
-    Buffer<int64_t> begins;
 };
 
-// Coordinates in the reduced basis, wrapped: point k to points[k], points[stride + k] and so on.
+/// Writes wrapped coordinates in the reduced basis as (3, stride), padded with zeros.
 template <class T>
 void to_reduced(const T *frac, int64_t n, const double *inverse, T *points, int64_t stride) {
     for (int64_t k = 0; k < n; ++k) {
@@ -63,23 +67,21 @@ void to_reduced(const T *frac, int64_t n, const double *inverse, T *points, int6
             points[d * stride + k] = 0;
 }
 
-// A volume below this share of the edges' product is rounding of the cell's own numbers.
-template <class T> constexpr double smallest_volume = sizeof(T) == 4 ? 1e-7 : 1e-14;
-
+/// Reduces a cell, and copies it to `vectors`.
 template <class T> bool reduce_cell(const T *cell, double *vectors, Reduced &reduced) {
     for (int k = 0; k < 9; ++k)
         vectors[k] = double(cell[k]);
-    return reduce(vectors, smallest_volume<T>, reduced);
+    return reduce(vectors, kSmallestVolume<T>, reduced);
 }
 
-// Rows [first, last) of one crystal. Short rows are laid end to end, as differences, so that they
-// fill the lanes.
+/// Distances of the rows first to last - 1 of one crystal. Short rows are laid end to end, as
+/// differences, so that they fill the lanes.
 template <class T>
 void distance_rows(const Metric<T> &metric, const T *points_i, int64_t stride_i, int64_t first,
                    int64_t last, const T *points_j, int64_t size_j, T *distance) {
-    constexpr int64_t room = 1024, stride = room + chunk;
+    constexpr int64_t room = 1024, stride = room + kPointChunk;
     const int64_t stride_j = padded(size_j);
-    if (size_j >= chunk) {
+    if (size_j >= kPointChunk) {
         for (int64_t i = first; i < last; ++i)
             distance_row(metric, points_i[i], points_i[stride_i + i], points_i[2 * stride_i + i],
                          points_j, stride_j, size_j, distance + i * size_j);
@@ -94,8 +96,9 @@ void distance_rows(const Metric<T> &metric, const T *points_i, int64_t stride_i,
             for (int64_t i = begin; i < end; ++i) {
                 const T from = points_i[d * stride_i + i];
                 T *row = differences + d * stride + (i - begin) * size_j;
-                for (int64_t j = 0; j < stride_j; j += lanes) // the surplus is written over
-                    for (int l = 0; l < lanes; ++l)
+                for (int64_t j = 0; j < stride_j;
+                     j += kPointGroup) // the next row overwrites the surplus
+                    for (int l = 0; l < kPointGroup; ++l)
                         row[j + l] = to[j + l] - from;
             }
         }
@@ -104,7 +107,7 @@ void distance_rows(const Metric<T> &metric, const T *points_i, int64_t stride_i,
     }
 }
 
-// One crystal, its rows shared by the threads. Returns whether its cell can be used.
+/// Distances of one crystal; threads share its rows. Returns whether its cell can be used.
 template <class T>
 bool forward_one(const DistanceInput<T> &in, const Range &range, const T *cell, T *distance,
                  int threads) {
@@ -118,10 +121,12 @@ bool forward_one(const DistanceInput<T> &in, const Range &range, const T *cell, 
     const int64_t stride_i = padded(n_i), stride_j = padded(n_j);
     const T *frac_i = in.frac_i + 3 * range.begin_i, *frac_j = in.frac_j + 3 * range.begin_j;
     const bool same = frac_i == frac_j && n_i == n_j;
-    T few[6 * chunk]; // of small crystals, which come in numbers, without an allocation
+    T few[6 * kPointChunk]; // spares small crystals, which come in thousands, an allocation
     const int64_t room = 3 * (same ? stride_i : stride_i + stride_j);
-    std::optional<Buffer<T>> many;
-    T *points_i = room <= 6 * chunk ? few : many.emplace(room);
+    Buffer<T> many;
+    if (room > 6 * kPointChunk)
+        many.resize(room);
+    T *points_i = many.size() ? many.get() : few;
     T *points_j = same ? points_i : points_i + 3 * stride_i;
     to_reduced(frac_i, n_i, inverse, points_i, stride_i);
     if (!same)
@@ -150,17 +155,17 @@ template <class T> int64_t forward(const DistanceInput<T> &in, T *distance, int 
     return bad < in.crystals ? bad : -1;
 }
 
-// Sums over one row of pairs: w u into `sum` and onto `sums_j`, w u u^T (11, 22, 33, 12, 13, 23)
-// onto `outer`.
+/// Adds the sums over one row of pairs: w u to `sum` and, per site j, to `sums_j`; w u^T u to
+/// `outer`, in the order 11, 22, 33, 12, 13, 23.
 template <class T>
 void backward_row(const Metric<T> &metric, T x, T y, T z, const T *points, int64_t stride,
                   int64_t n, const T *grad, double *sum, double *outer, double *sums_j) {
-    T part[9][lanes] = {};
-    for (int64_t j = 0; j < n; j += lanes) {
-        T weighted[3][lanes], g[lanes] = {};
-        const int64_t here = n - j < lanes ? n - j : lanes;
+    T part[9][kPointGroup] = {};
+    for (int64_t j = 0; j < n; j += kPointGroup) {
+        T weighted[3][kPointGroup], g[kPointGroup] = {};
+        const int64_t here = n - j < kPointGroup ? n - j : kPointGroup;
         std::memcpy(g, grad + j, sizeof(T) * here);
-        for (int l = 0; l < lanes; ++l) {
+        for (int l = 0; l < kPointGroup; ++l) {
             T u = wrap(points[j + l] - x), v = wrap(points[stride + j + l] - y),
               w = wrap(points[2 * stride + j + l] - z);
             to_nearest(metric, u, v, w);
@@ -173,17 +178,18 @@ void backward_row(const Metric<T> &metric, T x, T y, T z, const T *points, int64
             part[6][l] += a * v, part[7][l] += a * w, part[8][l] += b * w;
         }
         for (int d = 0; d < 3; ++d)
-            for (int l = 0; l < lanes; ++l)
+            for (int l = 0; l < kPointGroup; ++l)
                 sums_j[d * stride + j + l] += double(weighted[d][l]);
     }
     for (int k = 0; k < 9; ++k) {
         double total = 0;
-        for (int l = 0; l < lanes; ++l)
+        for (int l = 0; l < kPointGroup; ++l)
             total += double(part[k][l]);
         (k < 3 ? sum[k] : outer[k - 3]) += total;
     }
 }
 
+/// Gradients of one crystal. Returns whether its cell can be used.
 template <class T>
 bool backward_one(const DistanceInput<T> &in, const DistanceGradient<T> &out, const Range &range,
                   int64_t crystal) {
@@ -197,8 +203,7 @@ bool backward_one(const DistanceInput<T> &in, const DistanceGradient<T> &out, co
     const int64_t stride_i = padded(n_i), stride_j = padded(n_j);
     Buffer<T> points(3 * (stride_i + stride_j));
     Buffer<double> sums_j(3 * stride_j);
-    std::memset(sums_j.data, 0, sizeof(double) * 3 * stride_j);
-    T *points_i = points, *points_j = points_i + 3 * stride_i;
+    T *points_i = points.get(), *points_j = points_i + 3 * stride_i;
     to_reduced(in.frac_i + 3 * range.begin_i, n_i, inverse, points_i, stride_i);
     to_reduced(in.frac_j + 3 * range.begin_j, n_j, inverse, points_j, stride_j);
     // w u R A^T = (w u) (R A^T)
@@ -211,7 +216,7 @@ bool backward_one(const DistanceInput<T> &in, const DistanceGradient<T> &out, co
         double sum[3] = {}, gradient[3];
         backward_row(metric, points_i[i], points_i[stride_i + i], points_i[2 * stride_i + i],
                      points_j, stride_j, n_j, out.grad_distance + range.pairs + i * n_j, sum, outer,
-                     sums_j);
+                     sums_j.get());
         transform(sum, product, gradient);
         for (int d = 0; d < 3; ++d)
             out.grad_frac_i[3 * (range.begin_i + i) + d] = T(-gradient[d]);

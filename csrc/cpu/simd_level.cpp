@@ -13,7 +13,7 @@ namespace sitenet {
 #define DECLARE(level)                                                                             \
     namespace level {                                                                              \
     extern const GeometryKernels geometry;                                                         \
-    extern const MergeKernels merge;                                                               \
+    extern const PairKernels pairs;                                                                \
     extern const AttentionKernels attention;                                                       \
     }
 SITENET_LEVELS(DECLARE)
@@ -24,16 +24,16 @@ namespace {
 struct Level {
     const char *name;
     const GeometryKernels *geometry;
-    const MergeKernels *merge;
+    const PairKernels *pairs;
     const AttentionKernels *attention;
 };
 
-const Level levels[] = {
-#define ENTRY(level) {#level, &level::geometry, &level::merge, &level::attention},
+const Level kLevels[] = {
+#define ENTRY(level) {#level, &level::geometry, &level::pairs, &level::attention},
     SITENET_LEVELS(ENTRY)
 #undef ENTRY
 };
-constexpr int num_levels = sizeof(levels) / sizeof(levels[0]);
+constexpr int kNumLevels = sizeof(kLevels) / sizeof(kLevels[0]);
 
 // How many of the levels this processor can run.
 int supported() {
@@ -55,13 +55,13 @@ const Level &choose() {
     const int usable = supported();
     const char *wish = std::getenv("SITENET_SIMD");
     if (!wish || !*wish)
-        return levels[usable - 1];
+        return kLevels[usable - 1];
     std::string names;
-    for (int i = 0; i < num_levels; ++i) {
-        if (std::string(wish) == levels[i].name && i < usable)
-            return levels[i];
+    for (int i = 0; i < kNumLevels; ++i) {
+        if (std::string(wish) == kLevels[i].name && i < usable)
+            return kLevels[i];
         if (i < usable)
-            names += std::string(i ? ", " : "") + levels[i].name;
+            names += std::string(i ? ", " : "") + kLevels[i].name;
     }
     throw std::runtime_error("SITENET_SIMD=" + std::string(wish) +
                              " is not a SIMD level of this machine; it has: " + names);
@@ -75,7 +75,7 @@ const Level &chosen() {
 } // namespace
 
 const GeometryKernels &geometry() { return *chosen().geometry; }
-const MergeKernels &merge() { return *chosen().merge; }
+const PairKernels &pairs() { return *chosen().pairs; }
 const AttentionKernels &attention() { return *chosen().attention; }
 const char *level_name() { return chosen().name; }
 

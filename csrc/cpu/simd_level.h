@@ -16,12 +16,12 @@
 namespace sitenet {
 
 struct GeometryKernels;
-struct MergeKernels;
+struct PairKernels;
 struct AttentionKernels;
 
 // The tables of the chosen level.
 const GeometryKernels &geometry();
-const MergeKernels &merge();
+const PairKernels &pairs();
 const AttentionKernels &attention();
 
 // Name of the chosen level. Throws std::runtime_error if SITENET_SIMD names one that does not exist

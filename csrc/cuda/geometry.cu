@@ -24,9 +24,6 @@ namespace {
 constexpr int kThreads = 128;
 constexpr int kThreadPairs = 4;
 
-// A volume below this share of the edges' product is rounding of the cell's own numbers.
-template <class T> constexpr double kSmallestVolume = sizeof(T) == 4 ? 1e-7 : 1e-14;
-
 template <class T> struct PreparedCell {
     Metric<T> metric;
     double basis[9], integer[9], inverse[9], cell[9];
@@ -117,7 +114,7 @@ template <class T>
 __device__ inline T distance_of(const Metric<T> &metric, const T *from, const T *to) {
     T x = wrap(to[0] - from[0]), y = wrap(to[1] - from[1]), z = wrap(to[2] - from[2]), plain;
     const T square = shortest_squared(metric, x, y, z, plain);
-    if (square < T(cancellation_share) * plain) {
+    if (square < T(kCancellationShare) * plain) {
         to_nearest(metric, x, y, z);
         return length(metric, x, y, z);
     }

@@ -54,16 +54,16 @@ inline dim3 grid_of(int64_t blocks, int y = 1, int z = 1) { return dim3(unsigned
 // Hands out parts of one piece of memory, each at a multiple of 256 bytes; measures if it has none.
 class Scratch {
   public:
-    explicit Scratch(void *base) : base_(reinterpret_cast<uintptr_t>(base)) {}
+    explicit Scratch(void *memory) : base(reinterpret_cast<uintptr_t>(memory)) {}
     template <class T> T *take(int64_t count) {
-        T *part = reinterpret_cast<T *>(base_ + used_);
-        used_ += round_up(count * int64_t(sizeof(T)), 256);
+        T *part = reinterpret_cast<T *>(base + used);
+        used += round_up(count * int64_t(sizeof(T)), 256);
         return part;
     }
-    int64_t bytes() const { return int64_t(used_); }
+    int64_t bytes() const { return int64_t(used); }
 
   private:
-    uintptr_t base_, used_ = 0;
+    uintptr_t base, used = 0;
 };
 
 template <class T> __device__ inline T warp_sum(T x) {

@@ -28,14 +28,14 @@ class MishTable {
         const auto low = (__m512i)((VecWord)y >> 22), sign = (__m512i)((VecWord)z >> 28);
         return _mm512_maskz_ternarylogic_epi32(kAllLanes, _mm512_set1_epi32(7), low, sign, 0xca);
     }
-    Vec<float> value(Vec<float> z, __m512i interval) const { return at(value_, z, interval); }
+    Vec<float> value(Vec<float> z, __m512i interval) const { return at(values, z, interval); }
     Vec<float> derivative(Vec<float> z, __m512i interval) const {
-        return at(derivative_, z, interval);
+        return at(derivatives, z, interval);
     }
 
   private:
     using Cubics = float[4][16]; // coefficients of z^0 to z^3
-    alignas(64) Cubics value_, derivative_;
+    alignas(64) Cubics values, derivatives;
 
     MishTable() {
         for (int k = 0; k < 8; ++k)
@@ -56,8 +56,8 @@ class MishTable {
             f[i] = last ? std::max(z[i], 0.0) : parts.value;
             g[i] = last ? double(z[i] > 0) : parts.derivative;
         }
-        interpolate(z, f, value_, at);
-        interpolate(z, g, derivative_, at);
+        interpolate(z, f, values, at);
+        interpolate(z, g, derivatives, at);
     }
     static void interpolate(const double *z, double *f, Cubics &to, int at) {
         for (int n = 1; n < 4; ++n) // divided differences

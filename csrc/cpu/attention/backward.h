@@ -68,9 +68,9 @@ template <class T, class E> class BackwardRows {
           rows(rows), site_i(site_i), site_j(site_j), packed(columns.padded), heads(s.heads),
           norms(s, columns, logit_weights), m(columns.tile_size()), d(columns.tile_size()),
           attended(size_t(heads) * kTile), row_sum(size_t(heads) * kTile),
-          row_dot(size_t(heads) * kTile), along(size_t(heads) * kTile * lanes),
-          grad_out(size_t(kTile) * columns.vectors[2] * lanes),
-          out_sum(s.interaction ? size_t(kTile) * lanes : 0), out_along(out_sum.size()),
+          row_dot(size_t(heads) * kTile), along(size_t(heads) * kTile * kLanes<T>),
+          grad_out(size_t(kTile) * columns.vectors[2] * kLanes<T>),
+          out_sum(s.interaction ? size_t(kTile) * kLanes<T> : 0), out_along(out_sum.size()),
           site_i_sum(packed), scratch(size_t(kGradRows) * weights.padded_width),
           tile_gradient(packed, s.width) {
         factor[0].resize(size_t(heads) * kTile);
@@ -89,7 +89,7 @@ template <class T, class E> class BackwardRows {
         sums.num_sites = high - low + 1;
         sums.site_j.resize(size_t(sums.num_sites) * packed);
         sums.weight.resize(size_t(round_up(s.width, kTileRows)) * packed);
-        sums.logit.resize(size_t(heads) * columns.vectors[0] * lanes);
+        sums.logit.resize(size_t(heads) * columns.vectors[0] * kLanes<T>);
         current = first_row;
         for (int64_t first = begin; first < end; first += kTile) {
             walk.fill(first, end);
@@ -100,7 +100,7 @@ template <class T, class E> class BackwardRows {
             sum_attention(tile);
             if (s.interaction)
                 sum_interaction(tile, first);
-            for (int t = 0; t < tile.count; t += lanes)
+            for (int t = 0; t < tile.count; t += kLanes<T>)
                 find_factors(t);
             differentiate(tile);
             add_sites(tile, sums);
@@ -113,7 +113,6 @@ template <class T, class E> class BackwardRows {
     }
 
   private:
-    static constexpr int lanes = kLanes<T>;
     const AttentionBackward<T, E> &p;
     const AttentionShape &s;
     const Columns<T> &columns;
@@ -154,7 +153,7 @@ template <class T, class E> class BackwardRows {
                 row_dot.get()[at] = rows.dot.get()[row + h];
             }
         }
-        for (int i = 0; i < heads * kTile; i += lanes)
+        for (int i = 0; i < heads * kTile; i += kLanes<T>)
             store(attended.get() + i, exp_of_negative<T>(load(attended.get() + i)));
     }
 
@@ -166,8 +165,9 @@ template <class T, class E> class BackwardRows {
             for (int h = 0; h < heads; ++h) {
                 Vec<T> sum{};
                 for (int v = 0; v < av; ++v)
-                    sum += load(u + (h * av + v) * lanes) * ((load(x + v * lanes) - mean) * rstd);
-                store(along.get() + (h * kTile + t) * lanes, sum);
+                    sum += load(u + (h * av + v) * kLanes<T>) *
+                           ((load(x + v * kLanes<T>) - mean) * rstd);
+                store(along.get() + (h * kTile + t) * kLanes<T>, sum);
             }
         }
     }
@@ -175,26 +175,26 @@ template <class T, class E> class BackwardRows {
     void sum_interaction(const Tile<T, E> &tile, int64_t first) {
         const int iv = columns.vectors[2];
         for (int t = 0; t < tile.count; ++t) {
-            T *g = grad_out.get() + size_t(t) * iv * lanes;
+            T *g = grad_out.get() + size_t(t) * iv * kLanes<T>;
             if (p.grad_e_out)
                 convert(p.grad_e_out + (first + t) * s.interaction, g, s.interaction);
             const T *x = column(m, 2, t);
             const T mean = norms.mean[2][t];
             Vec<T> sum{}, product{};
             for (int v = 0; v < iv; ++v) {
-                const Vec<T> y = load(g + v * lanes);
+                const Vec<T> y = load(g + v * kLanes<T>);
                 sum += y;
-                product += y * (load(x + v * lanes) - mean);
+                product += y * (load(x + v * kLanes<T>) - mean);
             }
-            store(out_sum.get() + t * lanes, sum);
-            store(out_along.get() + t * lanes, product);
+            store(out_sum.get() + t * kLanes<T>, sum);
+            store(out_along.get() + t * kLanes<T>, product);
         }
     }
 
     static Vec<T> added_up(const Buffer<T> &x, int t) {
-        Vec<T> v[lanes];
-        for (int i = 0; i < lanes; ++i)
-            v[i] = load(x.get() + size_t(t + i) * lanes);
+        Vec<T> v[kLanes<T>];
+        for (int i = 0; i < kLanes<T>; ++i)
+            v[i] = load(x.get() + size_t(t + i) * kLanes<T>);
         return add_lanes<T>(v);
     }
 
@@ -253,10 +253,10 @@ template <class T, class E> class BackwardRows {
             Vec<T> uv[NH];
 #pragma GCC unroll 4
             for (int h = 0; h < NH; ++h)
-                uv[h] = load(u + h * stride + v * lanes);
+                uv[h] = load(u + h * stride + v * kLanes<T>);
 #pragma GCC unroll 2
             for (int r = 0; r < NP; ++r) {
-                const size_t at = size_t(r) * packed + v * lanes;
+                const size_t at = size_t(r) * packed + v * kLanes<T>;
                 Vec<T> y = up[r] + along_m[r] * (load(x + at) - mean[r]);
 #pragma GCC unroll 4
                 for (int h = 0; h < NH; ++h)
@@ -273,8 +273,8 @@ template <class T, class E> class BackwardRows {
     void differentiate_heads(int g, int t, const T *u, int stride) {
         const T *x = column(m, g, t), *c = factor[g].get() + t;
         T *z = d.get() + size_t(t) * packed + columns.first[g];
-        const int last = (columns.vectors[g] - 1) * lanes;
-        for (int v = 0; v <= last; v += lanes) {
+        const int last = (columns.vectors[g] - 1) * kLanes<T>;
+        for (int v = 0; v <= last; v += kLanes<T>) {
             Vec<T> y = shift[g][t] + slope[g][t] * (load(x + v) - norms.mean[g][t]);
             for (int h = 0; h < heads; ++h)
                 y += c[h * kTile] * load(u + h * stride + v);
@@ -283,7 +283,8 @@ template <class T, class E> class BackwardRows {
     }
 
     void differentiate(const Tile<T, E> &tile) {
-        const int hidden = columns.vectors[0] * lanes, attention = columns.vectors[1] * lanes;
+        const int hidden = columns.vectors[0] * kLanes<T>,
+                  attention = columns.vectors[1] * kLanes<T>;
         const T *w = logit_weights.row(0);
         if (heads <= kMaxHeadsAtOnce)
             with_constant<kMaxHeadsAtOnce>(heads, [&](auto nh) {
@@ -305,12 +306,12 @@ template <class T, class E> class BackwardRows {
     // Here grad_e_out less its mean comes first: of a single column nothing must be left.
     void differentiate_interaction(int t) {
         const T *x = column(m, 2, t);
-        const T *g = grad_out.get() + size_t(t) * columns.vectors[2] * lanes;
+        const T *g = grad_out.get() + size_t(t) * columns.vectors[2] * kLanes<T>;
         T *z = d.get() + size_t(t) * packed + columns.first[2];
         const Vec<T> mean = splat(norms.mean[2][t]), rstd = splat(norms.rstd[2][t]);
         const Vec<T> up = splat(shift[2][t]), along_m = splat(slope[2][t]);
-        const int last = (columns.vectors[2] - 1) * lanes;
-        for (int v = 0; v <= last; v += lanes) {
+        const int last = (columns.vectors[2] - 1) * kLanes<T>;
+        for (int v = 0; v <= last; v += kLanes<T>) {
             const Vec<T> y = rstd * (load(g + v) + up) + along_m * (load(x + v) - mean);
             multiply_columns(z + v, y, 2, v == last);
         }
@@ -323,7 +324,7 @@ template <class T, class E> class BackwardRows {
             finish_until(tile.row[a]);
             for (int v = 0; v < columns.num_vectors(); v += kTileVectors)
                 with_constant<kTileVectors>(columns.num_vectors() - v, [&](auto nv) {
-                    add_sites_columns<nv>(tile, a, b, v * lanes, sums);
+                    add_sites_columns<nv>(tile, a, b, v * kLanes<T>, sums);
                 });
             a = b;
         }
@@ -337,17 +338,17 @@ template <class T, class E> class BackwardRows {
             for (; t < b && tile.site[t] == site; ++t)
 #pragma GCC unroll 8
                 for (int v = 0; v < NV; ++v)
-                    sum[v] += load(d.get() + size_t(t) * packed + column + v * lanes);
+                    sum[v] += load(d.get() + size_t(t) * packed + column + v * kLanes<T>);
             T *to = sums.site_j.get() + size_t(site - sums.first_site) * packed + column;
 #pragma GCC unroll 8
             for (int v = 0; v < NV; ++v) {
                 row[v] += sum[v];
-                store(to + v * lanes, load(to + v * lanes) + sum[v]);
+                store(to + v * kLanes<T>, load(to + v * kLanes<T>) + sum[v]);
             }
         }
         T *to = site_i_sum.get() + column;
         for (int v = 0; v < NV; ++v)
-            store(to + v * lanes, load(to + v * lanes) + row[v]);
+            store(to + v * kLanes<T>, load(to + v * kLanes<T>) + row[v]);
     }
 
     void finish_until(int row) { // rows before `row` are complete
@@ -371,18 +372,18 @@ template <class T, class E> class BackwardRows {
     template <int NH, int NV>
     void add_logit_weights_columns(int count, int h0, int v0, T *sums) const {
         Vec<T> sum[NH][NV] = {};
-        const T *c = factor[0].get() + h0 * kTile, *x = m.get() + v0 * lanes;
+        const T *c = factor[0].get() + h0 * kTile, *x = m.get() + v0 * kLanes<T>;
         for (int t = 0; t < count; ++t)
 #pragma GCC unroll 8
             for (int v = 0; v < NV; ++v) {
-                const Vec<T> y = load(x + size_t(t) * packed + v * lanes) - norms.mean[0][t];
+                const Vec<T> y = load(x + size_t(t) * packed + v * kLanes<T>) - norms.mean[0][t];
 #pragma GCC unroll 4
                 for (int h = 0; h < NH; ++h)
                     sum[h][v] += c[h * kTile + t] * y;
             }
         for (int h = 0; h < NH; ++h)
             for (int v = 0; v < NV; ++v) {
-                T *to = sums + (size_t(h0 + h) * columns.vectors[0] + v0 + v) * lanes;
+                T *to = sums + (size_t(h0 + h) * columns.vectors[0] + v0 + v) * kLanes<T>;
                 store(to, load(to) + sum[h][v]);
             }
     }

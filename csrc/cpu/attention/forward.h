@@ -8,16 +8,15 @@ namespace sitenet::SITENET_LEVEL {
 namespace {
 
 template <class T> inline T largest_of(const T *x, int n) {
-    constexpr int lanes = kLanes<T>;
     T largest = x[0];
     int i = 1;
-    if (n >= lanes) {
+    if (n >= kLanes<T>) {
         Vec<T> v = load(x);
-        for (i = lanes; i + lanes <= n; i += lanes) {
+        for (i = kLanes<T>; i + kLanes<T> <= n; i += kLanes<T>) {
             const Vec<T> y = load(x + i);
             v = y > v ? y : v;
         }
-        for (int k = 0; k < lanes; ++k)
+        for (int k = 0; k < kLanes<T>; ++k)
             largest = std::max(largest, v[k]);
     }
     for (; i < n; ++i)
@@ -71,7 +70,7 @@ template <class T, class E> class ForwardRows {
         : p(p), s(p.shape), columns(columns), weights(weights), site_i(site_i), site_j(site_j),
           packed(columns.padded), heads(s.heads), norms(s, columns, logit_weights),
           m(columns.tile_size()), attended(size_t(heads) * kRow),
-          softmax(heads, columns.vectors[1] * lanes) {}
+          softmax(heads, columns.vectors[1] * kLanes<T>) {}
 
     void run(int first_row, int last_row) {
         Walk<T, E> walk(s, p.e, p.offsets, p.sites_of_pair, site_i, site_j, packed, first_row);
@@ -95,8 +94,7 @@ template <class T, class E> class ForwardRows {
     }
 
   private:
-    static constexpr int lanes = kLanes<T>;
-    static constexpr int kRow = kTile + lanes; // vectors that begin in a tile may end beyond it
+    static constexpr int kRow = kTile + kLanes<T>; // vectors that begin in a tile may end beyond it
     const AttentionForward<T, E> &p;
     const AttentionShape &s;
     const Columns<T> &columns;
@@ -126,12 +124,12 @@ template <class T, class E> class ForwardRows {
     }
 
     void write_interaction(int count, int64_t first) {
-        const int whole = s.interaction / lanes * lanes;
+        const int whole = s.interaction / kLanes<T> * kLanes<T>;
         for (int t = 0; t < count; ++t) {
             const T *x = m.get() + size_t(t) * packed + columns.first[2];
             E *to = p.e_out + (first + t) * s.interaction;
             const T mean = norms.mean[2][t], rstd = norms.rstd[2][t];
-            for (int c = 0; c < whole; c += lanes)
+            for (int c = 0; c < whole; c += kLanes<T>)
                 store_as(to + c, (load(x + c) - mean) * rstd);
             for (int c = whole; c < s.interaction; ++c)
                 store_as(to + c, (x[c] - mean) * rstd);
@@ -146,14 +144,14 @@ template <class T, class E> class ForwardRows {
             const T shift = softmax.raise(h, largest_of(logits + a, b - a));
             Vec<T> sum{};
             int t = a;
-            for (; t + lanes <= b; t += lanes) {
+            for (; t + kLanes<T> <= b; t += kLanes<T>) {
                 const Vec<T> x = exp_of_negative<T>(load(logits + t) - shift);
                 sum += x;
                 store(w + t, x * load(norms.rstd[1] + t));
             }
             T total = sum_lanes<T>(sum);
             if (t < b) {
-                T x[lanes] = {};
+                T x[kLanes<T>] = {};
                 std::copy_n(logits + t, b - t, x);
                 store(x, exp_of_negative<T>(load(x) - shift));
                 for (int i = t; i < b; ++i) {
@@ -174,24 +172,24 @@ template <class T, class E> class ForwardRows {
     }
 
     template <int NH, int NV> void add_weighted(int a, int b, int h0, int v0) {
-        T *to = softmax.weighted.get() + (h0 * columns.vectors[1] + v0) * lanes;
-        const T *x = m.get() + columns.first[1] + v0 * lanes, *w = attended.get() + h0 * kRow;
-        const size_t stride = columns.vectors[1] * lanes;
+        T *to = softmax.weighted.get() + (h0 * columns.vectors[1] + v0) * kLanes<T>;
+        const T *x = m.get() + columns.first[1] + v0 * kLanes<T>, *w = attended.get() + h0 * kRow;
+        const size_t stride = columns.vectors[1] * kLanes<T>;
         Vec<T> sum[NH][NV];
         for (int h = 0; h < NH; ++h)
             for (int v = 0; v < NV; ++v)
-                sum[h][v] = load(to + h * stride + v * lanes);
+                sum[h][v] = load(to + h * stride + v * kLanes<T>);
         for (int t = a; t < b; ++t)
 #pragma GCC unroll 2
             for (int v = 0; v < NV; ++v) {
-                const Vec<T> y = load(x + size_t(t) * packed + v * lanes) - norms.mean[1][t];
+                const Vec<T> y = load(x + size_t(t) * packed + v * kLanes<T>) - norms.mean[1][t];
 #pragma GCC unroll 4
                 for (int h = 0; h < NH; ++h)
                     sum[h][v] += w[h * kRow + t] * y;
             }
         for (int h = 0; h < NH; ++h)
             for (int v = 0; v < NV; ++v)
-                store(to + h * stride + v * lanes, sum[h][v]);
+                store(to + h * stride + v * kLanes<T>, sum[h][v]);
     }
 };
 

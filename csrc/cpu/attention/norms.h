@@ -16,8 +16,8 @@ namespace {
 template <class T, int NH>
 inline void partial_sums(const T *m, int stride, int vectors, Vec<T> last_lanes, const T *w,
                          Vec<T> (&partial)[2 + NH][kLanes<T>]) {
-    constexpr int lanes = kLanes<T>, at_once = 2;
-    for (int t = 0; t < lanes; t += at_once) {
+    constexpr int at_once = 2;
+    for (int t = 0; t < kLanes<T>; t += at_once) {
         Vec<T> sum[at_once] = {}, squares[at_once] = {}, dots[at_once][NH + 1] = {};
         const T *x[at_once];
         Vec<T> first[at_once];
@@ -29,10 +29,10 @@ inline void partial_sums(const T *m, int stride, int vectors, Vec<T> last_lanes,
             Vec<T> wv[NH + 1];
 #pragma GCC unroll 4
             for (int h = 0; h < NH; ++h)
-                wv[h] = load(w + (h * vectors + v) * lanes);
+                wv[h] = load(w + (h * vectors + v) * kLanes<T>);
 #pragma GCC unroll 2
             for (int r = 0; r < at_once; ++r) {
-                Vec<T> y = load(x[r] + v * lanes) - first[r];
+                Vec<T> y = load(x[r] + v * kLanes<T>) - first[r];
                 if (last)
                     y *= last_lanes;
                 sum[r] += y;
@@ -90,12 +90,12 @@ template <class T> class TileNorms {
     }
 
     void compute(const T *m, int count) {
-        for (int t = 0; t < count; t += lanes) {
+        for (int t = 0; t < count; t += kLanes<T>) {
             const T *tile = m + size_t(t) * columns.padded;
             attend(tile, t);
             for (int g = 1; shape.norm && g < 3; ++g)
                 if (columns.vectors[g]) {
-                    Vec<T> partial[2][lanes];
+                    Vec<T> partial[2][kLanes<T>];
                     const T *x = tile + columns.first[g];
                     partial_sums<T, 0>(x, columns.padded, columns.vectors[g], columns.last[g],
                                        nullptr, partial);
@@ -106,7 +106,6 @@ template <class T> class TileNorms {
     }
 
   private:
-    static constexpr int lanes = kLanes<T>;
     const AttentionShape &shape;
     const Columns<T> &columns;
     const LogitWeights<T> &weights;
@@ -116,7 +115,7 @@ template <class T> class TileNorms {
         Vec<T> offset = -first;
         for (int h0 = 0; h0 < weights.heads; h0 += kMaxHeadsAtOnce)
             with_constant<kMaxHeadsAtOnce>(weights.heads - h0, [&](auto nh) {
-                Vec<T> partial[2 + nh][lanes];
+                Vec<T> partial[2 + nh][kLanes<T>];
                 partial_sums<T, nh>(m, columns.padded, columns.vectors[0], columns.last[0],
                                     weights.row(h0), partial);
                 if (shape.norm && h0 == 0)

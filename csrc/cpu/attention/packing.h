@@ -1,11 +1,10 @@
 // How the operands of the attention kernels lie in memory: padded to whole vectors.
 #pragma once
 
+#include "../buffer.h"
 #include "../simd.h"
 
 #include <algorithm>
-#include <memory>
-#include <new>
 #include <vector>
 
 namespace sitenet::SITENET_LEVEL {
@@ -43,27 +42,6 @@ template <int most, class F> inline void with_constant(int n, F f) {
     f(std::integral_constant<int, most>());
 }
 
-template <class T> class Buffer {
-  public:
-    Buffer() = default;
-    explicit Buffer(size_t n) { resize(n); }
-    void resize(size_t n) {
-        data_.reset(static_cast<T *>(::operator new(std::max<size_t>(n, 1) * sizeof(T), kAlign)));
-        size_ = n;
-        std::memset(static_cast<void *>(data_.get()), 0, n * sizeof(T));
-    }
-    T *get() const { return data_.get(); }
-    size_t size() const { return size_; }
-
-  private:
-    static constexpr std::align_val_t kAlign{64};
-    struct Free {
-        void operator()(T *p) const { ::operator delete(p, kAlign); }
-    };
-    std::unique_ptr<T, Free> data_;
-    size_t size_ = 0;
-};
-
 // 1 in the lanes before n, 0 in the others.
 template <class T> inline Vec<T> first_lanes(int n) {
     T x[kLanes<T>];
@@ -76,22 +54,21 @@ template <class T> inline Vec<T> first_lanes(int n) {
 // group's last vector may reach into the next group, or the next row: `last` is 1 in the lanes that
 // belong to it and 0 in the others.
 template <class T> struct Columns {
-    static constexpr int lanes = kLanes<T>;
     int size[3], first[3], vectors[3];
     Vec<T> last[3];
     int count, padded;
 
     Columns(int hidden, int attention, int interaction)
         : size{hidden, attention, interaction}, first{0, hidden, hidden + attention},
-          count(hidden + attention + interaction), padded(round_up(count, lanes)) {
+          count(hidden + attention + interaction), padded(round_up(count, kLanes<T>)) {
         for (int g = 0; g < 3; ++g) {
-            vectors[g] = round_up(size[g], lanes) / lanes;
-            last[g] = first_lanes<T>(size[g] - (vectors[g] - 1) * lanes);
+            vectors[g] = round_up(size[g], kLanes<T>) / kLanes<T>;
+            last[g] = first_lanes<T>(size[g] - (vectors[g] - 1) * kLanes<T>);
         }
     }
-    int num_vectors() const { return padded / lanes; }
+    int num_vectors() const { return padded / kLanes<T>; }
     // Numbers of a tile, whose last vector may reach beyond it.
-    size_t tile_size() const { return size_t(kTile) * padded + lanes; }
+    size_t tile_size() const { return size_t(kTile) * padded + kLanes<T>; }
 };
 
 template <class T>

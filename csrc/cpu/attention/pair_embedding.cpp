@@ -26,7 +26,6 @@ Buffer<T> pack_embedding(const T *weight, const T *bias, const EmbeddingShape &s
 
 // The activations of a tile, and the numbers of their norm.
 template <class T, class E> struct EmbeddingTile {
-    static constexpr int lanes = kLanes<T>;
     const EmbeddingShape &s;
     const T *w;
     const int padded, vectors;
@@ -35,9 +34,9 @@ template <class T, class E> struct EmbeddingTile {
     alignas(64) T mean[kTile], rstd[kTile];
 
     EmbeddingTile(const EmbeddingShape &s, const T *w)
-        : s(s), w(w), padded(round_up(s.width, lanes)), vectors(padded / lanes),
-          last_lanes(first_lanes<T>(s.width - (vectors - 1) * lanes)), m(size_t(kTile) * padded),
-          d(size_t(kTile) * padded) {
+        : s(s), w(w), padded(round_up(s.width, kLanes<T>)), vectors(padded / kLanes<T>),
+          last_lanes(first_lanes<T>(s.width - (vectors - 1) * kLanes<T>)),
+          m(size_t(kTile) * padded), d(size_t(kTile) * padded) {
         std::fill_n(mean, kTile, T(0));
         std::fill_n(rstd, kTile, T(1));
     }
@@ -45,7 +44,7 @@ template <class T, class E> struct EmbeddingTile {
     // f(place in the tile, z) for all z = weight features + bias.
     template <class F> void linear(const T *features, int count, F f) const {
         for (int t = 0; t < count; ++t, features += s.num_features)
-            for (int k = 0; k < padded; k += lanes) {
+            for (int k = 0; k < padded; k += kLanes<T>) {
                 Vec<T> z = load(w + s.num_features * padded + k);
                 for (int i = 0; i < s.num_features; ++i)
                     z += features[i] * load(w + i * padded + k);
@@ -54,8 +53,8 @@ template <class T, class E> struct EmbeddingTile {
     }
 
     void normalise_tile(int count) {
-        for (int t = 0; s.norm && t < count; t += lanes) {
-            Vec<T> partial[2][lanes];
+        for (int t = 0; s.norm && t < count; t += kLanes<T>) {
+            Vec<T> partial[2][kLanes<T>];
             const T *x = m.get() + t * padded;
             partial_sums<T, 0>(x, padded, vectors, last_lanes, nullptr, partial);
             normalise(partial, first_column(x, padded), s.width, s.eps, mean + t, rstd + t);
@@ -71,7 +70,6 @@ template <class T, class E>
 void backward_range(const EmbeddingBackward<T, E> &p, const T *w, int64_t begin, int64_t end,
                     T *sums) {
     const EmbeddingShape &s = p.shape;
-    constexpr int lanes = kLanes<T>;
     EmbeddingTile<T, E> tile(s, w);
     const int padded = tile.padded, nf = s.num_features;
     T *m = tile.m.get(), *d = tile.d.get();
@@ -91,19 +89,19 @@ void backward_range(const EmbeddingBackward<T, E> &p, const T *w, int64_t begin,
         for (int t = 0; t < count; ++t) {
             convert(p.grad_e + (first + t) * s.width, g, s.width);
             Vec<T> total{}, along{};
-            for (int k = 0; k < padded; k += lanes) {
+            for (int k = 0; k < padded; k += kLanes<T>) {
                 total += load(g + k);
                 along += load(g + k) * tile.normal(t, k);
             }
             const T mean = s.norm ? sum_lanes<T>(total) / s.width : 0;
             const T dot = s.norm ? sum_lanes<T>(along) / s.width : 0;
-            for (int k = 0; k < padded; k += lanes) {
+            for (int k = 0; k < padded; k += kLanes<T>) {
                 T *dz = d + t * padded + k;
                 store(dz, tile.rstd[t] * (load(g + k) - mean - dot * tile.normal(t, k)) * load(dz));
             }
         }
         for (int j = 0; j <= nf; ++j)
-            for (int k = 0; k < padded; k += lanes) {
+            for (int k = 0; k < padded; k += kLanes<T>) {
                 Vec<T> sum = load(sums + j * padded + k);
                 for (int t = 0; t < count; ++t)
                     sum += (j < nf ? features[t * nf + j] : T(1)) * load(d + t * padded + k);
@@ -112,7 +110,7 @@ void backward_range(const EmbeddingBackward<T, E> &p, const T *w, int64_t begin,
         for (int t = 0; p.grad_features && t < count; ++t)
             for (int j = 0; j < nf; ++j) {
                 Vec<T> to{};
-                for (int k = 0; k < padded; k += lanes)
+                for (int k = 0; k < padded; k += kLanes<T>)
                     to += load(d + t * padded + k) * load(w + j * padded + k);
                 p.grad_features[(first + t) * nf + j] = sum_lanes<T>(to);
             }
@@ -123,7 +121,6 @@ void backward_range(const EmbeddingBackward<T, E> &p, const T *w, int64_t begin,
 
 template <class T, class E> void embedding_forward(const EmbeddingForward<T, E> &p, int threads) {
     const EmbeddingShape &s = p.shape;
-    constexpr int lanes = kLanes<T>;
     threads = useful_threads(threads, s.pairs);
     const Buffer<T> w = pack_embedding(p.weight, p.bias, s);
 #pragma omp parallel num_threads(threads) if (threads > 1)
@@ -139,7 +136,7 @@ template <class T, class E> void embedding_forward(const EmbeddingForward<T, E> 
             });
             tile.normalise_tile(count);
             for (int t = 0; t < count; ++t) {
-                for (int k = 0; k < tile.padded; k += lanes)
+                for (int k = 0; k < tile.padded; k += kLanes<T>)
                     store(m + t * tile.padded + k, tile.normal(t, k));
                 write_row(m + t * tile.padded, p.e + (first + t) * s.width, s.width);
             }

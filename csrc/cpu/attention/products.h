@@ -50,7 +50,7 @@ template <class T, class E, int NV, bool Backward, class WithFunction> class Pro
     // The columns from `begin` to `end`, which are whole blocks.
     void run(int begin, int end) {
         Place before = {0, begin}; // where what is there at first gives way to what comes later
-        for (int column = begin; column < end; column += NV * lanes)
+        for (int column = begin; column < end; column += NV * kLanes<T>)
             for (int pair = 0; pair < tile.padded(); pair += kTileRows) {
                 block({pair, column}, before);
                 before = {pair, column};
@@ -61,7 +61,6 @@ template <class T, class E, int NV, bool Backward, class WithFunction> class Pro
 
   private:
     using F = Factor<T, E>;
-    static constexpr int lanes = kLanes<T>;
     struct Place {
         int pair, column;
     };
@@ -83,7 +82,7 @@ template <class T, class E, int NV, bool Backward, class WithFunction> class Pro
             Vec<F> wk[NV];
 #pragma GCC unroll 8
             for (int v = 0; v < NV; ++v)
-                wk[v] = load(w + (k * NV + v) * lanes);
+                wk[v] = load(w + (k * NV + v) * kLanes<T>);
 #pragma GCC unroll 8
             for (int r = 0; r < kTileRows; ++r) {
                 const F x = factor_at(e[r] + k);
@@ -118,7 +117,7 @@ template <class T, class E, int NV, bool Backward, class WithFunction> class Pro
         with_function([&](auto function) __attribute__((always_inline)) {
 #pragma GCC unroll 8
             for (int v = 0; v < NV; ++v) {
-                const int at = v * lanes;
+                const int at = v * kLanes<T>;
                 const auto a = function(sum[v] + (load(site_i + at) + load(site_j + at)));
                 if constexpr (Backward) {
                     store(m + to + at, a.value);
@@ -188,10 +187,9 @@ template <class T, class E> struct TileGradient {
     void set(const Tile<T, E> &tile, T *d, int packed, int width) {
         if constexpr (kUseBf16<E>) {
 #if defined(__AVX512BF16__)
-            constexpr int lanes = kLanes<T>;
-            alignas(64) uint16_t order[2 * lanes]; // 0 16 1 17 ...
-            for (int i = 0; i < 2 * lanes; ++i)
-                order[i] = uint16_t(i / 2 + i % 2 * lanes);
+            alignas(64) uint16_t order[2 * kLanes<T>]; // 0 16 1 17 ...
+            for (int i = 0; i < 2 * kLanes<T>; ++i)
+                order[i] = uint16_t(i / 2 + i % 2 * kLanes<T>);
             const __m512i in_turn = _mm512_load_si512(order);
             if (tile.count % 2)
                 std::fill_n(d + size_t(tile.count) * packed, packed, T(0));
@@ -199,7 +197,7 @@ template <class T, class E> struct TileGradient {
             for (int s = 0; s < steps; ++s) {
                 const float *d0 = d + size_t(2 * s) * packed, *d1 = d0 + packed;
                 uint16_t *to = rows.get() + size_t(2 * s) * packed;
-                for (int c = 0; c < packed; c += lanes) {
+                for (int c = 0; c < packed; c += kLanes<T>) {
                     const auto both =
                         (__m512i)_mm512_cvtne2ps_pbh((__m512)load(d1 + c), (__m512)load(d0 + c));
                     _mm256_storeu_si256((__m256i *)(to + c),
@@ -235,7 +233,6 @@ template <class T, class E> struct TileGradient {
 template <class T, class F, int NV>
 void weight_block(const F *const *z, const F *const *e, int steps, int k0, int width, int column,
                   int packed, T *out) {
-    constexpr int lanes = kLanes<T>;
     Vec<T> sum[kTileRows][NV];
     int k[kTileRows];
 #pragma GCC unroll 8
@@ -243,13 +240,13 @@ void weight_block(const F *const *z, const F *const *e, int steps, int k0, int w
         k[r] = std::min(k0 + r, width - 1); // rows past the width are padding
 #pragma GCC unroll 8
         for (int v = 0; v < NV; ++v)
-            sum[r][v] = load(out + size_t(k0 + r) * packed + column + v * lanes);
+            sum[r][v] = load(out + size_t(k0 + r) * packed + column + v * kLanes<T>);
     }
     for (int t = 0; t < steps; ++t) {
         Vec<F> zt[NV];
 #pragma GCC unroll 8
         for (int v = 0; v < NV; ++v)
-            zt[v] = load(z[t] + column + v * lanes);
+            zt[v] = load(z[t] + column + v * kLanes<T>);
 #pragma GCC unroll 8
         for (int r = 0; r < kTileRows; ++r) {
             const F x = e[t][k[r]];
@@ -262,13 +259,12 @@ void weight_block(const F *const *z, const F *const *e, int steps, int k0, int w
     for (int r = 0; r < kTileRows; ++r)
 #pragma GCC unroll 8
         for (int v = 0; v < NV; ++v)
-            store(out + size_t(k0 + r) * packed + column + v * lanes, sum[r][v]);
+            store(out + size_t(k0 + r) * packed + column + v * kLanes<T>, sum[r][v]);
 }
 
 // grad_e: kGradRows pairs by NV vectors of k, over all columns (steps: columns, or pairs of them).
 template <class T, class F, int NV>
 void e_block(const F *const *z, int t0, const F *w, int steps, int k, int padded_width, T *out) {
-    constexpr int lanes = kLanes<T>;
     Vec<T> sum[kGradRows][NV] = {};
     const F *zr[kGradRows];
     for (int r = 0; r < kGradRows; ++r)
@@ -277,7 +273,7 @@ void e_block(const F *const *z, int t0, const F *w, int steps, int k, int padded
         Vec<F> wc[NV];
 #pragma GCC unroll 8
         for (int v = 0; v < NV; ++v)
-            wc[v] = load(w + size_t(c) * padded_width + k + v * lanes);
+            wc[v] = load(w + size_t(c) * padded_width + k + v * kLanes<T>);
 #pragma GCC unroll 8
         for (int r = 0; r < kGradRows; ++r) {
             const F x = factor_at(zr[r] + c);
@@ -290,28 +286,28 @@ void e_block(const F *const *z, int t0, const F *w, int steps, int k, int padded
     for (int r = 0; r < kGradRows; ++r)
 #pragma GCC unroll 8
         for (int v = 0; v < NV; ++v)
-            store(out + size_t(r) * padded_width + k + v * lanes, sum[r][v]);
+            store(out + size_t(r) * padded_width + k + v * kLanes<T>, sum[r][v]);
 }
 
 template <class T, class E>
 void tile_products(const TileGradient<T, E> &z, const Tile<T, E> &tile,
                    const Weights<T, E> &weights, T *weight_sums, T *scratch, E *grad_e) {
     using F = Factor<T, E>;
-    constexpr int lanes = kLanes<T>;
     const int packed = weights.num_columns, width = weights.width;
     for (int v0 = 0; v0 < weights.num_vectors; v0 += kTileVectors)
         with_constant<kTileVectors>(weights.num_vectors - v0, [&](auto nv) {
             for (int k0 = 0; k0 < width; k0 += kTileRows)
-                weight_block<T, F, nv>(z.of_step, z.e_of_step, z.steps, k0, width, v0 * lanes,
+                weight_block<T, F, nv>(z.of_step, z.e_of_step, z.steps, k0, width, v0 * kLanes<T>,
                                        packed, weight_sums);
         });
     const F *w = weights.k_of_column.get();
     const int steps = kUseBf16<E> ? packed / 2 : packed;
-    const int kv = weights.padded_width / lanes;
+    const int kv = weights.padded_width / kLanes<T>;
     for (int t0 = 0; t0 < tile.count; t0 += kGradRows) {
         for (int v0 = 0; v0 < kv; v0 += kGradVectors)
             with_constant<kGradVectors>(kv - v0, [&](auto nv) {
-                e_block<T, F, nv>(z.row, t0, w, steps, v0 * lanes, weights.padded_width, scratch);
+                e_block<T, F, nv>(z.row, t0, w, steps, v0 * kLanes<T>, weights.padded_width,
+                                  scratch);
             });
         for (int r = 0; r < kGradRows && t0 + r < tile.count; ++r)
             write_row(scratch + size_t(r) * weights.padded_width, grad_e + size_t(t0 + r) * width,

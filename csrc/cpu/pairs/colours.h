@@ -1,17 +1,18 @@
-// Colours of sites, shared by the ways of finding orbits.
+// Colours of sites: the start and the numbering of every colour refinement in this folder.
 #pragma once
 
 #include "../../geometry.h"
 #include "../../pairs.h"
 #include "../buffer.h"
 
-namespace sitenet {
-namespace { // one copy a level: see simd_level.h
+namespace sitenet::SITENET_LEVEL {
+namespace {
 
-constexpr double same_place = 1e-6;       // angstrom
-constexpr double smallest_volume = 1e-12; // of the edges' product
+constexpr double kSamePlace = 1e-6;           // angstrom; nearer sites coincide
+constexpr double kSmallestCellVolume = 1e-12; // share of the product of the cell's edges
 
-// Numbers the colours by their leaders, the first sites. Returns how many there are.
+/// Numbers the colours by their leaders, the first site of each. `leader_of` maps every site to its
+/// leader. Returns the number of colours.
 int64_t number_colours(const int32_t *leader_of, int64_t sites, int32_t *colour, int32_t *leader) {
     int64_t colours = 0;
     for (int64_t i = 0; i < sites; ++i)
@@ -24,7 +25,7 @@ int64_t number_colours(const int32_t *leader_of, int64_t sites, int32_t *colour,
     return colours;
 }
 
-// A colour for each (number, oxidation, occupancy). Returns how many there are.
+/// Colours the sites by (number, oxidation, occupancy). Returns the number of colours.
 int64_t first_colours(const PairInput &input, int32_t *colour, int32_t *leader) {
     const int64_t n = input.sites;
     Buffer<int32_t> leader_of(n);
@@ -42,8 +43,8 @@ int64_t first_colours(const PairInput &input, int32_t *colour, int32_t *leader) 
             leader[kinds++] = int32_t(i);
         leader_of[i] = leader[k];
     }
-    return number_colours(leader_of, n, colour, leader);
+    return number_colours(leader_of.get(), n, colour, leader);
 }
 
 } // namespace
-} // namespace sitenet
+} // namespace sitenet::SITENET_LEVEL

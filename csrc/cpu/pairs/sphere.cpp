@@ -1,10 +1,16 @@
-// All periodic images within a radius of each site, merged: what they are does not depend on the
-// choice of the cell, and an image of the site itself is a pair like any other.
+// Pairs with all periodic images within a radius, merged. The result does not depend on the choice
+// of the cell, and an image of the site itself is a pair like any other.
 //
-// In the reduced basis B a displacement x + n with |(x + n) B| <= radius has |x_k + n_k| <= radius
-// |b*_k|, b* the columns of B^-1: a box of integers for every pair of sites, of which about half
-// lie within. The colours are refined as in merge.cpp, on rows that are kept: their number of pairs
-// grows with the sites alone. A shell on the sphere's surface counts as inside (1e-6 angstrom).
+// In the reduced basis B, a displacement x + n with |(x + n) B| <= radius has
+//
+//   |x_k + n_k| <= radius |b*_k|      b*: the columns of B^-1
+//
+// which leaves a box of integers for every pair of sites; about half of the box lies within the
+// sphere. A shell on the surface counts as inside (1e-6 angstrom). The colours are refined as in
+// merge.cpp, but on rows that stay in memory, 16 bytes per pair: their length does not grow with
+// the number of sites. Single-threaded and deterministic.
+#include "sphere.h"
+
 #include "colours.h"
 
 #include <algorithm>
@@ -13,8 +19,9 @@
 namespace sitenet::SITENET_LEVEL {
 namespace {
 
-constexpr double surface = 1e-6; // angstrom
+constexpr double kSurface = 1e-6; // angstrom by which the radius grows
 
+/// The other end of a pair.
 struct End {
     double distance;
     int32_t site, colour;
@@ -25,13 +32,16 @@ bool nearer(const End &a, const End &b) {
 }
 
 struct Sphere {
-    double basis[9], inverse[9], reach[3], radius;
-    Buffer<double> points; // (sites, 3) in the reduced basis
+    bool good; ///< whether the cell reduces; the rest is unset if not
+    double radius;
+    double basis[9], inverse[9];
+    double reach[3];       ///< radius |b*_k|
+    Buffer<double> points; ///< (sites, 3) in the reduced basis
 
     Sphere(const PairInput &input, double radius)
-        : radius(radius + surface), points(3 * input.sites) {
+        : radius(radius + kSurface), points(3 * input.sites) {
         Reduced reduced;
-        good = reduce(input.cell, smallest_volume, reduced);
+        good = reduce(input.cell, kSmallestCellVolume, reduced);
         if (!good)
             return;
         std::memcpy(basis, reduced.basis, sizeof basis);
@@ -43,11 +53,11 @@ struct Sphere {
         double to_reduced[9];
         invert(reduced.integer, to_reduced);
         for (int64_t i = 0; i < input.sites; ++i)
-            transform(input.frac + 3 * i, to_reduced, points + 3 * i);
+            transform(input.frac + 3 * i, to_reduced, &points[3 * i]);
     }
 
-    // Calls found(distance) for every image of site j within the radius of site i, in order.
-    template <class Found> void images(int64_t i, int64_t j, const Found &found) const {
+    /// Calls visit(distance) for every image of site j within the radius of site i, in order.
+    template <class Visit> void images(int64_t i, int64_t j, const Visit &visit) const {
         double x[3];
         int64_t low[3], high[3];
         for (int k = 0; k < 3; ++k) {
@@ -63,14 +73,16 @@ struct Sphere {
                     transform(u, basis, v);
                     const double square = dot3(v, v);
                     if (square <= radius * radius)
-                        found(std::sqrt(square));
+                        visit(std::sqrt(square));
                 }
     }
-    bool good;
 };
 
-// All rows, before merging.
+/// All rows before merging, one after another.
 struct Ends {
+    Buffer<int64_t> begin; ///< (sites + 1)
+    Buffer<End> ends;
+
     Ends(const Sphere &sphere, int64_t sites, int64_t size) : begin(sites + 1), ends(size) {
         int64_t at = 0;
         for (int64_t i = 0; i < sites; ++i) {
@@ -80,25 +92,24 @@ struct Ends {
         }
         begin[sites] = at;
     }
-    // Recolours the rows and sorts them.
+    /// Recolours the rows and sorts them.
     void colour(const int32_t *colours, int64_t sites) {
         for (int64_t k = 0; k < begin[sites]; ++k)
             ends[k].colour = colours[ends[k].site];
         for (int64_t i = 0; i < sites; ++i)
-            std::sort(ends + begin[i], ends + begin[i + 1], nearer);
+            std::sort(ends.get() + begin[i], ends.get() + begin[i + 1], nearer);
     }
+    /// Whether two sorted rows agree within the tolerance.
     bool agree(int64_t i, int64_t j, double tolerance) const {
         const int64_t size = begin[i + 1] - begin[i];
         if (size != begin[j + 1] - begin[j])
             return false;
-        const End *a = ends + begin[i], *b = ends + begin[j];
+        const End *a = &ends[begin[i]], *b = &ends[begin[j]];
         for (int64_t k = 0; k < size; ++k)
             if (a[k].colour != b[k].colour || std::fabs(a[k].distance - b[k].distance) > tolerance)
                 return false;
         return true;
     }
-    Buffer<int64_t> begin;
-    Buffer<End> ends;
 };
 
 int64_t find_orbits(const PairInput &input, Ends &rows, int32_t *orbit, int32_t *leader) {
@@ -108,35 +119,36 @@ int64_t find_orbits(const PairInput &input, Ends &rows, int32_t *orbit, int32_t 
     for (int64_t before = 0; colours > before;) {
         before = colours;
         rows.colour(orbit, n);
-        int64_t found = 0; // leaders so far
+        int64_t num_leaders = 0;
         for (int64_t i = 0; i < n; ++i) {
             int64_t k = 0;
-            while (k < found &&
+            while (k < num_leaders &&
                    (orbit[leaders[k]] != orbit[i] || !rows.agree(leaders[k], i, input.tolerance)))
                 ++k;
-            if (k == found)
-                leaders[found++] = int32_t(i);
+            if (k == num_leaders)
+                leaders[num_leaders++] = int32_t(i);
             leader_of[i] = leaders[k];
         }
-        colours = number_colours(leader_of, n, orbit, leader);
+        colours = number_colours(leader_of.get(), n, orbit, leader);
     }
     return colours;
 }
 
-// The mean row of an orbit, whose leader's row receives it, as merged pairs.
+/// Replaces the row of an orbit's leader by the mean row of its sites, and merges that. Returns the
+/// number of pairs so far, or kCoincident.
 int64_t merge_row(const Ends &rows, const int32_t *orbit, int64_t sites, int64_t leader,
                   double tolerance, const PairOutput &output, int64_t pairs) {
     const int64_t size = rows.begin[leader + 1] - rows.begin[leader];
-    End *mean = rows.ends + rows.begin[leader];
+    End *mean = rows.ends.get() + rows.begin[leader];
     for (int64_t i = leader + 1, count = 2; i < sites; ++i) {
         if (orbit[i] != orbit[leader])
             continue;
-        const End *row = rows.ends + rows.begin[i];
+        const End *row = rows.ends.get() + rows.begin[i];
         for (int64_t k = 0; k < size; ++k)
             mean[k].distance += (row[k].distance - mean[k].distance) / double(count);
         ++count;
     }
-    bool self = true; // the first pair of the row's own colour
+    bool self = true; // until the first pair of the row's own colour
     for (int64_t k = 0; k < size;) {
         const End first = mean[k];
         const bool own = self && first.colour == orbit[leader];
@@ -146,8 +158,8 @@ int64_t merge_row(const Ends &rows, const int32_t *orbit, int64_t sites, int64_t
                mean[next].distance - first.distance <= tolerance;
              ++next)
             sum += mean[next].distance - first.distance;
-        if (!own && !(first.distance > same_place))
-            return coincident;
+        if (!own && !(first.distance > kSamePlace))
+            return kCoincident;
         self = self && !own;
         output.sites[pairs] = first.colour;
         output.distance[pairs] = own ? 0 : first.distance + sum / double(next - k);
@@ -157,19 +169,20 @@ int64_t merge_row(const Ends &rows, const int32_t *orbit, int64_t sites, int64_t
     return pairs;
 }
 
+/// Copies all rows unmerged. Returns the number of pairs, or kCoincident.
 int64_t copy_rows(const Ends &rows, int64_t sites, const PairOutput &output) {
     for (int64_t i = 0; i < sites; ++i) {
         output.offsets[i + 1] = rows.begin[i + 1];
         int64_t near = 0;
         for (int64_t k = rows.begin[i]; k < rows.begin[i + 1]; ++k) {
-            const bool zero = !(rows.ends[k].distance > same_place);
+            const bool zero = !(rows.ends[k].distance > kSamePlace);
             near += zero;
             output.sites[k] = rows.ends[k].site;
             output.distance[k] = zero ? 0 : rows.ends[k].distance;
             output.multiplicity[k] = 1;
         }
         if (near != 1)
-            return coincident;
+            return kCoincident;
     }
     return rows.begin[sites];
 }
@@ -179,7 +192,7 @@ int64_t copy_rows(const Ends &rows, int64_t sites, const PairOutput &output) {
 int64_t count_sphere(const PairInput &input, double radius) {
     const Sphere sphere(input, radius);
     if (!sphere.good)
-        return bad_cell;
+        return kBadCell;
     int64_t pairs = 0;
     for (int64_t i = 0; i < input.sites; ++i)
         for (int64_t j = 0; j < input.sites; ++j)
@@ -192,7 +205,7 @@ int64_t find_sphere(const PairInput &input, double radius, bool merge, int64_t r
     const int64_t n = input.sites;
     const Sphere sphere(input, radius);
     if (!sphere.good)
-        return bad_cell;
+        return kBadCell;
     Ends rows(sphere, n, room);
     output.offsets[0] = 0;
     if (!merge) {

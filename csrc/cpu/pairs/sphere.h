@@ -1,0 +1,12 @@
+// Pairs within a radius, defined in sphere.cpp.
+#pragma once
+
+#include "../../pairs.h"
+
+namespace sitenet::SITENET_LEVEL {
+
+int64_t count_sphere(const PairInput &input, double radius);
+int64_t find_sphere(const PairInput &input, double radius, bool merge, int64_t room, int32_t *orbit,
+                    int32_t *leader, const PairOutput &output);
+
+} // namespace sitenet::SITENET_LEVEL
