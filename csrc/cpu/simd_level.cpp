@@ -1,20 +1,18 @@
 #include "simd_level.h"
 
-#include "../attention.h"
-#include "../geometry.h"
-#include "../pairs.h"
-
 #include <cstdlib>
 #include <stdexcept>
 #include <string>
 
 namespace sitenet {
 
-#define DECLARE(level)                                                                             \
+#define DECLARE(level, plain)                                                                      \
     namespace level {                                                                              \
     extern const GeometryKernels geometry;                                                         \
     extern const PairKernels pairs;                                                                \
-    extern const AttentionKernels attention;                                                       \
+    extern const AttentionKernels<float, float> attention_f32;                                     \
+    extern const AttentionKernels<double, double> attention_f64;                                   \
+    extern const AttentionKernels<float, uint16_t> attention_bf16;                                 \
     }
 SITENET_LEVELS(DECLARE)
 #undef DECLARE
@@ -25,17 +23,25 @@ struct Level {
     const char *name;
     const GeometryKernels *geometry;
     const PairKernels *pairs;
-    const AttentionKernels *attention;
+    const AttentionKernels<float, float> *attention_f32;
+    const AttentionKernels<double, double> *attention_f64;
+    const AttentionKernels<float, uint16_t> *attention_bf16;
 };
 
 const Level kLevels[] = {
-#define ENTRY(level) {#level, &level::geometry, &level::pairs, &level::attention},
+#define ENTRY(level, plain)                                                                        \
+    {#level,                                                                                       \
+     &plain::geometry,                                                                             \
+     &plain::pairs,                                                                                \
+     &plain::attention_f32,                                                                        \
+     &plain::attention_f64,                                                                        \
+     &level::attention_bf16},
     SITENET_LEVELS(ENTRY)
 #undef ENTRY
 };
 constexpr int kNumLevels = sizeof(kLevels) / sizeof(kLevels[0]);
 
-// How many of the levels this processor can run.
+/// Returns how many of the levels this processor can run.
 int supported() {
 #if defined(__x86_64__)
     __builtin_cpu_init();
@@ -53,17 +59,17 @@ int supported() {
 
 const Level &choose() {
     const int usable = supported();
-    const char *wish = std::getenv("SITENET_SIMD");
-    if (!wish || !*wish)
+    const char *name = std::getenv("SITENET_SIMD");
+    if (!name || !*name)
         return kLevels[usable - 1];
     std::string names;
     for (int i = 0; i < kNumLevels; ++i) {
-        if (std::string(wish) == kLevels[i].name && i < usable)
+        if (std::string(name) == kLevels[i].name && i < usable)
             return kLevels[i];
         if (i < usable)
             names += std::string(i ? ", " : "") + kLevels[i].name;
     }
-    throw std::runtime_error("SITENET_SIMD=" + std::string(wish) +
+    throw std::runtime_error("SITENET_SIMD=" + std::string(name) +
                              " is not a SIMD level of this machine; it has: " + names);
 }
 
@@ -76,7 +82,11 @@ const Level &chosen() {
 
 const GeometryKernels &geometry() { return *chosen().geometry; }
 const PairKernels &pairs() { return *chosen().pairs; }
-const AttentionKernels &attention() { return *chosen().attention; }
+template <> const AttentionKernels<float, float> &attention() { return *chosen().attention_f32; }
+template <> const AttentionKernels<double, double> &attention() { return *chosen().attention_f64; }
+template <> const AttentionKernels<float, uint16_t> &attention() {
+    return *chosen().attention_bf16;
+}
 const char *level_name() { return chosen().name; }
 
 } // namespace sitenet

@@ -1,31 +1,35 @@
-// SIMD levels. Every file of kernels in csrc/cpu is compiled once per level, with SITENET_LEVEL as
-// its namespace, and leaves one table of function pointers there. simd_level.cpp chooses a level
-// when the module is loaded: the highest that this processor has, or the one that SITENET_SIMD
-// names.
+// SIMD levels. Every kernel file in csrc/cpu is compiled once per level, with SITENET_LEVEL as its
+// namespace, and defines tables of function pointers there. simd_level.cpp chooses a level when the
+// module is loaded: the highest that this processor has, or the one that SITENET_SIMD names.
 //
 // Whatever a kernel file includes or instantiates must live in its level's namespace or in an
-// unnamed one: an inline function with one name in two levels would be merged by the linker.
+// unnamed one. The linker merges inline functions that have one name in two levels.
 #pragma once
 
+#include "../attention.h"
+#include "../geometry.h"
+#include "../pairs.h"
+
+// X(level, plain): `level` adds kernels with products in bfloat16 to those of the level `plain`,
+// which are compiled once. CMakeLists.txt has the same list.
 #if defined(__x86_64__)
-#define SITENET_LEVELS(X) X(x86_64_v2) X(x86_64_v3) X(x86_64_v4) X(x86_64_v4_bf16)
+#define SITENET_LEVELS(X)                                                                          \
+    X(x86_64_v2, x86_64_v2)                                                                        \
+    X(x86_64_v3, x86_64_v3) X(x86_64_v4, x86_64_v4) X(x86_64_v4_bf16, x86_64_v4)
 #else
-#define SITENET_LEVELS(X) X(generic)
+#define SITENET_LEVELS(X) X(generic, generic)
 #endif
 
 namespace sitenet {
 
-struct GeometryKernels;
-struct PairKernels;
-struct AttentionKernels;
-
 // The tables of the chosen level.
 const GeometryKernels &geometry();
 const PairKernels &pairs();
-const AttentionKernels &attention();
+/// (T, E): (float, float), (double, double) or (float, uint16_t).
+template <class T, class E> const AttentionKernels<T, E> &attention();
 
-// Name of the chosen level. Throws std::runtime_error if SITENET_SIMD names one that does not exist
-// or that this processor lacks.
+/// Returns the name of the chosen level. Throws std::runtime_error if SITENET_SIMD names a level
+/// that does not exist or that this processor lacks.
 const char *level_name();
 
 } // namespace sitenet

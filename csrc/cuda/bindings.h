@@ -1,67 +1,43 @@
-// The list of CUDA functions that Python can call: as in ../bindings.cpp, with scratch memory and a
-// stream handle instead of a thread count. Also bound to the emulated kernels (tests/kernels).
+// The list of CUDA functions that Python can call: as in ../bindings.cpp, with the address of scratch
+// memory and a stream handle in place of a thread count. tests/kernels binds the emulated kernels
+// through it too.
 #pragma once
 
+#include "../bindings.h"
 #include "kernels.h"
 
-#include <pybind11/pybind11.h>
+#include <string>
 
 namespace sitenet::cuda {
 namespace {
 
 namespace py = pybind11;
 
-template <class T> T *at(uintptr_t address) { return reinterpret_cast<T *>(address); }
-
-template <class T, class E>
-void bound_attention_forward(const AttentionShape &shape, uintptr_t site_i, uintptr_t site_j,
-                             uintptr_t e, uintptr_t weight, uintptr_t logit_weight,
-                             uintptr_t log_multiplicity, uintptr_t offsets, uintptr_t sites,
-                             uintptr_t y, uintptr_t e_out, uintptr_t logsum, uintptr_t logits,
-                             uintptr_t scratch, uintptr_t stream) {
-    attention_forward<T, E>(
-        {shape, at<const T>(site_i), at<const T>(site_j), at<const E>(e), at<const T>(weight),
-         at<const T>(logit_weight), at<const T>(log_multiplicity), at<const int64_t>(offsets),
-         at<const int32_t>(sites), at<T>(y), at<E>(e_out), at<T>(logsum), at<T>(logits)},
-        at<void>(scratch), at<void>(stream));
+/// Binds name_suffix(shape, addresses, scratch, stream) and name_scratch_suffix(shape).
+template <class P>
+void bind_kernel(py::module_ &m, const std::string &name, const std::string &suffix,
+                 void (*kernel)(const P &, void *, void *),
+                 int64_t (*scratch_bytes)(const decltype(P::shape) &)) {
+    const auto call = [=](const decltype(P::shape) &shape, const Addresses<P> &addresses,
+                          uintptr_t scratch, uintptr_t stream) {
+        kernel(params<P>(shape, addresses), Address{scratch}, Address{stream});
+    };
+    m.def((name + suffix).c_str(), call, WithoutGil());
+    m.def((name + "_scratch" + suffix).c_str(), scratch_bytes);
 }
 
-template <class T, class E>
-void bound_attention_backward(const AttentionShape &shape, uintptr_t site_i, uintptr_t site_j,
-                              uintptr_t e, uintptr_t weight, uintptr_t logit_weight,
-                              uintptr_t log_multiplicity, uintptr_t offsets, uintptr_t sites,
-                              uintptr_t y, uintptr_t logsum, uintptr_t grad_y, uintptr_t grad_e_out,
-                              uintptr_t grad_site_i, uintptr_t grad_site_j, uintptr_t grad_e,
-                              uintptr_t grad_weight, uintptr_t grad_logit_weight,
-                              uintptr_t pairs_of_site, uintptr_t offsets_of_site, uintptr_t scratch,
-                              uintptr_t stream) {
-    attention_backward<T, E>(
-        {shape, at<const T>(site_i), at<const T>(site_j), at<const E>(e), at<const T>(weight),
-         at<const T>(logit_weight), at<const T>(log_multiplicity), at<const int64_t>(offsets),
-         at<const int32_t>(sites), at<const T>(y), at<const T>(logsum), at<const T>(grad_y),
-         at<const E>(grad_e_out), at<T>(grad_site_i), at<T>(grad_site_j), at<E>(grad_e),
-         at<T>(grad_weight), at<T>(grad_logit_weight)},
-        {at<const int64_t>(pairs_of_site), at<const int64_t>(offsets_of_site)}, at<void>(scratch),
-        at<void>(stream));
+template <class T, class E> void bind_attention(py::module_ &m, const std::string &suffix) {
+    bind_kernel(m, "attention_forward", suffix, attention_forward<T, E>,
+                attention_forward_scratch<T, E>);
+    bind_kernel(m, "attention_backward", suffix, attention_backward<T, E>,
+                attention_backward_scratch<T, E>);
 }
 
-template <class T, class E>
-void bound_embedding_forward(const EmbeddingShape &shape, uintptr_t features, uintptr_t weight,
-                             uintptr_t bias, uintptr_t e, uintptr_t stream) {
-    embedding_forward<T, E>(
-        {shape, at<const T>(features), at<const T>(weight), at<const T>(bias), at<E>(e)},
-        at<void>(stream));
-}
-
-template <class T, class E>
-void bound_embedding_backward(const EmbeddingShape &shape, uintptr_t features, uintptr_t weight,
-                              uintptr_t bias, uintptr_t grad_e, uintptr_t grad_features,
-                              uintptr_t grad_weight, uintptr_t grad_bias, uintptr_t scratch,
-                              uintptr_t stream) {
-    embedding_backward<T, E>({shape, at<const T>(features), at<const T>(weight), at<const T>(bias),
-                              at<const E>(grad_e), at<T>(grad_features), at<T>(grad_weight),
-                              at<T>(grad_bias)},
-                             at<void>(scratch), at<void>(stream));
+template <class T, class E> void bind_pair_embedding(py::module_ &m, const std::string &suffix) {
+    bind_kernel(m, "pair_embedding_forward", suffix, pair_embedding_forward<T, E>,
+                pair_embedding_forward_scratch<T, E>);
+    bind_kernel(m, "pair_embedding_backward", suffix, pair_embedding_backward<T, E>,
+                pair_embedding_backward_scratch<T, E>);
 }
 
 template <class T>
@@ -70,10 +46,10 @@ void bound_distances_forward(uintptr_t cells, uintptr_t frac_i, uintptr_t frac_j
                              int64_t sites_i, int64_t sites_j, uintptr_t pair_offsets,
                              int64_t pairs, uintptr_t distance, uintptr_t usable, uintptr_t scratch,
                              uintptr_t stream) {
-    distances_forward<T>({at<T>(cells), at<T>(frac_i), at<T>(frac_j), at<int64_t>(offsets_i),
-                          at<int64_t>(offsets_j), crystals, sites_i, sites_j},
-                         at<int64_t>(pair_offsets), pairs, at<T>(distance), at<int32_t>(usable),
-                         at<void>(scratch), at<void>(stream));
+    distances_forward<T>({Address{cells}, Address{frac_i}, Address{frac_j}, Address{offsets_i},
+                          Address{offsets_j}, crystals, sites_i, sites_j},
+                         Address{pair_offsets}, pairs, Address{distance}, Address{usable},
+                         Address{scratch}, Address{stream});
 }
 
 template <class T>
@@ -84,36 +60,18 @@ void bound_distances_backward(uintptr_t cells, uintptr_t frac_i, uintptr_t frac_
                               uintptr_t grad_frac_j, uintptr_t usable, uintptr_t scratch,
                               uintptr_t stream) {
     distances_backward<T>(
-        {at<T>(cells), at<T>(frac_i), at<T>(frac_j), at<int64_t>(offsets_i), at<int64_t>(offsets_j),
+        {Address{cells}, Address{frac_i}, Address{frac_j}, Address{offsets_i}, Address{offsets_j},
          crystals, sites_i, sites_j},
-        at<int64_t>(pair_offsets),
-        {at<T>(grad_distance), at<T>(grad_cells), at<T>(grad_frac_i), at<T>(grad_frac_j)},
-        at<int32_t>(usable), at<void>(scratch), at<void>(stream));
-}
-
-template <class T, class E> void bind_attention(py::module_ &m, const std::string &suffix) {
-    using nogil = py::call_guard<py::gil_scoped_release>;
-    const auto name = [&](const char *op) { return op + suffix; };
-    m.def(name("attention_forward").c_str(), bound_attention_forward<T, E>, nogil());
-    m.def(name("attention_forward_scratch").c_str(), attention_forward_scratch<T, E>);
-    m.def(name("attention_backward").c_str(), bound_attention_backward<T, E>, nogil());
-    m.def(name("attention_backward_scratch").c_str(), attention_backward_scratch<T, E>);
-}
-
-template <class T, class E> void bind_embedding(py::module_ &m, const std::string &suffix) {
-    using nogil = py::call_guard<py::gil_scoped_release>;
-    const auto name = [&](const char *op) { return op + suffix; };
-    m.def(name("embedding_forward").c_str(), bound_embedding_forward<T, E>, nogil());
-    m.def(name("embedding_backward").c_str(), bound_embedding_backward<T, E>, nogil());
-    m.def(name("embedding_backward_scratch").c_str(), embedding_backward_scratch<T, E>);
+        Address{pair_offsets},
+        {Address{grad_distance}, Address{grad_cells}, Address{grad_frac_i}, Address{grad_frac_j}},
+        Address{usable}, Address{scratch}, Address{stream});
 }
 
 template <class T> void bind_geometry(py::module_ &m, const std::string &suffix) {
-    using nogil = py::call_guard<py::gil_scoped_release>;
-    const auto name = [&](const char *op) { return op + suffix; };
-    m.def(name("minimum_image_distances_forward").c_str(), bound_distances_forward<T>, nogil());
-    m.def(name("minimum_image_distances_backward").c_str(), bound_distances_backward<T>, nogil());
-    m.def(name("minimum_image_distances_scratch").c_str(), distances_scratch<T>);
+    const std::string name = "minimum_image_distances";
+    m.def((name + "_forward" + suffix).c_str(), bound_distances_forward<T>, WithoutGil());
+    m.def((name + "_backward" + suffix).c_str(), bound_distances_backward<T>, WithoutGil());
+    m.def((name + "_scratch" + suffix).c_str(), distances_scratch<T>);
 }
 
 inline void bind(py::module_ &m) {
@@ -121,9 +79,9 @@ inline void bind(py::module_ &m) {
     bind_attention<double, double>(m, "_f64_cuda");
     bind_attention<float, uint16_t>(m, "_bf16_cuda");
     bind_attention<float, Tf32>(m, "_tf32_cuda");
-    bind_embedding<float, float>(m, "_f32_cuda");
-    bind_embedding<double, double>(m, "_f64_cuda");
-    bind_embedding<float, uint16_t>(m, "_bf16_cuda");
+    bind_pair_embedding<float, float>(m, "_f32_cuda");
+    bind_pair_embedding<double, double>(m, "_f64_cuda");
+    bind_pair_embedding<float, uint16_t>(m, "_bf16_cuda");
     bind_geometry<float>(m, "_f32_cuda");
     bind_geometry<double>(m, "_f64_cuda");
 }

@@ -1,6 +1,6 @@
-// What bindings.cpp calls. `scratch` is uninitialised device memory, aligned to 256 bytes, of as
-// many bytes as the function named *_scratch says; `stream` a cudaStream_t. Launches only: nothing
-// is allocated or waited for, so every call can be captured in a graph.
+// The CUDA kernels as the bindings call them. `scratch` is uninitialised device memory, aligned to
+// 256 bytes, with as many bytes as the kernel's *_scratch function returns; `stream` a cudaStream_t.
+// A call only launches: it neither allocates nor waits, so CUDA graphs can capture it.
 #pragma once
 
 #include "../attention.h"
@@ -8,7 +8,7 @@
 
 namespace sitenet::cuda {
 
-// Stands for E where e is float and its products take factors rounded to tf32 (11 bits).
+/// Stands for E where e is float and the products with weight take factors rounded to tf32 (11 bits).
 struct Tf32 {
     float value;
 };
@@ -17,22 +17,21 @@ template <class T, class E>
 void attention_forward(const AttentionForward<T, E> &p, void *scratch, void *stream);
 template <class T, class E> int64_t attention_forward_scratch(const AttentionShape &shape);
 
-// Pairs by site, ascending for each: pairs_of_site (pairs), offsets_of_site (sites + 1).
-struct PairsOfSites {
-    const int64_t *pairs_of_site, *offsets_of_site;
-};
 template <class T, class E>
-void attention_backward(const AttentionBackward<T, E> &p, const PairsOfSites &by_site,
-                        void *scratch, void *stream);
+void attention_backward(const AttentionBackward<T, E> &p, void *scratch, void *stream);
 template <class T, class E> int64_t attention_backward_scratch(const AttentionShape &shape);
 
-template <class T, class E> void embedding_forward(const EmbeddingForward<T, E> &p, void *stream);
 template <class T, class E>
-void embedding_backward(const EmbeddingBackward<T, E> &p, void *scratch, void *stream);
-template <class T, class E> int64_t embedding_backward_scratch(const EmbeddingShape &shape);
+void pair_embedding_forward(const PairEmbeddingForward<T, E> &p, void *scratch, void *stream);
+template <class T, class E> int64_t pair_embedding_forward_scratch(const PairEmbeddingShape &shape);
 
-// pair_offsets (crystals + 1): where each crystal's distances begin. usable (crystals): 1, or 0 for
-// a cell without volume or not finite, whose distances are NaN.
+template <class T, class E>
+void pair_embedding_backward(const PairEmbeddingBackward<T, E> &p, void *scratch, void *stream);
+template <class T, class E>
+int64_t pair_embedding_backward_scratch(const PairEmbeddingShape &shape);
+
+/// pair_offsets (crystals + 1): the first distance of each crystal; null if there is one crystal.
+/// usable (crystals): 1, or 0 for a cell that has no volume or is not finite; its distances are NaN.
 template <class T>
 void distances_forward(const DistanceInput<T> &in, const int64_t *pair_offsets, int64_t pairs,
                        T *distance, int32_t *usable, void *scratch, void *stream);

@@ -1,14 +1,19 @@
 """The attention block of Site-Net over CSR rows of pairs, and the embedding of pair features.
 
-``csrc/attention.h`` states the formulas and layouts, ``sitenet/reference.py`` is the same in plain
-torch. Both functions differentiate with respect to all their floating-point tensors but
-``log_multiplicity``. In bfloat16 (under ``torch.autocast``, or with ``e`` given in it) the products
-with ``weight`` take bfloat16 factors and sum in float32; everything else stays float32. On CUDA
-they take tf32 factors where torch allows it (``torch.set_float32_matmul_precision``, or
+``csrc/attention.h`` states the formulas and layouts; ``sitenet/reference.py`` computes the same in
+plain torch. Both functions are differentiable in every floating-point tensor except
+``log_multiplicity``. In bfloat16 (under ``torch.autocast``, or with a bfloat16 ``e``) the products
+with ``weight`` take bfloat16 factors and sum in float32; everything else stays in float32. On CUDA
+those products take tf32 factors where torch allows it (``torch.set_float32_matmul_precision``, or
 ``torch.backends.cuda.matmul.fp32_precision``).
+
+The arguments of the ops stand once, in the tuples below. The schema of an op, its fake
+implementation and the addresses that its kernel gets all follow from them.
 """
 
-from typing import Any
+from collections.abc import Callable, Iterable
+from itertools import islice
+from typing import Any, NamedTuple, get_args, get_type_hints
 
 import torch
 from torch import Tensor
@@ -24,319 +29,363 @@ _SUFFIX = {
     (torch.float32, torch.bfloat16): "bf16",
 }
 
-library.define(
-    "pair_embedding_forward(Tensor features, Tensor weight, Tensor bias, ScalarType dtype,"
-    " int activation, bool norm, float eps) -> Tensor"
-)
-library.define(
-    "pair_embedding_backward(Tensor features, Tensor weight, Tensor bias, Tensor grad_e,"
-    " int activation, bool norm, float eps, bool need_features) -> (Tensor, Tensor, Tensor)"
-)
-library.define(
-    "attention_forward(Tensor site_i, Tensor site_j, Tensor e, Tensor weight, Tensor logit_weight,"
-    " Tensor log_multiplicity, Tensor offsets, Tensor sites, int attention_dim, int activation,"
-    " bool norm, float eps, bool need_logits) -> (Tensor, Tensor, Tensor, Tensor)"
-)
-library.define(
-    "attention_backward(Tensor site_i, Tensor site_j, Tensor e, Tensor weight, Tensor logit_weight,"
-    " Tensor log_multiplicity, Tensor offsets, Tensor sites, Tensor y, Tensor logsum,"
-    " Tensor grad_y, Tensor? grad_e_out, int attention_dim, int activation, bool norm, float eps)"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
-)
+# ------------------------------------------------------------------------------------------------
+# Arguments of the ops. The order of the tensors is that of the structs in csrc/attention.h.
 
 
-@torch.library.register_fake("sitenet::pair_embedding_forward", lib=library)
-def _(features, weight, bias, dtype, activation, norm, eps):
+class Block(NamedTuple):
+    """Tensors that both passes of an attention block read."""
+
+    site_i: Tensor
+    site_j: Tensor
+    e: Tensor
+    weight: Tensor
+    logit_weight: Tensor
+    log_multiplicity: Tensor
+    offsets: Tensor
+    sites: Tensor
+
+    @property
+    def differentiable(self) -> tuple[Tensor, ...]:
+        return self[:5]
+
+
+class BlockOptions(NamedTuple):
+    attention_dim: int
+    activation: int
+    norm: bool
+    eps: float
+
+
+class BlockGradients(NamedTuple):
+    """Tensors that only the backward pass reads: two outputs, and the gradients of two."""
+
+    y: Tensor
+    logsum: Tensor
+    grad_y: Tensor
+    grad_e_out: Tensor | None
+
+
+class Layer(NamedTuple):
+    """Tensors that both passes of the embedding of pair features read."""
+
+    features: Tensor
+    weight: Tensor
+    bias: Tensor
+
+
+class LayerOptions(NamedTuple):
+    activation: int
+    norm: bool
+    eps: float
+
+
+# ------------------------------------------------------------------------------------------------
+# Outputs of the ops, allocated: the fake implementations, and the first step of the others.
+
+
+def _pair_embedding_outputs(layer: Layer, dtype: torch.dtype, options: LayerOptions) -> Tensor:
+    features, weight, _ = layer
     return features.new_empty((features.shape[0], weight.shape[0]), dtype=dtype)
 
 
-@torch.library.register_fake("sitenet::pair_embedding_backward", lib=library)
-def _(features, weight, bias, grad_e, activation, norm, eps, need_features):
-    num_pairs = features.shape[0] if need_features else 0
+def _pair_embedding_gradients(
+    layer: Layer, grad_e: Tensor, options: LayerOptions, need_features: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    num_pairs, num_features = layer.features.shape
     return (
-        features.new_empty((num_pairs, features.shape[1])),
-        torch.empty_like(weight),
-        torch.empty_like(bias),
+        layer.features.new_empty((num_pairs if need_features else 0, num_features)),
+        torch.empty_like(layer.weight),
+        torch.empty_like(layer.bias),
     )
 
 
-@torch.library.register_fake("sitenet::attention_forward", lib=library)
-def _(
-    site_i,
-    site_j,
-    e,
-    weight,
-    logit_weight,
-    log_multiplicity,
-    offsets,
-    sites,
-    attention_dim,
-    activation,
-    norm,
-    eps,
-    need_logits,
-):
-    heads, hidden = logit_weight.shape
-    rows, columns = site_i.shape
-    num_pairs = e.shape[0]
+def _attention_outputs(
+    block: Block, options: BlockOptions, need_logits: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    heads, hidden = block.logit_weight.shape
+    rows, columns = block.site_i.shape
+    num_pairs = block.e.shape[0]
     return (
-        site_i.new_empty((rows, attention_dim * heads)),
-        e.new_empty((num_pairs, columns - hidden - attention_dim)),
-        site_i.new_empty((rows, heads)),
-        site_i.new_empty((num_pairs if need_logits else 0, heads)),
+        block.site_i.new_empty((rows, options.attention_dim * heads)),
+        block.e.new_empty((num_pairs, columns - hidden - options.attention_dim)),
+        block.site_i.new_empty((rows, heads)),
+        block.site_i.new_empty((num_pairs if need_logits else 0, heads)),
     )
 
 
-@torch.library.register_fake("sitenet::attention_backward", lib=library)
-def _(
-    site_i,
-    site_j,
-    e,
-    weight,
-    logit_weight,
-    log_multiplicity,
-    offsets,
-    sites,
-    y,
-    logsum,
-    grad_y,
-    grad_e_out,
-    attention_dim,
-    activation,
-    norm,
-    eps,
-):
-    return tuple(torch.empty_like(x) for x in (site_i, site_j, e, weight, logit_weight))
+def _attention_gradients(
+    block: Block, gradients: BlockGradients, options: BlockOptions
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    site_i, site_j, e, weight, logit_weight = map(torch.empty_like, block.differentiable)
+    return site_i, site_j, e, weight, logit_weight
 
 
-def _suffix(name: str, x: Tensor, e_dtype: torch.dtype) -> str:
-    suffix = _SUFFIX.get((x.dtype, e_dtype))
-    if suffix is None:
+# ------------------------------------------------------------------------------------------------
+# Schemas.
+
+_SCHEMA_TYPES = {
+    Tensor: "Tensor",
+    Tensor | None: "Tensor?",
+    torch.dtype: "ScalarType",
+    int: "int",
+    bool: "bool",
+    float: "float",
+}
+
+
+def _parameters(function: Callable) -> dict[str, Any]:
+    """Name and type of each parameter of a function."""
+    return {name: kind for name, kind in get_type_hints(function).items() if name != "return"}
+
+
+def _schema(name: str, outputs: Callable) -> str:
+    """Return the schema of an op from the signature of the function that allocates its outputs."""
+    arguments = []
+    for parameter, kind in _parameters(outputs).items():
+        fields = get_type_hints(kind) if hasattr(kind, "_fields") else {parameter: kind}
+        arguments += [f"{_SCHEMA_TYPES[of_field]} {field}" for field, of_field in fields.items()]
+    returned = get_type_hints(outputs)["return"]
+    results = ", ".join(_SCHEMA_TYPES[kind] for kind in get_args(returned) or (returned,))
+    return f"{name}({', '.join(arguments)}) -> ({results})"
+
+
+def _flat(function: Callable, like: Callable, *first: Any) -> Callable:
+    """Return a function of an op's flat arguments that calls ``function(*first, ...)``.
+
+    The arguments are gathered into the tuples that the signature of ``like`` names.
+    """
+    kinds = list(_parameters(like).values())
+
+    def call(*arguments: Any) -> Any:
+        rest = iter(arguments)
+        gathered = (
+            kind(*islice(rest, len(kind._fields))) if hasattr(kind, "_fields") else next(rest)
+            for kind in kinds
+        )
+        return function(*first, *gathered)
+
+    return call
+
+
+_OUTPUTS: dict[str, Callable] = {
+    "pair_embedding_forward": _pair_embedding_outputs,
+    "pair_embedding_backward": _pair_embedding_gradients,
+    "attention_forward": _attention_outputs,
+    "attention_backward": _attention_gradients,
+}
+for _name, _outputs in _OUTPUTS.items():
+    library.define(_schema(_name, _outputs))
+    torch.library.register_fake(f"sitenet::{_name}", _flat(_outputs, _outputs), lib=library)
+
+# ------------------------------------------------------------------------------------------------
+# Calls of the kernels.
+
+# run(name, dtypes of the sums and of e, shape, tensors in the order of the kernel's struct)
+Run = Callable[[str, tuple[torch.dtype, torch.dtype], Any, Iterable[Tensor | None]], None]
+
+
+def _suffix(name: str, dtypes: tuple[torch.dtype, torch.dtype]) -> str:
+    if dtypes not in _SUFFIX:
         raise TypeError(
             f"{name} takes float32, float64, or float32 with e in bfloat16;"
-            f" got {x.dtype} with e in {e_dtype}"
+            f" got {dtypes[0]} with e in {dtypes[1]}"
         )
-    return suffix
+    return _SUFFIX[dtypes]
 
 
-def _address(x: Tensor | None) -> int:
-    return 0 if x is None else x.data_ptr()
+def _addresses(tensors: Iterable[Tensor | None]) -> list[int]:
+    return [0 if x is None else x.data_ptr() for x in tensors]
 
 
-def _run_cpu(name: str, x: Tensor, e_dtype: torch.dtype, shape: Any, *tensors: Tensor | None):
-    kernel = getattr(_C, f"{name}_{_suffix(name, x, e_dtype)}_cpu")
-    kernel(shape, *map(_address, tensors), torch.get_num_threads())
+def _run_cpu(
+    name: str,
+    dtypes: tuple[torch.dtype, torch.dtype],
+    shape: Any,
+    tensors: Iterable[Tensor | None],
+) -> None:
+    kernel = getattr(_C, f"{name}_{_suffix(name, dtypes)}_cpu")
+    kernel(shape, _addresses(tensors), torch.get_num_threads())
 
 
-def _run_cuda(name: str, x: Tensor, e_dtype: torch.dtype, shape: Any, *tensors: Tensor | None):
+def _run_cuda(
+    name: str,
+    dtypes: tuple[torch.dtype, torch.dtype],
+    shape: Any,
+    tensors: Iterable[Tensor | None],
+) -> None:
     need_cuda()
-    suffix = _suffix(name, x, e_dtype)
+    suffix = _suffix(name, dtypes)
     if suffix == "f32" and name.startswith("attention") and allows_tf32():
         suffix = "tf32"
-    room = getattr(_C, f"{name}_scratch_{suffix}_cuda", None)
-    if room is not None:
-        tensors = (*tensors, scratch(room(shape), x))
-    launch(getattr(_C, f"{name}_{suffix}_cuda"), x, shape, *map(_address, tensors))
+    tensors = list(tensors)
+    like = tensors[0]
+    assert like is not None  # the first tensor of every kernel is an input
+    memory = scratch(getattr(_C, f"{name}_scratch_{suffix}_cuda")(shape), like)
+    kernel = getattr(_C, f"{name}_{suffix}_cuda")
+    launch(kernel, like, shape, _addresses(tensors), memory.data_ptr())
 
 
 def allows_tf32() -> bool:
-    """Whether torch lets products of float32 take tf32 factors on a GPU."""
+    """Return whether torch lets products of float32 take tf32 factors on a GPU."""
     matmul = torch.backends.cuda.matmul
-    if hasattr(matmul, "fp32_precision"):  # once it is set, the older question is an error
+    if hasattr(matmul, "fp32_precision"):  # once it is set, the older query raises
         return matmul.fp32_precision == "tf32"
     return torch.get_float32_matmul_precision() != "highest"
 
 
-def _embedding_shape(features: Tensor, weight: Tensor, activation: int, norm: bool, eps: float):
-    num_pairs, num_features = features.shape
-    return _C.EmbeddingShape(num_pairs, num_features, weight.shape[0], activation, norm, eps)
+def _layer_shape(layer: Layer, options: LayerOptions) -> Any:
+    num_pairs, num_features = layer.features.shape
+    return _C.PairEmbeddingShape(
+        pairs=num_pairs,
+        num_features=num_features,
+        width=layer.weight.shape[0],
+        **options._asdict(),
+    )
 
 
-def _pair_embedding_forward(run, features, weight, bias, dtype, activation, norm, eps):
-    e = features.new_empty((features.shape[0], weight.shape[0]), dtype=dtype)
-    shape = _embedding_shape(features, weight, activation, norm, eps)
-    run("embedding_forward", features, dtype, shape, features, weight, bias, e)
+def _block_shape(block: Block, options: BlockOptions) -> Any:
+    heads, hidden = block.logit_weight.shape
+    rows, columns = block.site_i.shape
+    num_pairs, width = block.e.shape
+    return _C.AttentionShape(
+        pairs=num_pairs,
+        rows=rows,
+        sites=block.site_j.shape[0],
+        hidden=hidden,
+        attention=options.attention_dim,
+        interaction=columns - hidden - options.attention_dim,
+        width=width,
+        heads=heads,
+        activation=options.activation,
+        norm=options.norm,
+        eps=options.eps,
+    )
+
+
+def _pair_embedding_forward(
+    run: Run, layer: Layer, dtype: torch.dtype, options: LayerOptions
+) -> Tensor:
+    e = _pair_embedding_outputs(layer, dtype, options)
+    dtypes = layer.features.dtype, dtype
+    run("pair_embedding_forward", dtypes, _layer_shape(layer, options), (*layer, e))
     return e
 
 
 def _pair_embedding_backward(
-    run, features, weight, bias, grad_e, activation, norm, eps, need_features
-):
-    grad_e = grad_e.contiguous()
-    num_pairs, num_features = features.shape
-    grad_features = features.new_empty((num_pairs if need_features else 0, num_features))
-    grad_weight, grad_bias = torch.empty_like(weight), torch.empty_like(bias)
-    run(
-        "embedding_backward",
-        features,
-        grad_e.dtype,
-        _embedding_shape(features, weight, activation, norm, eps),
-        *(features, weight, bias, grad_e),
-        *(grad_features if need_features else None, grad_weight, grad_bias),
-    )
-    return grad_features, grad_weight, grad_bias
-
-
-def _attention_shape(site_i, site_j, e, logit_weight, attention_dim, activation, norm, eps) -> Any:
-    heads, hidden = logit_weight.shape
-    rows, columns = site_i.shape
-    num_pairs, width = e.shape
-    return _C.AttentionShape(
-        num_pairs,
-        rows,
-        site_j.shape[0],
-        hidden,
-        attention_dim,
-        columns - hidden - attention_dim,
-        width,
-        heads,
-        activation,
-        norm,
-        eps,
-    )
+    run: Run, layer: Layer, grad_e: Tensor, options: LayerOptions, need_features: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    gradients = _pair_embedding_gradients(layer, grad_e, options, need_features)
+    wanted = (gradients[0] if need_features else None, *gradients[1:])
+    dtypes = layer.features.dtype, grad_e.dtype
+    tensors = (*layer, grad_e.contiguous(), *wanted)
+    run("pair_embedding_backward", dtypes, _layer_shape(layer, options), tensors)
+    return gradients
 
 
 def _attention_forward(
-    run,
-    site_i,
-    site_j,
-    e,
-    weight,
-    logit_weight,
-    log_multiplicity,
-    offsets,
-    sites,
-    attention_dim,
-    activation,
-    norm,
-    eps,
-    need_logits,
-):
-    heads, hidden = logit_weight.shape
-    rows, columns = site_i.shape
-    num_pairs = e.shape[0]
-    y = site_i.new_empty((rows, attention_dim * heads))
-    e_out = e.new_empty((num_pairs, columns - hidden - attention_dim))
-    logsum = site_i.new_empty((rows, heads))
-    logits = site_i.new_empty((num_pairs if need_logits else 0, heads))
-    run(
-        "attention_forward",
-        site_i,
-        e.dtype,
-        _attention_shape(site_i, site_j, e, logit_weight, attention_dim, activation, norm, eps),
-        *(site_i, site_j, e, weight, logit_weight, log_multiplicity, offsets, sites),
-        *(y, e_out, logsum, logits if need_logits else None),
-    )
+    run: Run, block: Block, options: BlockOptions, need_logits: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    y, e_out, logsum, logits = _attention_outputs(block, options, need_logits)
+    dtypes = block.site_i.dtype, block.e.dtype
+    tensors = (*block, y, e_out, logsum, logits if need_logits else None)
+    run("attention_forward", dtypes, _block_shape(block, options), tensors)
     return y, e_out, logsum, logits
 
 
 def _attention_backward(
-    run,
-    site_i,
-    site_j,
-    e,
-    weight,
-    logit_weight,
-    log_multiplicity,
-    offsets,
-    sites,
-    y,
-    logsum,
-    grad_y,
-    grad_e_out,
-    attention_dim,
-    activation,
-    norm,
-    eps,
-):
-    grad_y = grad_y.contiguous()
-    grad_e_out = grad_e_out.contiguous() if grad_e_out is not None else None
-    gradients = tuple(torch.empty_like(x) for x in (site_i, site_j, e, weight, logit_weight))
-    run(
-        "attention_backward",
-        site_i,
-        e.dtype,
-        _attention_shape(site_i, site_j, e, logit_weight, attention_dim, activation, norm, eps),
-        *(site_i, site_j, e, weight, logit_weight, log_multiplicity, offsets, sites),
-        *(y, logsum, grad_y, grad_e_out),
-        *gradients,
-    )
-    return gradients
+    run: Run,
+    pairs_by_site: Callable[[Block], tuple[Tensor | None, Tensor | None]],
+    block: Block,
+    gradients: BlockGradients,
+    options: BlockOptions,
+) -> tuple[Tensor, ...]:
+    results = _attention_gradients(block, gradients, options)
+    dtypes = block.site_i.dtype, block.e.dtype
+    contiguous = (None if x is None else x.contiguous() for x in gradients)
+    tensors = (*block, *contiguous, *results, *pairs_by_site(block))
+    run("attention_backward", dtypes, _block_shape(block, options), tensors)
+    return results
 
 
-def _attention_backward_cuda(*inputs):
-    """With the pairs listed by site, so that the sums of grad_site_j have one order."""
-    num_sites, sites = inputs[1].shape[0], inputs[7]
+def _not_sorted(block: Block) -> tuple[None, None]:
+    return None, None
+
+
+def _sorted_by_site(block: Block) -> tuple[Tensor, Tensor]:
+    """List the pairs by site, so that the sums of grad_site_j have one order."""
+    sites = block.sites
     sorted_sites, pairs_of_site = torch.sort(sites, stable=True)
-    bounds = torch.arange(num_sites + 1, dtype=sites.dtype, device=sites.device)
-    offsets_of_site = torch.searchsorted(sorted_sites, bounds)
-
-    def run(*arguments):
-        _run_cuda(*arguments, pairs_of_site, offsets_of_site)
-
-    return _attention_backward(run, *inputs)
+    bounds = torch.arange(block.site_j.shape[0] + 1, dtype=sites.dtype, device=sites.device)
+    return pairs_of_site, torch.searchsorted(sorted_sites, bounds)
 
 
-def _with(run, implementation):
-    return lambda *inputs: implementation(run, *inputs)
+def _implementations(run: Run, pairs_by_site: Callable) -> dict[str, Callable]:
+    calls: dict[str, tuple[Callable, ...]] = {
+        "pair_embedding_forward": (_pair_embedding_forward, run),
+        "pair_embedding_backward": (_pair_embedding_backward, run),
+        "attention_forward": (_attention_forward, run),
+        "attention_backward": (_attention_backward, run, pairs_by_site),
+    }
+    return {
+        name: _flat(function, _OUTPUTS[name], *first) for name, (function, *first) in calls.items()
+    }
 
 
-CPU_IMPLEMENTATIONS = {
-    "pair_embedding_forward": _with(_run_cpu, _pair_embedding_forward),
-    "pair_embedding_backward": _with(_run_cpu, _pair_embedding_backward),
-    "attention_forward": _with(_run_cpu, _attention_forward),
-    "attention_backward": _with(_run_cpu, _attention_backward),
-}
-CUDA_IMPLEMENTATIONS = {
-    "pair_embedding_forward": _with(_run_cuda, _pair_embedding_forward),
-    "pair_embedding_backward": _with(_run_cuda, _pair_embedding_backward),
-    "attention_forward": _with(_run_cuda, _attention_forward),
-    "attention_backward": _attention_backward_cuda,
-}
-for _device, _implementations in (("CPU", CPU_IMPLEMENTATIONS), ("CUDA", CUDA_IMPLEMENTATIONS)):
-    for _name, _implementation in _implementations.items():
-        library.impl(_name, _implementation, _device)
+CPU_IMPLEMENTATIONS = _implementations(_run_cpu, _not_sorted)
+CUDA_IMPLEMENTATIONS = _implementations(_run_cuda, _sorted_by_site)
+for _device, _functions in (("CPU", CPU_IMPLEMENTATIONS), ("CUDA", CUDA_IMPLEMENTATIONS)):
+    for _name, _function in _functions.items():
+        library.impl(_name, _function, _device)
 
 _ops = torch.ops.sitenet
+
+# ------------------------------------------------------------------------------------------------
+# Gradients, and the public functions.
+
+_NUM_TENSORS = len(Block._fields)
 
 
 class _PairEmbedding(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, features, weight, bias, dtype, *options):
+    def forward(ctx: Any, features: Tensor, weight: Tensor, bias: Tensor, *rest: Any) -> Tensor:
         ctx.save_for_backward(features, weight, bias)
-        ctx.options = options
-        return _ops.pair_embedding_forward(features, weight, bias, dtype, *options)
+        ctx.options = rest[1:]
+        return _ops.pair_embedding_forward(features, weight, bias, *rest)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_e):
+    def backward(ctx: Any, grad_e: Tensor) -> tuple[Tensor | None, ...]:
         need_features = ctx.needs_input_grad[0]
         grad_features, grad_weight, grad_bias = _ops.pair_embedding_backward(
             *ctx.saved_tensors, grad_e, *ctx.options, need_features
         )
-        return grad_features if need_features else None, grad_weight, grad_bias, *[None] * 4
+        no_gradients = [None] * (1 + len(ctx.options))
+        return grad_features if need_features else None, grad_weight, grad_bias, *no_gradients
 
 
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, *inputs):
-        tensors, options, need_logits = inputs[:8], inputs[8:-1], inputs[-1]
-        y, e_out, logsum, logits = _ops.attention_forward(*tensors, *options, need_logits)
-        ctx.save_for_backward(*tensors, y, logsum)
-        ctx.options = options
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+        y, e_out, logsum, logits = _ops.attention_forward(*arguments)
+        ctx.save_for_backward(*arguments[:_NUM_TENSORS], y, logsum)
+        ctx.options = arguments[_NUM_TENSORS:-1]
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(logits)
         return y, e_out, logits
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_y, grad_e_out, _):
+    def backward(
+        ctx: Any, grad_y: Tensor | None, grad_e_out: Tensor | None, _: None
+    ) -> tuple[Tensor | None, ...]:
+        *block, y, logsum = ctx.saved_tensors
         if grad_y is None:
-            grad_y = torch.zeros_like(ctx.saved_tensors[8])
+            grad_y = torch.zeros_like(y)
         if grad_e_out is not None and grad_e_out.shape[1] == 0:
             grad_e_out = None
-        gradients = _ops.attention_backward(*ctx.saved_tensors, grad_y, grad_e_out, *ctx.options)
-        return *gradients, *[None] * 8
+        gradients = _ops.attention_backward(*block, y, logsum, grad_y, grad_e_out, *ctx.options)
+        return *gradients, *[None] * (len(block) + len(ctx.options) + 1 - len(gradients))
 
 
 def _need_grad(*tensors: Tensor) -> bool:
@@ -393,7 +442,8 @@ def pair_embedding(
     check(features, "features", ("pairs", "features"), (torch.float32, torch.float64))
     check(weight, "weight", ("width", features.shape[1]), like=features)
     check(bias, "bias", (weight.shape[0],), like=features)
-    arguments = (features, weight, bias, e_dtype, _activation_id(activation), norm, eps)
+    options = LayerOptions(_activation_id(activation), norm, eps)
+    arguments = (features, weight, bias, e_dtype, *options)
     if _need_grad(features, weight, bias):
         return _PairEmbedding.apply(*arguments)
     return _ops.pair_embedding_forward(*arguments)
@@ -475,11 +525,10 @@ def attention(
     check(log_multiplicity, "log_multiplicity", (num_pairs,), like=site_i)
     check(offsets, "offsets", (rows + 1,), torch.int64, like=site_i)
     check(sites, "sites", (num_pairs,), torch.int32, like=site_i)
-    arguments = (
-        *(site_i, site_j, e, weight, logit_weight, log_multiplicity, offsets, sites),
-        *(attention_dim, _activation_id(activation), norm, eps, need_logits),
-    )
-    if _need_grad(site_i, site_j, e, weight, logit_weight):
+    block = Block(site_i, site_j, e, weight, logit_weight, log_multiplicity, offsets, sites)
+    options = BlockOptions(attention_dim, _activation_id(activation), norm, eps)
+    arguments = (*block, *options, need_logits)
+    if _need_grad(*block.differentiable):
         y, e_out, logits = _Attention.apply(*arguments)
     else:
         y, e_out, _, logits = _ops.attention_forward(*arguments)

@@ -88,7 +88,7 @@ def module(builds):
 def emulated(module, monkeypatch):
     """The public functions on CPU tensors, through the CUDA implementations of the ops."""
     functions = {name: getattr(module, name) for name in dir(module) if name.endswith("_cuda")}
-    shapes = {"AttentionShape": _C.AttentionShape, "EmbeddingShape": _C.EmbeddingShape}
+    shapes = {name: getattr(_C, name) for name in ("AttentionShape", "PairEmbeddingShape")}
     for family in (attention, geometry):
         monkeypatch.setattr(family, "_C", SimpleNamespace(**functions, **shapes))
         monkeypatch.setattr(family, "launch", lambda kernel, like, *args: kernel(*args, 0))

@@ -72,19 +72,16 @@ template <class T, class E> void backward(const AttentionBackward<T, E> &p, int 
 
 } // namespace
 
-extern const AttentionKernels attention = {
-    forward<float, float>,
-    forward<double, double>,
-    forward<float, uint16_t>,
-    backward<float, float>,
-    backward<double, double>,
-    backward<float, uint16_t>,
-    embedding_forward<float, float>,
-    embedding_forward<double, double>,
-    embedding_forward<float, uint16_t>,
-    embedding_backward<float, float>,
-    embedding_backward<double, double>,
-    embedding_backward<float, uint16_t>,
-};
+#ifndef SITENET_BF16_ONLY
+extern const AttentionKernels<float, float> attention_f32 = {
+    forward<float, float>, backward<float, float>, pair_embedding_forward<float, float>,
+    pair_embedding_backward<float, float>};
+extern const AttentionKernels<double, double> attention_f64 = {
+    forward<double, double>, backward<double, double>, pair_embedding_forward<double, double>,
+    pair_embedding_backward<double, double>};
+#endif
+extern const AttentionKernels<float, uint16_t> attention_bf16 = {
+    forward<float, uint16_t>, backward<float, uint16_t>, pair_embedding_forward<float, uint16_t>,
+    pair_embedding_backward<float, uint16_t>};
 
 } // namespace sitenet::SITENET_LEVEL

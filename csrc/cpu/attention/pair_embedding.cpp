@@ -14,7 +14,7 @@ namespace {
 
 // weight as (num_features, padded width), then bias.
 template <class T>
-Buffer<T> pack_embedding(const T *weight, const T *bias, const EmbeddingShape &s) {
+Buffer<T> pack_embedding(const T *weight, const T *bias, const PairEmbeddingShape &s) {
     const int padded = round_up(s.width, kLanes<T>);
     Buffer<T> packed(size_t(s.num_features + 1) * padded);
     for (int f = 0; f < s.num_features; ++f)
@@ -26,14 +26,14 @@ Buffer<T> pack_embedding(const T *weight, const T *bias, const EmbeddingShape &s
 
 // The activations of a tile, and the numbers of their norm.
 template <class T, class E> struct EmbeddingTile {
-    const EmbeddingShape &s;
+    const PairEmbeddingShape &s;
     const T *w;
     const int padded, vectors;
     const Vec<T> last_lanes;
     Buffer<T> m, d; // (kTile, padded): activation, derivative
     alignas(64) T mean[kTile], rstd[kTile];
 
-    EmbeddingTile(const EmbeddingShape &s, const T *w)
+    EmbeddingTile(const PairEmbeddingShape &s, const T *w)
         : s(s), w(w), padded(round_up(s.width, kLanes<T>)), vectors(padded / kLanes<T>),
           last_lanes(first_lanes<T>(s.width - (vectors - 1) * kLanes<T>)),
           m(size_t(kTile) * padded), d(size_t(kTile) * padded) {
@@ -67,9 +67,9 @@ template <class T, class E> struct EmbeddingTile {
 
 // One thread's pairs, going backward.
 template <class T, class E>
-void backward_range(const EmbeddingBackward<T, E> &p, const T *w, int64_t begin, int64_t end,
+void backward_range(const PairEmbeddingBackward<T, E> &p, const T *w, int64_t begin, int64_t end,
                     T *sums) {
-    const EmbeddingShape &s = p.shape;
+    const PairEmbeddingShape &s = p.shape;
     EmbeddingTile<T, E> tile(s, w);
     const int padded = tile.padded, nf = s.num_features;
     T *m = tile.m.get(), *d = tile.d.get();
@@ -119,8 +119,9 @@ void backward_range(const EmbeddingBackward<T, E> &p, const T *w, int64_t begin,
 
 } // namespace
 
-template <class T, class E> void embedding_forward(const EmbeddingForward<T, E> &p, int threads) {
-    const EmbeddingShape &s = p.shape;
+template <class T, class E>
+void pair_embedding_forward(const PairEmbeddingForward<T, E> &p, int threads) {
+    const PairEmbeddingShape &s = p.shape;
     threads = useful_threads(threads, s.pairs);
     const Buffer<T> w = pack_embedding(p.weight, p.bias, s);
 #pragma omp parallel num_threads(threads) if (threads > 1)
@@ -144,8 +145,9 @@ template <class T, class E> void embedding_forward(const EmbeddingForward<T, E> 
     }
 }
 
-template <class T, class E> void embedding_backward(const EmbeddingBackward<T, E> &p, int threads) {
-    const EmbeddingShape &s = p.shape;
+template <class T, class E>
+void pair_embedding_backward(const PairEmbeddingBackward<T, E> &p, int threads) {
+    const PairEmbeddingShape &s = p.shape;
     threads = useful_threads(threads, s.pairs);
     const int padded = round_up(s.width, kLanes<T>), nf = s.num_features;
     const Buffer<T> w = pack_embedding(p.weight, p.bias, s);
@@ -165,11 +167,14 @@ template <class T, class E> void embedding_backward(const EmbeddingBackward<T, E
         }
 }
 
-template void embedding_forward(const EmbeddingForward<float, float> &, int);
-template void embedding_forward(const EmbeddingForward<double, double> &, int);
-template void embedding_forward(const EmbeddingForward<float, uint16_t> &, int);
-template void embedding_backward(const EmbeddingBackward<float, float> &, int);
-template void embedding_backward(const EmbeddingBackward<double, double> &, int);
-template void embedding_backward(const EmbeddingBackward<float, uint16_t> &, int);
+#define INSTANTIATE(T, E)                                                                          \
+    template void pair_embedding_forward(const PairEmbeddingForward<T, E> &, int);                 \
+    template void pair_embedding_backward(const PairEmbeddingBackward<T, E> &, int);
+#ifndef SITENET_BF16_ONLY
+INSTANTIATE(float, float)
+INSTANTIATE(double, double)
+#endif
+INSTANTIATE(float, uint16_t)
+#undef INSTANTIATE
 
 } // namespace sitenet::SITENET_LEVEL

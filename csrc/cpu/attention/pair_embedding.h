@@ -5,7 +5,9 @@
 
 namespace sitenet::SITENET_LEVEL {
 
-template <class T, class E> void embedding_forward(const EmbeddingForward<T, E> &p, int threads);
-template <class T, class E> void embedding_backward(const EmbeddingBackward<T, E> &p, int threads);
+template <class T, class E>
+void pair_embedding_forward(const PairEmbeddingForward<T, E> &p, int threads);
+template <class T, class E>
+void pair_embedding_backward(const PairEmbeddingBackward<T, E> &p, int threads);
 
 } // namespace sitenet::SITENET_LEVEL

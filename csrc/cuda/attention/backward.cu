@@ -35,8 +35,8 @@ namespace sitenet::cuda {
 namespace {
 
 template <class T, class E>
-void run_slab(const AttentionBackward<T, E> &p, const BackwardScratch<T, E> &scratch,
-              const PairsOfSites &by_site, int64_t begin, int64_t end, cudaStream_t stream) {
+void run_slab(const AttentionBackward<T, E> &p, const BackwardScratch<T, E> &scratch, int64_t begin,
+              int64_t end, cudaStream_t stream) {
     const char *op = "attention_backward";
     const AttentionShape &s = p.shape;
     const Columns &columns = scratch.packed.columns;
@@ -60,7 +60,7 @@ void run_slab(const AttentionBackward<T, E> &p, const BackwardScratch<T, E> &scr
     LAUNCH(op, (sum_sites_kernel<T, E>),
            grid_of(most < kSumBlocks ? most : kSumBlocks,
                    int(divide_up(columns.padded(), 4 * kWarp)), 2),
-           threads, 4 * threads * sizeof(T), stream, p, scratch, by_site, begin, end);
+           threads, 4 * threads * sizeof(T), stream, p, scratch, begin, end);
     const int sum_bytes = kSumThreads * int(sizeof(T));
     LAUNCH(op, sum_weight_kernel<T>,
            grid_of(divide_up(int64_t(columns.padded()) * scratch.padded_width, kWarp)), kSumThreads,
@@ -81,8 +81,7 @@ template <class T, class E> int64_t attention_backward_scratch(const AttentionSh
 }
 
 template <class T, class E>
-void attention_backward(const AttentionBackward<T, E> &p, const PairsOfSites &by_site, void *memory,
-                        void *handle) {
+void attention_backward(const AttentionBackward<T, E> &p, void *memory, void *handle) {
     const char *op = "attention_backward";
     const AttentionShape &s = p.shape;
     const auto stream = static_cast<cudaStream_t>(handle);
@@ -108,8 +107,7 @@ void attention_backward(const AttentionBackward<T, E> &p, const PairsOfSites &by
            2 * kRangeThreads * int(sizeof(int32_t)), stream, p.sites_of_pair, s.pairs,
            scratch.site_ranges);
     for (int64_t begin = 0; begin == 0 || begin < s.pairs; begin += kSlab)
-        run_slab(p, scratch, by_site, begin, begin + kSlab < s.pairs ? begin + kSlab : s.pairs,
-                 stream);
+        run_slab(p, scratch, begin, begin + kSlab < s.pairs ? begin + kSlab : s.pairs, stream);
     const int padded_hidden = scratch.packed.padded_hidden();
     LAUNCH(op, sum_logit_weight_kernel<T>,
            grid_of(divide_up(int64_t(s.heads) * padded_hidden, kWarp)), kSumThreads,
@@ -119,8 +117,7 @@ void attention_backward(const AttentionBackward<T, E> &p, const PairsOfSites &by
 
 #define INSTANTIATE(T, E)                                                                          \
     template int64_t attention_backward_scratch<T, E>(const AttentionShape &);                     \
-    template void attention_backward<T, E>(const AttentionBackward<T, E> &, const PairsOfSites &,  \
-                                           void *, void *);
+    template void attention_backward<T, E>(const AttentionBackward<T, E> &, void *, void *);
 INSTANTIATE(float, float)
 INSTANTIATE(double, double)
 INSTANTIATE(float, uint16_t)

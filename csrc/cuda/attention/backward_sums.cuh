@@ -54,7 +54,7 @@ __global__ void __launch_bounds__(kRangeThreads)
 // as those without pairs are 0. The grid's blocks share the rows, a block's warps a row's pairs.
 template <bool kOfJ, class T, class E>
 __device__ void sum_rows(const AttentionBackward<T, E> &p, const BackwardScratch<T, E> &scratch,
-                         const PairsOfSites &by_site, int64_t begin, int64_t end, T *shared) {
+                         int64_t begin, int64_t end, T *shared) {
     const Columns &columns = scratch.packed.columns;
     const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, padded = columns.padded();
     const int column = 4 * (blockIdx.y * kWarp + lane);
@@ -64,8 +64,8 @@ __device__ void sum_rows(const AttentionBackward<T, E> &p, const BackwardScratch
         first = kOfJ ? sites[0] : scratch.packed.row_of_pair[begin];
         last = kOfJ ? sites[1] : scratch.packed.row_of_pair[end - 1] + 1;
     }
-    const int64_t *list = by_site.pairs_of_site;
-    const int64_t *offsets = kOfJ ? by_site.offsets_of_site : p.offsets;
+    const int64_t *list = p.pairs_of_site;
+    const int64_t *offsets = kOfJ ? p.offsets_of_site : p.offsets;
     for (int row = first + blockIdx.x; row < last; row += gridDim.x) {
         int64_t from = offsets[row], to = offsets[row + 1];
         if (!kOfJ) {
@@ -106,13 +106,13 @@ __device__ void sum_rows(const AttentionBackward<T, E> &p, const BackwardScratch
 // blocks leave it, the compiler would spill.
 template <class T, class E>
 __global__ void __launch_bounds__(kBlockWarps *kWarp, 8)
-    sum_sites_kernel(AttentionBackward<T, E> p, BackwardScratch<T, E> scratch, PairsOfSites by_site,
-                     int64_t begin, int64_t end) {
+    sum_sites_kernel(AttentionBackward<T, E> p, BackwardScratch<T, E> scratch, int64_t begin,
+                     int64_t end) {
     DYNAMIC_SHARED(T, shared); // (warps, lanes, 4)
     if (blockIdx.z == 0)
-        sum_rows<false>(p, scratch, by_site, begin, end, shared);
+        sum_rows<false>(p, scratch, begin, end, shared);
     else
-        sum_rows<true>(p, scratch, by_site, begin, end, shared);
+        sum_rows<true>(p, scratch, begin, end, shared);
 }
 
 // to[i] (+)= the sum over `count` parts of from[part * size + i]; a block takes 32 i, its warps

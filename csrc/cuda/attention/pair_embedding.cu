@@ -23,14 +23,9 @@ constexpr int kWarpPairs = 8;   // pairs of a warp at a time
 constexpr int kBlockRounds = 8; // rounds of a block's warps in the backward
 constexpr int kBlockPairs = kBlockRounds * kBlockWarps * kWarpPairs;
 
-template <class T> struct Embedding {
-    EmbeddingShape shape;
-    const T *features, *weight, *bias;
-};
-
 // Numbers of the weight and the bias that a block keeps in shared memory beside `bytes` of its
 // warps: all or, of a layer too large for it, none.
-template <class T> int staged_size(const EmbeddingShape &s, int bytes) {
+template <class T> int staged_size(const PairEmbeddingShape &s, int bytes) {
     const int64_t size = int64_t(s.width) * (s.num_features + 1);
     const int room =
         kSharedBytes / 4 < kSharedBytes - bytes ? kSharedBytes / 4 : kSharedBytes - bytes;
@@ -38,7 +33,8 @@ template <class T> int staged_size(const EmbeddingShape &s, int bytes) {
 }
 
 // The layer, its numbers in shared memory if there is room for them.
-template <class T> __device__ Embedding<T> staged(Embedding<T> p, int size, T *shared) {
+template <class T>
+__device__ PairEmbeddingInputs<T> staged(PairEmbeddingInputs<T> p, int size, T *shared) {
     if (size == 0)
         return p;
     const int weights = p.shape.width * p.shape.num_features;
@@ -53,7 +49,7 @@ template <class T> __device__ Embedding<T> staged(Embedding<T> p, int size, T *s
 // One pair of a quad.
 template <class T> class EmbeddingPair {
   public:
-    __device__ EmbeddingPair(const Embedding<T> &p, int64_t pair)
+    __device__ EmbeddingPair(const PairEmbeddingInputs<T> &p, int64_t pair)
         : p(p), features(p.features + pair * p.shape.num_features) {
         T first = 0, sum = 0, squares = 0;
         for (int c = 0; c < p.shape.width; c += kStep) {
@@ -102,15 +98,16 @@ template <class T> class EmbeddingPair {
     __device__ bool inside(int c, int j) const { return c + 4 * LaneOf().quad + j < p.shape.width; }
     __device__ T normal(T m) const { return (m - norm.mean) * norm.rstd; }
 
-    const Embedding<T> &p;
+    const PairEmbeddingInputs<T> &p;
     const T *features;
     Normaliser<T> norm;
 };
 
 template <class T, class E>
-__global__ void embedding_forward_kernel(Embedding<T> layer, int stage, E *__restrict__ e) {
+__global__ void pair_embedding_forward_kernel(PairEmbeddingInputs<T> layer, int stage,
+                                              E *__restrict__ e) {
     DYNAMIC_SHARED(T, shared);
-    const Embedding<T> p = staged(layer, stage, shared);
+    const PairEmbeddingInputs<T> p = staged(layer, stage, shared);
     const LaneOf at;
     const int width = p.shape.width;
     const int64_t warp = int64_t(blockIdx.x) * kBlockWarps + threadIdx.x / kWarp;
@@ -138,15 +135,15 @@ __global__ void embedding_forward_kernel(Embedding<T> layer, int stage, E *__res
 
 // Shared memory of one warp: dz of its pairs, (kWarpPairs, width), then its sums, (width, features
 // + 1), the last for the bias.
-SITENET_HD int embedding_room(const EmbeddingShape &s) {
+SITENET_HD int pair_embedding_room(const PairEmbeddingShape &s) {
     return s.width * (kWarpPairs + s.num_features + 1);
 }
 
 // dz of a warp's pairs to shared memory, zero for pairs past the end; one pair a quad.
 template <class T, class E>
-__device__ void embedding_dz(const EmbeddingBackward<T, E> &p, const EmbeddingPair<T> &pair,
-                             const E *grad, bool valid, T *dz) {
-    const EmbeddingShape &s = p.shape;
+__device__ void pair_embedding_dz(const PairEmbeddingBackward<T, E> &p,
+                                  const EmbeddingPair<T> &pair, const E *grad, bool valid, T *dz) {
+    const PairEmbeddingShape &s = p.shape;
     const LaneOf at;
     T mean = 0, dot = 0;
     for (int c = 0; c < s.width; c += kStep) {
@@ -174,15 +171,15 @@ __device__ void embedding_dz(const EmbeddingBackward<T, E> &p, const EmbeddingPa
 }
 
 template <class T, class E>
-__global__ void embedding_backward_kernel(EmbeddingBackward<T, E> p, int stage,
-                                          T *__restrict__ partials) {
+__global__ void pair_embedding_backward_kernel(PairEmbeddingBackward<T, E> p, int stage,
+                                               T *__restrict__ partials) {
     DYNAMIC_SHARED(T, memory);
     T *shared = memory + stage;
-    const EmbeddingShape &s = p.shape;
-    const Embedding<T> forward = staged<T>({s, p.features, p.weight, p.bias}, stage, memory);
+    const PairEmbeddingShape &s = p.shape;
+    const PairEmbeddingInputs<T> forward = staged<T>(p, stage, memory);
     const LaneOf at;
     const int warps = blockDim.x / kWarp, warp = threadIdx.x / kWarp, outputs = s.num_features + 1;
-    T *dz = shared + warp * embedding_room(s), *sums = dz + kWarpPairs * s.width;
+    T *dz = shared + warp * pair_embedding_room(s), *sums = dz + kWarpPairs * s.width;
     for (int i = at.lane; i < s.width * outputs; i += kWarp)
         sums[i] = 0;
     const int64_t begin = int64_t(blockIdx.x) * kBlockPairs;
@@ -190,7 +187,7 @@ __global__ void embedding_backward_kernel(EmbeddingBackward<T, E> p, int stage,
     for (int64_t first = begin + warp * kWarpPairs; first < end; first += warps * kWarpPairs) {
         const int64_t mine = first + at.row < end ? first + at.row : end - 1;
         const EmbeddingPair<T> pair(forward, mine);
-        embedding_dz(p, pair, p.grad_e + mine * s.width, first + at.row < end, dz);
+        pair_embedding_dz(p, pair, p.grad_e + mine * s.width, first + at.row < end, dz);
         __syncwarp();
         const int count = int(end - first < kWarpPairs ? end - first : kWarpPairs);
         for (int i = at.lane; i < s.width * outputs; i += kWarp) {
@@ -215,15 +212,15 @@ __global__ void embedding_backward_kernel(EmbeddingBackward<T, E> p, int stage,
     for (int i = threadIdx.x; i < s.width * outputs; i += blockDim.x) {
         T sum = 0;
         for (int w = 0; w < warps; ++w)
-            sum += shared[w * embedding_room(s) + kWarpPairs * s.width + i];
+            sum += shared[w * pair_embedding_room(s) + kWarpPairs * s.width + i];
         partials[int64_t(blockIdx.x) * s.width * outputs + i] = sum;
     }
 }
 
 // A warp an entry of (width, features + 1).
 template <class T, class E>
-__global__ void sum_embedding_kernel(EmbeddingBackward<T, E> p, const T *__restrict__ partials,
-                                     int64_t blocks) {
+__global__ void sum_pair_embedding_kernel(PairEmbeddingBackward<T, E> p,
+                                          const T *__restrict__ partials, int64_t blocks) {
     const int f = blockIdx.x % (p.shape.num_features + 1),
               k = blockIdx.x / (p.shape.num_features + 1);
     T sum = 0;
@@ -237,23 +234,27 @@ __global__ void sum_embedding_kernel(EmbeddingBackward<T, E> p, const T *__restr
 
 } // namespace
 
-template <class T, class E> void embedding_forward(const EmbeddingForward<T, E> &p, void *handle) {
-    const Embedding<T> embedding = {p.shape, p.features, p.weight, p.bias};
-    const int stage = staged_size<T>(p.shape, 0);
-    LAUNCH("pair_embedding_forward", (embedding_forward_kernel<T, E>),
-           grid_of(divide_up(p.shape.pairs, kBlockWarps * kWarpPairs)), kBlockWarps * kWarp,
-           stage * int(sizeof(T)), static_cast<cudaStream_t>(handle), embedding, stage, p.e);
+template <class T, class E> int64_t pair_embedding_forward_scratch(const PairEmbeddingShape &) {
+    return 0;
 }
 
-template <class T, class E> int64_t embedding_backward_scratch(const EmbeddingShape &s) {
+template <class T, class E>
+void pair_embedding_forward(const PairEmbeddingForward<T, E> &p, void *, void *handle) {
+    const int stage = staged_size<T>(p.shape, 0);
+    LAUNCH("pair_embedding_forward", (pair_embedding_forward_kernel<T, E>),
+           grid_of(divide_up(p.shape.pairs, kBlockWarps * kWarpPairs)), kBlockWarps * kWarp,
+           stage * int(sizeof(T)), static_cast<cudaStream_t>(handle), p, stage, p.e);
+}
+
+template <class T, class E> int64_t pair_embedding_backward_scratch(const PairEmbeddingShape &s) {
     return divide_up(s.pairs, kBlockPairs) * s.width * (s.num_features + 1) * int64_t(sizeof(T));
 }
 
 template <class T, class E>
-void embedding_backward(const EmbeddingBackward<T, E> &p, void *scratch, void *handle) {
+void pair_embedding_backward(const PairEmbeddingBackward<T, E> &p, void *scratch, void *handle) {
     const char *op = "pair_embedding_backward";
     const auto stream = static_cast<cudaStream_t>(handle);
-    const int bytes = embedding_room(p.shape) * int(sizeof(T));
+    const int bytes = pair_embedding_room(p.shape) * int(sizeof(T));
     const int stage = staged_size<T>(p.shape, bytes);
     const int most = (kSharedBytes - stage * int(sizeof(T))) / bytes;
     const int warps = most < kBlockWarps ? most : kBlockWarps;
@@ -262,17 +263,20 @@ void embedding_backward(const EmbeddingBackward<T, E> &p, void *scratch, void *h
             "pair_embedding_backward: its width does not fit into shared memory");
     const int64_t blocks = divide_up(p.shape.pairs, kBlockPairs);
     T *partials = static_cast<T *>(scratch);
-    LAUNCH(op, (embedding_backward_kernel<T, E>), grid_of(blocks), warps * kWarp,
+    LAUNCH(op, (pair_embedding_backward_kernel<T, E>), grid_of(blocks), warps * kWarp,
            stage * int(sizeof(T)) + warps * bytes, stream, p, stage, partials);
-    LAUNCH(op, (sum_embedding_kernel<T, E>),
+    LAUNCH(op, (sum_pair_embedding_kernel<T, E>),
            grid_of(int64_t(p.shape.width) * (p.shape.num_features + 1)), kWarp, 0, stream, p,
            partials, blocks);
 }
 
 #define INSTANTIATE(T, E)                                                                          \
-    template void embedding_forward<T, E>(const EmbeddingForward<T, E> &, void *);                 \
-    template int64_t embedding_backward_scratch<T, E>(const EmbeddingShape &);                     \
-    template void embedding_backward<T, E>(const EmbeddingBackward<T, E> &, void *, void *);
+    template int64_t pair_embedding_forward_scratch<T, E>(const PairEmbeddingShape &);             \
+    template void pair_embedding_forward<T, E>(const PairEmbeddingForward<T, E> &, void *,         \
+                                               void *);                                            \
+    template int64_t pair_embedding_backward_scratch<T, E>(const PairEmbeddingShape &);            \
+    template void pair_embedding_backward<T, E>(const PairEmbeddingBackward<T, E> &, void *,       \
+                                                void *);
 INSTANTIATE(float, float)
 INSTANTIATE(double, double)
 INSTANTIATE(float, uint16_t)
