@@ -45,7 +45,8 @@
 namespace sitenet {
 
 /// Crystals one after another: crystal c owns the sites offsets_i[c] to offsets_i[c + 1] of frac_i
-/// and likewise of frac_j. Its distances are a row-major (n_i, n_j) block; blocks follow each other.
+/// and likewise of frac_j. Its distances are a row-major (n_i, n_j) block; blocks follow each
+/// other.
 template <class T> struct DistanceInput {
     const T *cells;           ///< (crystals, 3, 3), lattice vectors as rows
     const T *frac_i;          ///< (sites_i, 3)

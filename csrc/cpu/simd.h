@@ -1,6 +1,6 @@
-// Vectors of the width that the SIMD level has, by the compiler's vector extensions.
+// Vectors as wide as the SIMD level allows, through the compiler's vector extensions.
 //
-// This header is compiled into several levels, so everything lives in the level's namespace.
+// This header is compiled once per level, so everything lives in the level's namespace.
 #pragma once
 
 #include <cmath>
@@ -41,11 +41,11 @@ template <class T> static inline void store(T *p, Vec<T> v) { std::memcpy(p, &v,
 template <class T> static inline Vec<T> splat(T x) { return x - Vec<T>{}; }
 
 #if defined(__AVX512F__)
-// GCC 12 warns wrongly of what the forms without a mask leave undefined.
+// Masked forms of the intrinsics: GCC 12 warns that the others use undefined values.
 constexpr __mmask16 kAllLanes = 0xffff;
 #endif
 
-// max(x, low) and min(x, high) that keep a NaN in x.
+/// max(x, low) and min(x, high); a NaN in x stays.
 template <class T> static inline Vec<T> at_least(Vec<T> x, T low) {
     const Vec<T> v = splat(low);
 #if defined(__AVX512F__)
@@ -87,7 +87,7 @@ template <class T> static inline T sum_lanes(Vec<T> v) {
     return s[0];
 }
 
-// Of each group of 2 w lanes: the sums of a's halves with each other, then of b's.
+/// For each group of 2 w lanes: first half plus second half of a, then of b.
 template <class T, int w, size_t... i>
 static inline Vec<T> add_halves(Vec<T> a, Vec<T> b, std::index_sequence<i...>) {
     constexpr int n = kLanes<T>;
@@ -98,7 +98,8 @@ static inline Vec<T> add_halves(Vec<T> a, Vec<T> b, std::index_sequence<i...>) {
     return low + high;
 }
 
-// The sum of each of kLanes vectors, which it overwrites: a tree of kLanes - 1 additions.
+/// Returns the sums of kLanes vectors, one per lane, in a tree of kLanes - 1 additions. Overwrites
+/// the vectors.
 template <class T, int w = kLanes<T> / 2> static inline Vec<T> add_lanes(Vec<T> *v) {
     for (int i = 0; i < w; ++i)
         v[i] = add_halves<T, w>(v[i], v[i + w], std::make_index_sequence<kLanes<T>>());
@@ -108,12 +109,13 @@ template <class T, int w = kLanes<T> / 2> static inline Vec<T> add_lanes(Vec<T> 
         return add_lanes<T, w / 2>(v);
 }
 
-// Where `rough` is set, a relative error of 1e-4 will do, as beside factors in bfloat16.
+// `rough` allows a relative error of 1e-4, which is small beside the rounding of bfloat16 factors.
 
-// exp(x) for -87 <= x <= 88, relative error 8e-8 + 2e-8 |x|: 2^(n + f) with n an integer and
-// |f| <= 1/2, polynomials for 2^f of the least relative error (degree 6: 2e-9; rough: 7e-5).
+/// exp(x) for -87 <= x <= 88, with relative error 8e-8 + 2e-8 |x|: as 2^(n + f) with n an integer
+/// and |f| <= 1/2, and a minimax polynomial for 2^f (degree 6: 2e-9; rough, degree 3: 7e-5).
 template <bool rough = false> static inline Vec<float> exp_in_range(Vec<float> x) {
-    constexpr float log2_e = 1.44269504f, shift = 12582912.0f; // 1.5 * 2^23: adding it rounds
+    constexpr float log2_e = 1.44269504f,
+                    shift = 12582912.0f; // 1.5 * 2^23: adding it rounds to an integer
     const Vec<float> t = x * log2_e + shift;
     const Vec<float> f = x * log2_e - (t - shift);
     Vec<float> p;
@@ -137,7 +139,7 @@ template <bool rough = false> static inline Vec<double> exp_in_range(Vec<double>
     return x;
 }
 
-// 1 / x for a positive x that is neither tiny nor infinite.
+/// 1 / x for a positive x that is neither tiny nor infinite.
 template <class T, bool rough = false> static inline Vec<T> reciprocal(Vec<T> x) {
 #if defined(__AVX512F__)
     if constexpr (std::is_same_v<T, float>) {
@@ -148,13 +150,13 @@ template <class T, bool rough = false> static inline Vec<T> reciprocal(Vec<T> x)
     return 1 / x;
 }
 
-// exp(x) for x <= 0; exactly 0 below -87.
+/// exp(x) for x <= 0; exactly 0 below -87.
 template <class T> static inline Vec<T> exp_of_negative(Vec<T> x) {
     const Vec<T> y = exp_in_range(at_least(x, T(-87)));
     return x < splat(T(-87)) ? Vec<T>{} : y;
 }
 
-// bfloat16 is kept as uint16_t; rounding is to nearest even, a NaN stays one.
+// bfloat16 is stored as uint16_t. Rounding is to nearest even; a NaN stays a NaN.
 static inline float from_bf16(uint16_t h) {
     const uint32_t w = uint32_t(h) << 16;
     float x;
@@ -168,14 +170,14 @@ static inline uint16_t to_bf16(float x) {
         return uint16_t((w >> 16) | 0x40);
     return uint16_t((w + 0x7fff + ((w >> 16) & 1)) >> 16);
 }
-// The rounded value in the high half of each lane.
+/// Rounds to bfloat16, in the high half of each lane.
 static inline VecWord bf16_words(Vec<float> x) {
     const VecWord w = (VecWord)x;
     const VecWord rounded = w + 0x7fff + ((w >> 16) & 1);
     return (VecWord)(x != x ? (VecInt)(w | 0x400000) : (VecInt)rounded) & 0xffff0000;
 }
 
-// kLanes numbers as a vector of T.
+/// Loads kLanes numbers as a vector of T.
 template <class T> static inline Vec<T> load_as(const T *p) { return load(p); }
 template <class T> static inline Vec<T> load_as(const uint16_t *p) {
     typedef uint16_t Halves __attribute__((vector_size(kVectorBytes / 2)));
@@ -183,7 +185,7 @@ template <class T> static inline Vec<T> load_as(const uint16_t *p) {
     std::memcpy(&h, p, sizeof h);
     return (Vec<float>)(__builtin_convertvector(h, VecWord) << 16);
 }
-// The other way: kLanes numbers, or one.
+/// Stores kLanes numbers, or one, in the type of p.
 template <class T> static inline void store_as(T *p, Vec<T> x) { store(p, x); }
 template <class T> static inline void store_as(T *p, T x) { *p = x; }
 static inline void store_as(uint16_t *p, float x) { *p = to_bf16(x); }
@@ -197,6 +199,7 @@ static inline void store_as(uint16_t *p, Vec<float> x) {
         p[i] = uint16_t(w[i]);
 #endif
 }
+/// Converts n numbers.
 template <class T, class E> static inline void convert(const E *x, T *y, int n) {
     int i = 0;
     for (; i + kLanes<T> <= n; i += kLanes<T>)

@@ -1,6 +1,6 @@
-// The list of CUDA functions that Python can call: as in ../bindings.cpp, with the address of scratch
-// memory and a stream handle in place of a thread count. tests/kernels binds the emulated kernels
-// through it too.
+// The list of CUDA functions that Python can call: as in ../bindings.cpp, with the address of
+// scratch memory and a stream handle in place of a thread count. tests/kernels binds the emulated
+// kernels through it too.
 #pragma once
 
 #include "../bindings.h"

@@ -1,39 +1,46 @@
-// Minimum-image distances of ragged crystals on the GPU, and their gradients (formulas:
+// Minimum-image distances of a batch of crystals on the GPU, and their gradients (formulas:
 // ../geometry.h).
 //
-// A thread a crystal reduces its cell, in double; a thread a site writes its wrapped coordinates in
-// the reduced basis. Then a thread takes four consecutive distances, whichever crystals they belong
-// to, so crystals of 8 and of 500 sites load the machine alike: one search for the crystal, one
-// division for (i, j), and steps from there.
+// Forward. A thread per crystal reduces its cell, in double. A thread per site writes its wrapped
+// coordinates in the reduced basis. Then a thread computes four consecutive distances, whichever
+// crystals they belong to, so crystals of 8 and of 500 sites load the machine alike: one search for
+// the crystal, one division for (i, j), and steps from there.
 //
-// Memory traffic per pair: 4 bytes out in float; coordinates and cells come from cache. Operations
-// per pair: some 55 for the distance, one square root, some 20 for finding it: 0.6 clocks a
-// multiprocessor. Predicted floor on an H100 or H200 (132 multiprocessors, 1.75 GHz): 380 G pairs/s
-// by arithmetic, 750 (3 TB/s) by memory. Not measured: no GPU was at hand.
+// Memory traffic per pair: sizeof(T) bytes out; coordinates and cells come from cache. Operations
+// per pair: some 55 for the distance, one square root, and some 20 to locate it, 0.6 clocks of a
+// multiprocessor. Predicted floor on an H100 or H200 (132 multiprocessors, 1.75 GHz, 3 TB/s), not
+// measured: 380 G pairs/s by arithmetic, 750 by memory.
 //
-// Backward: the nearest image is found again, in one warp for each site i (its pairs' sums give
-// grad_frac_i and that row's share of the cell's) and one for each site j; a warp a crystal adds
-// the rows' shares in order. Lanes sum in T, the rest in double. No atomics; results are bitwise
-// reproducible.
+// Backward. The nearest image is computed again, in one warp per site i, whose sums over pairs give
+// grad_frac_i and the row's share of grad_cells, and in one warp per site j. A warp per crystal
+// adds the shares of the rows in order. Lanes sum in T, everything else in double. No atomics;
+// results are bitwise reproducible.
 #include "kernels.h"
 #include "launch.cuh"
 
 namespace sitenet::cuda {
 namespace {
 
-constexpr int kThreads = 128;
-constexpr int kThreadPairs = 4;
+constexpr int kThreads = 128;   // per block
+constexpr int kThreadPairs = 4; // distances per thread
 
+/// A reduced cell.
 template <class T> struct PreparedCell {
     Metric<T> metric;
-    double basis[9], integer[9], inverse[9], cell[9];
+    double basis[9];   ///< R
+    double integer[9]; ///< N, with R = N A
+    double inverse[9]; ///< of N
+    double cell[9];    ///< A
 };
 
+/// Scratch memory.
 template <class T> struct DistanceScratch {
-    PreparedCell<T> *cells;
-    T *points_i, *points_j;         // (sites, 3), wrapped
-    int32_t *crystal_i, *crystal_j; // (sites)
-    double *outer;                  // (sites_i, 6): sums of w u u^T, 11, 22, 33, 12, 13, 23
+    PreparedCell<T> *cells; ///< (crystals)
+    T *points_i;            ///< (sites_i, 3), wrapped coordinates
+    T *points_j;            ///< (sites_j, 3)
+    int32_t *crystal_i;     ///< (sites_i), crystal of each site
+    int32_t *crystal_j;     ///< (sites_j)
+    double *outer;          ///< (sites_i, 6), sums of w u^T u: 11, 22, 33, 12, 13, 23
 
     DistanceScratch(int64_t crystals, int64_t sites_i, int64_t sites_j, Scratch &scratch) {
         cells = scratch.take<PreparedCell<T>>(crystals);
@@ -45,7 +52,7 @@ template <class T> struct DistanceScratch {
     }
 };
 
-// Last c with offsets[c] <= at, the empty ones before it passed over.
+/// The last crystal c with offsets[c] <= at, which skips empty ones.
 __device__ inline int64_t crystal_of(const int64_t *offsets, int64_t crystals, int64_t at) {
     if (!offsets)
         return 0;
@@ -60,6 +67,7 @@ __device__ inline int64_t crystal_of(const int64_t *offsets, int64_t crystals, i
     return low;
 }
 
+/// The sites of one crystal.
 struct SiteRange {
     int64_t begin, end;
     __device__ SiteRange(const int64_t *offsets, int64_t crystal, int64_t sites)
@@ -67,6 +75,7 @@ struct SiteRange {
     __device__ int64_t size() const { return end - begin; }
 };
 
+/// A thread per crystal.
 template <class T>
 __global__ void prepare_cells_kernel(const T *__restrict__ cells, int64_t crystals,
                                      PreparedCell<T> *__restrict__ prepared,
@@ -93,6 +102,7 @@ __global__ void prepare_cells_kernel(const T *__restrict__ cells, int64_t crysta
     }
 }
 
+/// A thread per site.
 template <class T>
 __global__ void wrap_sites_kernel(const T *__restrict__ frac, const int64_t *__restrict__ offsets,
                                   int64_t crystals, int64_t sites,
@@ -121,6 +131,7 @@ __device__ inline T distance_of(const Metric<T> &metric, const T *from, const T 
     return sqrt(square);
 }
 
+/// A thread per kThreadPairs distances.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     distances_kernel(DistanceInput<T> in, const int64_t *__restrict__ pair_offsets, int64_t pairs,
@@ -146,9 +157,9 @@ __global__ void __launch_bounds__(kThreads)
     }
 }
 
-// A warp a site: sums over the sites of the other list, `sign` = 1 for j (u from i to it) and -1
-// for i. With u the nearest image in the reduced basis R and w = grad_distance / distance, the
-// gradient of the site is sign sum w u R A^T.
+/// A warp per site: sums over the sites of the other list. `sign` is 1 for sites j and -1 for i.
+/// With u the nearest image, from i to j, in the reduced basis R and w = grad_distance / distance,
+/// the gradient of the site is sign * sum of w u R A^T.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     site_gradient_kernel(DistanceInput<T> in, const int64_t *__restrict__ pair_offsets,
@@ -174,7 +185,7 @@ __global__ void __launch_bounds__(kThreads)
     T sums[9] = {};
     for (int64_t k = lane; k < others.size(); k += kWarp) {
         const T *other = points + 3 * k;
-        // Differences as in the forward, j less i, so that both find the same image.
+        // The difference j - i, as in the forward pass, so that both use the same image.
         const T *from = of_j ? other : own, *to = of_j ? own : other;
         T x = wrap(to[0] - from[0]), y = wrap(to[1] - from[1]), z = wrap(to[2] - from[2]);
         to_nearest(metric, x, y, z);
@@ -201,7 +212,7 @@ __global__ void __launch_bounds__(kThreads)
             scratch.outer[6 * site + k] = total[3 + k];
 }
 
-// A warp a crystal: N^T (sum of w u^T u) R, where R = N A.
+/// A warp per crystal: N^T (sum of w u^T u) R, where R = N A.
 template <class T>
 __global__ void cell_gradient_kernel(DistanceInput<T> in, DistanceScratch<T> scratch,
                                      T *__restrict__ grad_cells) {
@@ -227,6 +238,7 @@ __global__ void cell_gradient_kernel(DistanceInput<T> in, DistanceScratch<T> scr
         grad_cells[9 * crystal + 3 * a + b] = T(gradient[b]);
 }
 
+/// Launches the kernels that both passes begin with.
 template <class T>
 void prepare(const char *op, const DistanceInput<T> &in, const DistanceScratch<T> &scratch,
              int32_t *usable, cudaStream_t stream) {

@@ -1,6 +1,7 @@
 // The CUDA kernels as the bindings call them. `scratch` is uninitialised device memory, aligned to
-// 256 bytes, with as many bytes as the kernel's *_scratch function returns; `stream` a cudaStream_t.
-// A call only launches: it neither allocates nor waits, so CUDA graphs can capture it.
+// 256 bytes, with as many bytes as the kernel's *_scratch function returns; `stream` a
+// cudaStream_t. A call only launches: it neither allocates nor waits, so CUDA graphs can capture
+// it.
 #pragma once
 
 #include "../attention.h"
@@ -8,7 +9,8 @@
 
 namespace sitenet::cuda {
 
-/// Stands for E where e is float and the products with weight take factors rounded to tf32 (11 bits).
+/// Stands for E where e is float and the products with weight take factors rounded to tf32 (11
+/// bits).
 struct Tf32 {
     float value;
 };
@@ -31,7 +33,8 @@ template <class T, class E>
 int64_t pair_embedding_backward_scratch(const PairEmbeddingShape &shape);
 
 /// pair_offsets (crystals + 1): the first distance of each crystal; null if there is one crystal.
-/// usable (crystals): 1, or 0 for a cell that has no volume or is not finite; its distances are NaN.
+/// usable (crystals): 1, or 0 for a cell that has no volume or is not finite; its distances are
+/// NaN.
 template <class T>
 void distances_forward(const DistanceInput<T> &in, const int64_t *pair_offsets, int64_t pairs,
                        T *distance, int32_t *usable, void *scratch, void *stream);

@@ -1,9 +1,9 @@
-// Starting kernels, and reductions within a warp. Without nvcc the same sources run on the CPU
-// through the emulator of tests/kernels.
+// Launching kernels, scratch memory, and reductions within a warp. Without nvcc, the same sources
+// run on the CPU through the emulator of tests/kernels.
 //
-// LAUNCH(op, kernel, grid, block, shared, stream, arguments...) starts a kernel on the given stream
-// and throws std::runtime_error if that fails; a grid without blocks starts nothing. A kernel with
-// several template arguments goes in parentheses.
+// LAUNCH(op, kernel, grid, block, shared, stream, arguments...) launches a kernel on the given
+// stream and throws std::runtime_error if that fails. An empty grid launches nothing. A kernel with
+// several template arguments must stand in parentheses.
 #pragma once
 
 #include <cstdint>
@@ -35,6 +35,7 @@
 
 namespace sitenet {
 
+/// Throws std::runtime_error if the last launch failed.
 inline void throw_if_failed(const char *op) {
     const cudaError_t error = cudaGetLastError();
     if (error != cudaSuccess)
@@ -43,7 +44,7 @@ inline void throw_if_failed(const char *op) {
 
 constexpr int kWarp = 32;
 constexpr unsigned kAllLanes = 0xffffffffu;
-constexpr int kSharedBytes = 48 << 10; // what a block gets without asking for more
+constexpr int kSharedBytes = 48 << 10; // per block, without opting in to more
 
 __host__ __device__ constexpr int64_t divide_up(int64_t n, int64_t by) { return (n + by - 1) / by; }
 __host__ __device__ constexpr int64_t round_up(int64_t n, int64_t to) {
@@ -51,7 +52,7 @@ __host__ __device__ constexpr int64_t round_up(int64_t n, int64_t to) {
 }
 inline dim3 grid_of(int64_t blocks, int y = 1, int z = 1) { return dim3(unsigned(blocks), y, z); }
 
-// Hands out parts of one piece of memory, each at a multiple of 256 bytes; measures if it has none.
+/// Divides one allocation into parts, each aligned to 256 bytes. Without memory it only measures.
 class Scratch {
   public:
     explicit Scratch(void *memory) : base(reinterpret_cast<uintptr_t>(memory)) {}
@@ -66,13 +67,14 @@ class Scratch {
     uintptr_t base, used = 0;
 };
 
+/// Sum over the warp.
 template <class T> __device__ inline T warp_sum(T x) {
     for (int m = kWarp / 2; m; m >>= 1)
         x += __shfl_xor_sync(kAllLanes, x, m);
     return x;
 }
 
-// Passes over a NaN.
+/// Maximum over the warp. A NaN stays in its own lane; the others get the maximum of the rest.
 template <class T> __device__ inline T warp_max(T x) {
     for (int m = kWarp / 2; m; m >>= 1) {
         const T other = __shfl_xor_sync(kAllLanes, x, m);
@@ -81,7 +83,7 @@ template <class T> __device__ inline T warp_max(T x) {
     return x;
 }
 
-// Sum over four neighbouring lanes.
+/// Sum over four neighbouring lanes.
 template <class T> __device__ inline T quad_sum(T x) {
     x += __shfl_xor_sync(kAllLanes, x, 1);
     return x + __shfl_xor_sync(kAllLanes, x, 2);

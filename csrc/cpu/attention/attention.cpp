@@ -1,34 +1,32 @@
-// The attention block on the CPU (see ../attention.h for the formulas and layouts).
+// The attention block on the CPU (formulas and layouts: ../../attention.h).
 //
-// Each thread owns a contiguous range of rows holding its share of the pairs and walks through
-// their pairs in tiles of kTile, across row boundaries. Per tile:
-//   1. products.h: z = W e + site_i + site_j, kTileRows pairs and kTileVectors vectors of columns
-//      at a time; the activation (and its derivative, going backward) is taken from sums in
-//      registers, or in bfloat16 while the next ones grow, so z is never stored;
-//   2. norms.h: mean and variance of each group of columns, and the logits;
-//   3. forward.h: the online softmax of the tile's rows, the weighted sums, e_out;
-//      backward.h: dz in place of the derivative, then grad_e = dz W, grad_W += dz^T e, and the
-//      gradients of the site terms as running sums.
-// Memory traffic per pair: e in, e_out out (backward: both gradients too); everything of width
-// `columns` stays in a tile of some 60 KB in the second-level cache.
+// Each thread owns consecutive rows with its share of the pairs. It walks through the pairs in
+// tiles of kTile, across the borders of rows. Per tile:
+//   1. products.h: z = W e + site_i + site_j, for kTileRows pairs and kTileVectors vectors of
+//      columns at a time. The activation (and its derivative, in the backward pass) is applied to
+//      the sums while they are in registers, so z is never stored.
+//   2. norms.h: mean and variance of each group of columns, and the logits.
+//   3. forward.h: the online softmax of the tile's rows, the weighted sums, and e_out.
+//      backward.h: dz, then grad_e = dz W, grad_W += dz^T e, and the gradients of the site terms.
+// Memory traffic per pair: e in and e_out out, in the backward pass also both gradients. All that
+// is as wide as the columns lives in a tile of some 60 KB, in the second-level cache.
 //
-// What bounds it: the units that multiply. A Zen 4 core starts one 512-bit multiplication a cycle
-// (fp32, or twice as many products in bf16); additions, comparisons, integers and most shuffles go
-// beside it (a lookup in a register costs a third). Multiplications a pair at the published size,
-// in 19 vectors of columns:
+// Multiplications bound the time. A Zen 4 core starts one 512-bit multiplication per cycle (fp32,
+// or twice as many products in bf16); additions, comparisons, integers and most shuffles run beside
+// it (a lookup in a register costs a third). Multiplications per pair at the published size, in 19
+// vectors of columns:
+//
 //                        products     activation   norms, logits    all    cycles measured
 //   forward   fp32         912          19 * 14         80         1260        1610
 //             bf16         456          19 * 4.3        80          620         850
 //   backward  fp32      3 * 912         19 * 16        220         3260        4350
 //             bf16      3 * 456         19 * 8.7       270         1800        2600
-// (one core at 3.68 GHz, CPU time; rows of 500). Memory takes no part: 400 bytes a pair forward,
-// 800 backward.
 //
-// Groups of columns stand side by side in a row, padded to whole vectors only at its end; sums over
-// a group mask the lanes of its last vector that are another's.
+// (one core at 3.68 GHz, CPU time, rows of 500 pairs). Memory does not limit: 400 bytes per pair
+// forward, 800 backward.
 //
 // grad_site_j, grad_weight and grad_logit_weight are summed per thread and then over threads in
-// order: results are bitwise reproducible for a given number of threads.
+// order, so results are bitwise reproducible for a given number of threads.
 #include "../../attention.h"
 #include "backward.h"
 #include "forward.h"

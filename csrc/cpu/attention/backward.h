@@ -1,64 +1,26 @@
-// The attention block backward. It recomputes the activations, with their derivatives d.
+// The backward pass of the attention block. It computes the activations again, with their
+// derivatives d.
 //
-// With c_h u_h the gradient of a group's normalised columns n = (m - mean) rstd, summed over h, and
-// <x> the mean of x over the group,
+// Let c_h u_h be the contribution of head h to the gradient of a group's normalised columns
+// n = (m - mean) rstd, and <x> the mean of x over the group. Then
+//
 //   dz = rstd (sum_h c_h u_h - <sum_h c_h u_h> - <sum_h c_h u_h n> n) d
-//      = (sum_h (rstd c_h) u_h + shift + slope (m - mean)) d.
-// For the hidden columns c_h is the gradient of logit h and u_h its row of logit_weight; for the
-// attention columns the softmax weight and grad_y of head h; for the interaction columns 1 and
-// grad_e_out.
+//      = (sum_h (rstd c_h) u_h + shift + slope (m - mean)) d
+//
+//   columns       c_h                      u_h
+//   hidden        gradient of logit h      row h of logit_weight
+//   attention     softmax weight of h      grad_y of head h
+//   interaction   1                        grad_e_out (one term)
 #pragma once
 
+#include "backward_sums.h"
 #include "norms.h"
 #include "products.h"
 
 namespace sitenet::SITENET_LEVEL {
 namespace {
 
-// One thread's sums over its pairs.
-template <class T> struct Sums {
-    int first_site, num_sites;
-    Buffer<T> site_j; // (num_sites, packed columns)
-    Buffer<T> weight; // (padded width, packed columns)
-    Buffer<T> logit;  // (heads, padded hidden)
-};
-
-// grad_y by row, head and (padded) attention feature, and per row and head its sum and its product
-// with y. The product adds up in the order of a pair's with n: where a row has one pair alone they
-// are equal to the bit, and the gradient of its logit is 0.
-template <class T> struct RowGradients {
-    int stride; // of a row of grad_y
-    Buffer<T> grad_y, sum, dot;
-
-    RowGradients(const AttentionShape &s, int vectors, const T *y, const T *grad, int threads)
-        : stride(s.heads * vectors * kLanes<T>), grad_y(size_t(s.rows) * stride),
-          sum(size_t(s.rows) * s.heads), dot(size_t(s.rows) * s.heads) {
-        const int heads = s.heads, padded = vectors * kLanes<T>;
-#pragma omp parallel num_threads(threads) if (threads > 1)
-        {
-            Buffer<T> of_head(padded);
-            T *values = of_head.get();
-#pragma omp for schedule(static)
-            for (int r = 0; r < s.rows; ++r)
-                for (int h = 0; h < heads; ++h) {
-                    T *to = grad_y.get() + size_t(r) * stride + h * padded;
-                    T total = 0;
-                    for (int a = 0; a < s.attention; ++a) {
-                        const size_t at = (size_t(r) * s.attention + a) * heads + h;
-                        to[a] = grad[at];
-                        values[a] = y[at];
-                        total += grad[at];
-                    }
-                    Vec<T> product{};
-                    for (int a = 0; a < padded; a += kLanes<T>)
-                        product += load(to + a) * load(values + a);
-                    sum.get()[size_t(r) * heads + h] = total;
-                    dot.get()[size_t(r) * heads + h] = sum_lanes<T>(product);
-                }
-        }
-    }
-};
-
+/// The backward pass over consecutive rows, in one thread.
 template <class T, class E> class BackwardRows {
   public:
     BackwardRows(const AttentionBackward<T, E> &p, const Columns<T> &columns,
@@ -122,24 +84,28 @@ template <class T, class E> class BackwardRows {
     const T *site_i, *site_j;
     const int packed, heads;
     TileNorms<T> norms;
-    Buffer<T> m, d;                       // (kTile, packed): activation; its derivative, then dz
-    Buffer<T> attended, row_sum, row_dot; // (heads, kTile): softmax; sum and dot of RowGradients
-    Buffer<T> along;                      // (heads, kTile, lanes): grad_y n, still to be added up
-    Buffer<T> grad_out;                   // (kTile, padded interaction): grad_e_out
-    Buffer<T> out_sum, out_along; // (kTile, lanes): its sum, and with m - mean, to be added up
-    Buffer<T> factor[2];          // (heads, kTile): rstd c_h of hidden and attention columns
-    alignas(64) T shift[3][kTile], slope[3][kTile]; // of interaction columns shift / rstd
-    Buffer<T> site_i_sum;                           // (packed): grad_site_i of the current row
-    Buffer<T> scratch;
+    Buffer<T> m, d;      // (kTile, packed): activation; its derivative, then dz
+    Buffer<T> attended;  // (heads, kTile): softmax weight
+    Buffer<T> row_sum;   // (heads, kTile): RowGradients::sum of each pair's row
+    Buffer<T> row_dot;   // (heads, kTile): RowGradients::dot of each pair's row
+    Buffer<T> along;     // (heads, kTile, lanes): grad_y n, lanes still to be added
+    Buffer<T> grad_out;  // (kTile, padded interaction): grad_e_out
+    Buffer<T> out_sum;   // (kTile, lanes): its sum, lanes still to be added
+    Buffer<T> out_along; // (kTile, lanes): its product with m - mean, lanes still to be added
+    Buffer<T> factor[2]; // (heads, kTile): rstd c_h of hidden and attention columns
+    alignas(64) T shift[3][kTile]; // per group; of interaction columns divided by rstd
+    alignas(64) T slope[3][kTile]; // per group
+    Buffer<T> site_i_sum;          // (packed): grad_site_i of the current row
+    Buffer<T> scratch;             // (kGradRows, padded width): grad_e before it is converted
     TileGradient<T, E> tile_gradient;
-    int current = 0;
+    int current = 0; // row of site_i_sum
 
     const T *column(const Buffer<T> &x, int g, int t) const {
         return x.get() + size_t(t) * packed + columns.first[g];
     }
     const T *grad_y_of(int row) const { return rows.grad_y.get() + size_t(row) * rows.stride; }
 
-    // The softmax of the tile's pairs, and what its rows have.
+    // Fills attended, row_sum and row_dot.
     void weigh(const Tile<T, E> &tile, int64_t first) {
         const T none = -std::numeric_limits<T>::infinity();
         for (int t = 0; t < tile.count; ++t) {
@@ -198,7 +164,7 @@ template <class T, class E> class BackwardRows {
         return add_lanes<T>(v);
     }
 
-    // rstd c_h, shift and slope of kLanes pairs.
+    // Computes rstd c_h, shift and slope of kLanes pairs.
     void find_factors(int t) {
         const Vec<T> rstd[3] = {load(norms.rstd[0] + t), load(norms.rstd[1] + t),
                                 load(norms.rstd[2] + t)};
@@ -226,15 +192,14 @@ template <class T, class E> class BackwardRows {
         }
     }
 
-    // Multiplies columns of a group, leaving others alone.
+    // z *= y in the columns of group g; `last` protects the other lanes of its last vector.
     void multiply_columns(T *z, Vec<T> y, int g, bool last) const {
         if (last)
             y = y * columns.last[g] + (1 - columns.last[g]);
         store(z, y * load(z));
     }
 
-    // dz of NP pairs and a group, where factors of head h stand at c + h * kTile and u_h at
-    // u + h * stride.
+    // Computes dz of NP pairs in group g, with rstd c_h at c + h * kTile and u_h at u + h * stride.
     template <int NH, int NP>
     void differentiate_group(int g, int t, const T *c, const T *u, int stride) {
         Vec<T> factors[NP][NH], mean[NP], up[NP], along_m[NP];
@@ -269,7 +234,7 @@ template <class T, class E> class BackwardRows {
         multiply(columns.vectors[g] - 1, true);
     }
 
-    // The same for any number of heads.
+    // The same for one pair and any number of heads.
     void differentiate_heads(int g, int t, const T *u, int stride) {
         const T *x = column(m, g, t), *c = factor[g].get() + t;
         T *z = d.get() + size_t(t) * packed + columns.first[g];
@@ -303,7 +268,7 @@ template <class T, class E> class BackwardRows {
             differentiate_interaction(t);
     }
 
-    // Here grad_e_out less its mean comes first: of a single column nothing must be left.
+    // Subtracts the mean from grad_e_out first, so that a single column leaves exactly 0.
     void differentiate_interaction(int t) {
         const T *x = column(m, 2, t);
         const T *g = grad_out.get() + size_t(t) * columns.vectors[2] * kLanes<T>;
@@ -317,7 +282,7 @@ template <class T, class E> class BackwardRows {
         }
     }
 
-    // Gradients of the site terms. Pairs with one site stand side by side.
+    // Adds the gradients of the site terms. Pairs of one row and site are neighbours.
     void add_sites(const Tile<T, E> &tile, const Sums<T> &sums) {
         for (int a = 0; a < tile.count;) {
             const int b = tile.row_end(a);
@@ -351,7 +316,8 @@ template <class T, class E> class BackwardRows {
             store(to + v * kLanes<T>, load(to + v * kLanes<T>) + row[v]);
     }
 
-    void finish_until(int row) { // rows before `row` are complete
+    // Writes grad_site_i of the rows before `row`, which are complete.
+    void finish_until(int row) {
         for (; current < row; ++current) {
             std::copy_n(site_i_sum.get(), columns.count,
                         p.grad_site_i + size_t(current) * columns.count);
@@ -359,7 +325,7 @@ template <class T, class E> class BackwardRows {
         }
     }
 
-    // grad_logit_weight: sums over pairs of rstd c_h (m - mean).
+    // Adds to grad_logit_weight the sums over pairs of rstd c_h (m - mean).
     void add_logit_weights(int count, T *sums) {
         for (int h0 = 0; h0 < heads; h0 += kMaxHeadsAtOnce)
             with_constant<kMaxHeadsAtOnce>(heads - h0, [&](auto nh) {
@@ -388,43 +354,6 @@ template <class T, class E> class BackwardRows {
             }
     }
 };
-
-// The threads' sums, in order, as gradients of the site terms and the weights.
-template <class T, class E>
-void add_up(const std::vector<Sums<T>> &sums, const AttentionBackward<T, E> &p,
-            const Columns<T> &columns, int threads) {
-    const AttentionShape &s = p.shape;
-    const int packed = columns.padded;
-#pragma omp parallel num_threads(threads) if (threads > 1)
-    {
-        std::vector<T> row(packed);
-#pragma omp for schedule(static)
-        for (int j = 0; j < s.sites; ++j) {
-            std::fill(row.begin(), row.end(), T(0));
-            for (const Sums<T> &sum : sums)
-                if (j >= sum.first_site && j < sum.first_site + sum.num_sites) {
-                    const T *from = sum.site_j.get() + size_t(j - sum.first_site) * packed;
-                    for (int c = 0; c < packed; ++c)
-                        row[c] += from[c];
-                }
-            std::copy_n(row.data(), columns.count, p.grad_site_j + size_t(j) * columns.count);
-        }
-    }
-    for (int c = 0; c < columns.count; ++c)
-        for (int k = 0; k < s.width; ++k) {
-            T total = 0;
-            for (const Sums<T> &sum : sums)
-                total += sum.weight.get()[size_t(k) * packed + c];
-            p.grad_weight[size_t(c) * s.width + k] = total;
-        }
-    for (int h = 0; h < s.heads; ++h)
-        for (int c = 0; c < s.hidden; ++c) {
-            T total = 0;
-            for (const Sums<T> &sum : sums)
-                total += sum.logit.get()[size_t(h) * columns.vectors[0] * kLanes<T> + c];
-            p.grad_logit_weight[size_t(h) * s.hidden + c] = total;
-        }
-}
 
 } // namespace
 } // namespace sitenet::SITENET_LEVEL

@@ -1,4 +1,5 @@
-// The attention block forward: the online softmax over rows, their weighted sums, and e_out.
+// The forward pass of the attention block, from the products and norms of a tile (products.h,
+// norms.h): the online softmax over rows, the weighted sums, and e_out.
 #pragma once
 
 #include "norms.h"
@@ -7,6 +8,7 @@
 namespace sitenet::SITENET_LEVEL {
 namespace {
 
+/// The largest of n >= 1 numbers.
 template <class T> inline T largest_of(const T *x, int n) {
     T largest = x[0];
     int i = 1;
@@ -24,11 +26,13 @@ template <class T> inline T largest_of(const T *x, int n) {
     return largest;
 }
 
-// Running softmax of one row.
+/// The running softmax of one row.
 template <class T> struct RowSoftmax {
-    int heads, padded; // padded: attention columns
-    std::vector<T> largest, sum;
-    Buffer<T> weighted; // (heads, padded)
+    int heads;
+    int padded;             ///< attention columns, rounded up to whole vectors
+    std::vector<T> largest; ///< (heads), largest logit so far
+    std::vector<T> sum;     ///< (heads), sum of exp(logit - largest)
+    Buffer<T> weighted;     ///< (heads, padded), sums of the columns weighted likewise
 
     RowSoftmax(int heads, int padded)
         : heads(heads), padded(padded), largest(heads), sum(heads),
@@ -40,7 +44,8 @@ template <class T> struct RowSoftmax {
         std::fill(sum.begin(), sum.end(), T(0));
         std::fill_n(weighted.get(), size_t(heads) * padded, T(0));
     }
-    // Raise a head's maximum to at least `value`; returns the shift for exponentials.
+    /// Raises the maximum of a head to at least `value`. Returns what to subtract from logits
+    /// before the exponential: that maximum, or 0 while it is -inf.
     T raise(int h, T value) {
         if (value > largest[h]) {
             const T scale = std::exp(largest[h] - value);
@@ -51,9 +56,11 @@ template <class T> struct RowSoftmax {
         }
         return largest[h] == -std::numeric_limits<T>::infinity() ? T(0) : largest[h];
     }
+    /// Writes the results of the row, and starts another.
     void finish(int attention, T *y, T *logsum) {
         for (int h = 0; h < heads; ++h) {
-            const T scale = sum[h] > 0 ? 1 / sum[h] : sum[h]; // 0 for an empty row, NaN stays
+            const T scale =
+                sum[h] > 0 ? 1 / sum[h] : sum[h]; // 0 for an empty row; a NaN stays a NaN
             for (int a = 0; a < attention; ++a)
                 y[a * heads + h] = weighted.get()[size_t(h) * padded + a] * scale;
             logsum[h] = largest[h] + std::log(sum[h]);
@@ -62,6 +69,7 @@ template <class T> struct RowSoftmax {
     }
 };
 
+/// The forward pass over consecutive rows, in one thread.
 template <class T, class E> class ForwardRows {
   public:
     ForwardRows(const AttentionForward<T, E> &p, const Columns<T> &columns,
@@ -94,7 +102,7 @@ template <class T, class E> class ForwardRows {
     }
 
   private:
-    static constexpr int kRow = kTile + kLanes<T>; // vectors that begin in a tile may end beyond it
+    static constexpr int kRow = kTile + kLanes<T>; // a vector may reach beyond the end of a tile
     const AttentionForward<T, E> &p;
     const AttentionShape &s;
     const Columns<T> &columns;
@@ -105,9 +113,10 @@ template <class T, class E> class ForwardRows {
     Buffer<T> m;        // (kTile, packed): the activation
     Buffer<T> attended; // (heads, kRow): exponential of the logit, times rstd
     RowSoftmax<T> softmax;
-    int current = 0;
+    int current = 0; // row of the softmax
 
-    void finish_until(int row) { // rows before `row` are complete
+    // Writes the results of the rows before `row`, which are complete.
+    void finish_until(int row) {
         for (; current < row; ++current)
             softmax.finish(s.attention, p.y + size_t(current) * heads * s.attention,
                            p.logsum + size_t(current) * heads);
@@ -136,7 +145,7 @@ template <class T, class E> class ForwardRows {
         }
     }
 
-    // The pairs from a to b of the current row.
+    // Adds the pairs a to b - 1 of the tile to the current row.
     void attend(int a, int b) {
         for (int h = 0; h < heads; ++h) {
             const T *logits = norms.logits.get() + h * kTile;

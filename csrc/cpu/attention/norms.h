@@ -1,8 +1,8 @@
-// Mean and variance of each group of columns, and the logits, of a tile's pairs.
+// Mean and variance of each group of columns, and the logits, for the pairs of a tile.
 //
-// Variances are of values less the group's first one: sums of squares alone would lose a small
-// variance beside a large mean. Sums over columns of kLanes pairs are reduced together, which
-// leaves every number of those pairs in the lanes of one vector.
+// Variances are computed from the differences to the first column of a group, because sums of
+// squares alone would lose a small variance beside a large mean. Sums over columns are reduced for
+// kLanes pairs at a time, which leaves one number per pair in the lanes of a vector.
 #pragma once
 
 #include "../../attention.h"
@@ -11,8 +11,9 @@
 namespace sitenet::SITENET_LEVEL {
 namespace {
 
-// Sums of x = m - m[0] over the columns of a group, of kLanes pairs: partial[0] has x, partial[1]
-// its squares, partial[2 + h] its products with row h of w, one vector a pair still to be added up.
+/// Sums over the columns of a group, for kLanes pairs, of x = m - m[0] (partial[0]), of x^2
+/// (partial[1]) and of x w_h (partial[2 + h]). Each is left as one vector per pair, whose lanes are
+/// still to be added.
 template <class T, int NH>
 inline void partial_sums(const T *m, int stride, int vectors, Vec<T> last_lanes, const T *w,
                          Vec<T> (&partial)[2 + NH][kLanes<T>]) {
@@ -55,8 +56,8 @@ inline void partial_sums(const T *m, int stride, int vectors, Vec<T> last_lanes,
     }
 }
 
-// Mean and rstd of kLanes pairs, from their partial sums and their groups' first columns; returns
-// mean less first. A NaN stays one.
+/// Writes mean and rstd of kLanes pairs from their partial sums and their first columns. Returns
+/// mean - first. A NaN stays a NaN.
 template <class T>
 inline Vec<T> normalise(Vec<T> (*partial)[kLanes<T>], Vec<T> first, int n, double eps, T *mean,
                         T *rstd) {
@@ -68,7 +69,7 @@ inline Vec<T> normalise(Vec<T> (*partial)[kLanes<T>], Vec<T> first, int n, doubl
     return offset;
 }
 
-// The first column of kLanes rows.
+/// The first column of kLanes rows.
 template <class T> inline Vec<T> first_column(const T *x, int stride) {
     T first[kLanes<T>];
     for (int i = 0; i < kLanes<T>; ++i)
@@ -76,10 +77,12 @@ template <class T> inline Vec<T> first_column(const T *x, int stride) {
     return load(first);
 }
 
+/// The norms and logits of a tile.
 template <class T> class TileNorms {
   public:
-    alignas(64) T mean[3][kTile], rstd[3][kTile]; // 0 and 1 without a norm
-    Buffer<T> logits;                             // (heads, kTile), without log_multiplicity
+    alignas(64) T mean[3][kTile]; ///< per group; 0 without a norm
+    alignas(64) T rstd[3][kTile]; ///< per group; 1 without a norm
+    Buffer<T> logits;             ///< (heads, kTile), without log_multiplicity
 
     TileNorms(const AttentionShape &shape, const Columns<T> &columns, const LogitWeights<T> &w)
         : logits(size_t(shape.heads) * kTile), shape(shape), columns(columns), weights(w) {

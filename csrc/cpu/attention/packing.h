@@ -1,4 +1,4 @@
-// How the operands of the attention kernels lie in memory: padded to whole vectors.
+// Operands of the attention kernels in memory, padded to whole vectors; sizes of tiles and blocks.
 #pragma once
 
 #include "../buffer.h"
@@ -15,7 +15,7 @@ constexpr int kTileRows = 4, kTileVectors = 5; // 20 of 32 registers are sums
 #else
 constexpr int kTileRows = 4, kTileVectors = 2; // 8 of 16
 #endif
-constexpr int kTile = 48; // pairs worked on at a time
+constexpr int kTile = 48; // pairs per tile: some 60 KB, which fit the second-level cache
 static_assert(kTile % kTileRows == 0, "a tile is whole micro-kernels");
 constexpr int kMaxHeadsAtOnce = 4;
 constexpr int64_t kParallelWork = 256; // pairs: below this a second thread costs more than it saves
@@ -27,14 +27,14 @@ constexpr bool kBf16Products = false;
 #endif
 template <class E> constexpr bool kUseBf16 = kBf16Products && std::is_same_v<E, uint16_t>;
 
-// A factor of a product as one step takes it: a number, or (bfloat16) two numbers in a 32-bit lane.
+/// A factor of one step of a product: a number, or in bfloat16 two numbers in a 32-bit lane.
 template <class T, class E> using Factor = std::conditional_t<kUseBf16<E>, uint32_t, T>;
 
 inline int useful_threads(int threads, int64_t pairs) {
     return pairs > kParallelWork ? std::max(threads, 1) : 1;
 }
 
-// f(n) with n, from 1 to `most`, as a constant.
+/// Calls f with n, between 1 and `most`, as a compile-time constant.
 template <int most, class F> inline void with_constant(int n, F f) {
     if constexpr (most > 1)
         if (n < most)
@@ -42,7 +42,7 @@ template <int most, class F> inline void with_constant(int n, F f) {
     f(std::integral_constant<int, most>());
 }
 
-// 1 in the lanes before n, 0 in the others.
+/// 1 in the first n lanes, 0 in the others.
 template <class T> inline Vec<T> first_lanes(int n) {
     T x[kLanes<T>];
     for (int i = 0; i < kLanes<T>; ++i)
@@ -50,13 +50,15 @@ template <class T> inline Vec<T> first_lanes(int n) {
     return load(x);
 }
 
-// The three groups of columns, side by side; only the last one is padded to whole vectors. So a
-// group's last vector may reach into the next group, or the next row: `last` is 1 in the lanes that
-// belong to it and 0 in the others.
+/// The three groups of columns, side by side in a row. Only the end of a row is padded, so the last
+/// vector of a group may reach into the next group or the next row.
 template <class T> struct Columns {
-    int size[3], first[3], vectors[3];
-    Vec<T> last[3];
-    int count, padded;
+    int size[3];    ///< columns per group
+    int first[3];   ///< first column of each group
+    int vectors[3]; ///< vectors that cover each group
+    Vec<T> last[3]; ///< 1 in the lanes of a group's last vector that belong to it, 0 in the others
+    int count;      ///< columns in all
+    int padded;     ///< count, rounded up to whole vectors
 
     Columns(int hidden, int attention, int interaction)
         : size{hidden, attention, interaction}, first{0, hidden, hidden + attention},
@@ -67,10 +69,11 @@ template <class T> struct Columns {
         }
     }
     int num_vectors() const { return padded / kLanes<T>; }
-    // Numbers of a tile, whose last vector may reach beyond it.
+    /// Size of a tile; the last vector of a group may reach beyond its end.
     size_t tile_size() const { return size_t(kTile) * padded + kLanes<T>; }
 };
 
+/// Copies rows of columns.count numbers to rows of columns.padded.
 template <class T>
 Buffer<T> pack_rows(const T *x, int rows, const Columns<T> &columns, int threads) {
     Buffer<T> packed(size_t(rows) * columns.padded);
@@ -81,14 +84,18 @@ Buffer<T> pack_rows(const T *x, int rows, const Columns<T> &columns, int threads
     return packed;
 }
 
-// W packed for the products of a tile.
-//   columns_of_k: per block of kTileVectors vectors of columns, (k, columns of the block): for W e
-//   k_of_column:  (columns, padded width): for dz W, only if backward
-// In bfloat16 two consecutive k (or columns) stand side by side in each 32-bit lane.
+/// W in the orders that the products of a tile read. In bfloat16, two consecutive k (or columns)
+/// share a 32-bit lane.
 template <class T, class E> struct Weights {
-    int width, padded_width, num_vectors, num_columns;
-    int steps; // of W e
-    Buffer<Factor<T, E>> columns_of_k, k_of_column;
+    int width;        ///< columns of e, indexed by k
+    int padded_width; ///< width, rounded up to whole vectors
+    int num_vectors;  ///< of columns
+    int num_columns;  ///< padded
+    int steps;        ///< of the product W e: k, or pairs of k
+    /// For W e: blocks of kTileVectors vectors of columns, each (steps, columns of the block).
+    Buffer<Factor<T, E>> columns_of_k;
+    /// For dz W: (columns, padded_width). Empty in the forward pass.
+    Buffer<Factor<T, E>> k_of_column;
 
     Weights(const T *w, int width, const Columns<T> &columns, bool backward)
         : width(width), padded_width(round_up(width, kLanes<T>)),
@@ -117,7 +124,7 @@ template <class T, class E> struct Weights {
 
   private:
     static constexpr int kPerLane = kUseBf16<E> ? 2 : 1;
-    // What stands at x, in bfloat16 together with the number `next` further.
+    // The number at x; in bfloat16 joined by the number at x + next.
     static Factor<T, E> factor(const T *x, int next) {
         if constexpr (kUseBf16<E>)
             return uint32_t(to_bf16(x[0])) | uint32_t(to_bf16(x[next])) << 16;
@@ -126,10 +133,12 @@ template <class T, class E> struct Weights {
     }
 };
 
+/// The weights of the logits, and their sums over the hidden columns.
 template <class T> struct LogitWeights {
-    int heads, vectors;
-    Buffer<T> packed; // (heads, padded hidden)
-    std::vector<T> sums;
+    int heads;
+    int vectors;         ///< that cover the hidden columns
+    Buffer<T> packed;    ///< (heads, padded hidden)
+    std::vector<T> sums; ///< (heads)
 
     LogitWeights(const T *w, int heads, int hidden)
         : heads(heads), vectors(round_up(hidden, kLanes<T>) / kLanes<T>),

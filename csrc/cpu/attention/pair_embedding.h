@@ -1,4 +1,4 @@
-// The embedding of pair features, defined for the types of AttentionKernels in pair_embedding.cpp.
+// The embedding of pair features, defined in pair_embedding.cpp.
 #pragma once
 
 #include "../../attention.h"

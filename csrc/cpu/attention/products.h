@@ -1,7 +1,7 @@
-// The three products of a tile: z = site terms + W e with its activation, dz W and dz^T e.
+// The three products of a tile: z = site terms + W e with its activation, dz W, and dz^T e.
 //
-// Each is an outer-product micro-kernel whose sums stay in registers; a factor of one side is a
-// vector, of the other a number for all lanes.
+// Each is an outer-product micro-kernel: sums stay in registers, one factor is a vector and the
+// other a number broadcast to all lanes.
 #pragma once
 
 #include "activation.h"
@@ -11,12 +11,13 @@ namespace sitenet::SITENET_LEVEL {
 namespace {
 
 #if defined(__AVX512F__)
-constexpr int kGradRows = 8, kGradVectors = 3; // of grad_e: 48 columns are 3 vectors
+constexpr int kGradRows = 8, kGradVectors = 3; // of grad_e: 48 columns take 3 vectors
 #else
 constexpr int kGradRows = kTileRows, kGradVectors = kTileVectors;
 #endif
 static_assert(kTile % kGradRows == 0, "a tile is whole micro-kernels");
 
+/// sum += a * b; in bfloat16 two products per lane.
 template <class T, class F> inline void product_step(Vec<T> &sum, F a, const Vec<F> &b) {
 #if defined(__AVX512BF16__)
     if constexpr (std::is_same_v<F, uint32_t>)
@@ -32,24 +33,26 @@ template <class F> inline F factor_at(const F *p) {
     return x;
 }
 
+// Whether the activation of one block alternates with the products of the next. The rough
+// activation of bfloat16 leaves the multipliers mostly idle; the exact one does not.
 template <class E> constexpr bool kAlternate = kUseBf16<E>;
 
-// m (and its derivative d, if Backward) of a tile, NV vectors of columns at a time.
-//
-// A block is kTileRows pairs of those columns. In bfloat16, while its sums grow, the activation of
-// the block before is taken, a vector a step, as it leaves the multipliers idle; the exact one does
-// not, and comes after the block's own sums. Site terms come with it.
-//
-// `with_function` calls what it is given with the function that takes the activation.
+/// Computes m, and its derivative d if Backward, of a tile; NV vectors of columns at a time.
+///
+/// A block is kTileRows pairs of those columns. With kAlternate, each step of a block's products is
+/// followed by the activation of one vector of the block before it. Otherwise the activation
+/// follows the block's own products. Site terms are added together with the activation.
+///
+/// with_function(use) calls use(f), where f takes the activation of a vector.
 template <class T, class E, int NV, bool Backward, class WithFunction> class Products {
   public:
     Products(const Tile<T, E> &tile, const Weights<T, E> &weights, WithFunction with_function, T *m,
              T *d)
         : tile(tile), weights(weights), with_function(with_function), m(m), d(d) {}
 
-    // The columns from `begin` to `end`, which are whole blocks.
+    /// Computes the columns from `begin` to `end`, which must be whole blocks.
     void run(int begin, int end) {
-        Place before = {0, begin}; // where what is there at first gives way to what comes later
+        Place before = {0, begin}; // a harmless first target, overwritten by the real block
         for (int column = begin; column < end; column += NV * kLanes<T>)
             for (int pair = 0; pair < tile.padded(); pair += kTileRows) {
                 block({pair, column}, before);
@@ -107,7 +110,7 @@ template <class T, class E, int NV, bool Backward, class WithFunction> class Pro
                 finish(sum[r], place, r, [] {});
     }
 
-    // Activations of a block's r-th pair from its W e; after each vector comes `also`.
+    // Takes the activations of a block's r-th pair from its W e. Calls `also` after each vector.
     template <class Also>
     [[gnu::always_inline]] void finish(const Vec<T> (&sum)[NV], Place place, int r, Also also) {
         const int pair = place.pair + r;
@@ -154,7 +157,8 @@ void products(const Tile<T, E> &tile, const Weights<T, E> &weights, int activati
         else
             with_activation<T, E>(activation, use);
     };
-    // Constants of a function that is known early would take the registers of the sums.
+    // Choose the activation outside the loops only where they alternate: elsewhere the constants of
+    // an activation known early would take registers from the sums.
     if constexpr (kAlternate<E>)
         choose([&](auto function) {
             auto known = [function](auto use) __attribute__((always_inline)) { use(function); };
@@ -164,16 +168,16 @@ void products(const Tile<T, E> &tile, const Weights<T, E> &weights, int activati
         products_with<Backward>(tile, weights, choose, m, d);
 }
 
-// A tile's dz in the forms that its two products take.
+/// The dz of a tile in the two forms that its products read.
 template <class T, class E> struct TileGradient {
     using F = Factor<T, E>;
-    Buffer<uint16_t> rows;    // bfloat16: (kTile, packed)
-    Buffer<uint32_t> pairs;   // bfloat16: (kTile / 2, packed), two pairs in a lane
-    Buffer<uint32_t> e_pairs; // bfloat16: (kTile / 2, width), two pairs in a lane
-    const F *row[kTile];      // factors of dz W: along a pair's columns
-    const F *of_step[kTile];  // factors of dz^T e: columns of one step (a pair, or two)
-    const F *e_of_step[kTile];
-    int steps;
+    Buffer<uint16_t> rows;     ///< bfloat16: (kTile, packed)
+    Buffer<uint32_t> pairs;    ///< bfloat16: (kTile / 2, packed), two pairs per lane
+    Buffer<uint32_t> e_pairs;  ///< bfloat16: (kTile / 2, width), two pairs per lane
+    const F *row[kTile];       ///< for dz W: the columns of each pair
+    const F *of_step[kTile];   ///< for dz^T e: the columns of each step, one pair or two
+    const F *e_of_step[kTile]; ///< for dz^T e: the e of each step
+    int steps;                 ///< of dz^T e
 
     TileGradient(int packed, int width) {
         if constexpr (kUseBf16<E>) {
@@ -229,7 +233,8 @@ template <class T, class E> struct TileGradient {
     }
 };
 
-// grad_weight: sums (k, columns) of kTileRows k and NV vectors of columns over a tile.
+/// grad_weight: adds the sums of a tile to `out` (k, packed), for kTileRows k from k0 on and NV
+/// vectors of columns.
 template <class T, class F, int NV>
 void weight_block(const F *const *z, const F *const *e, int steps, int k0, int width, int column,
                   int packed, T *out) {
@@ -237,7 +242,7 @@ void weight_block(const F *const *z, const F *const *e, int steps, int k0, int w
     int k[kTileRows];
 #pragma GCC unroll 8
     for (int r = 0; r < kTileRows; ++r) {
-        k[r] = std::min(k0 + r, width - 1); // rows past the width are padding
+        k[r] = std::min(k0 + r, width - 1); // k past the width are padding
 #pragma GCC unroll 8
         for (int v = 0; v < NV; ++v)
             sum[r][v] = load(out + size_t(k0 + r) * packed + column + v * kLanes<T>);
@@ -262,7 +267,8 @@ void weight_block(const F *const *z, const F *const *e, int steps, int k0, int w
             store(out + size_t(k0 + r) * packed + column + v * kLanes<T>, sum[r][v]);
 }
 
-// grad_e: kGradRows pairs by NV vectors of k, over all columns (steps: columns, or pairs of them).
+/// grad_e: kGradRows pairs by NV vectors of k, summed over all columns, in `steps` columns or pairs
+/// of columns.
 template <class T, class F, int NV>
 void e_block(const F *const *z, int t0, const F *w, int steps, int k, int padded_width, T *out) {
     Vec<T> sum[kGradRows][NV] = {};
@@ -289,6 +295,7 @@ void e_block(const F *const *z, int t0, const F *w, int steps, int k, int padded
             store(out + size_t(r) * padded_width + k + v * kLanes<T>, sum[r][v]);
 }
 
+/// Adds dz^T e to weight_sums, and writes grad_e = dz W of the tile's pairs.
 template <class T, class E>
 void tile_products(const TileGradient<T, E> &z, const Tile<T, E> &tile,
                    const Weights<T, E> &weights, T *weight_sums, T *scratch, E *grad_e) {

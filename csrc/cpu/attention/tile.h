@@ -1,4 +1,4 @@
-// The pairs that a thread works on at a time, and the walk of a thread through its pairs.
+// A tile: the pairs that a thread works on at a time, and its walk through all its pairs.
 #pragma once
 
 #include "../../attention.h"
@@ -9,15 +9,18 @@
 namespace sitenet::SITENET_LEVEL {
 namespace {
 
-// Pairs of a tile: kTile entries each, the tail repeating the last pair.
+/// The pairs of a tile. The entries past `count` repeat the last pair.
 template <class T, class E> struct Tile {
     using F = Factor<T, E>;
-    int count;
-    int row[kTile], site[kTile];
-    const F *e[kTile];
-    const T *base_i[kTile], *base_j[kTile];
+    int count;              ///< pairs, at most kTile
+    int row[kTile];         ///< row of each pair
+    int site[kTile];        ///< row of site_j of each pair
+    const F *e[kTile];      ///< e of each pair
+    const T *base_i[kTile]; ///< packed site_i of each pair's row
+    const T *base_j[kTile]; ///< packed site_j of each pair's site
+    /// count, rounded up to whole micro-kernels
     int padded() const { return round_up(count, kTileRows); }
-    // The pair after the last one of t's row, or the tile's end.
+    /// Returns the end, within the tile, of the row of pair t.
     int row_end(int t) const {
         int end = t + 1;
         while (end < count && row[end] == row[t])
@@ -26,18 +29,19 @@ template <class T, class E> struct Tile {
     }
 };
 
+/// Fills one tile after another.
 template <class T, class E> struct Walk {
     using F = Factor<T, E>;
     const AttentionShape &shape;
     const E *e;
     const int64_t *offsets;
     const int32_t *sites;
-    const T *site_i, *site_j; // packed
-    int num_packed;
-    Buffer<T> converted;       // e in T, for bfloat16 without instructions for it
-    Buffer<uint16_t> extended; // e with an even width
+    const T *site_i, *site_j;  ///< packed
+    int num_packed;            ///< packed columns
+    Buffer<T> converted;       ///< e in T, for bfloat16 without instructions for it
+    Buffer<uint16_t> extended; ///< e with an even width, for products of two numbers at a time
     Tile<T, E> tile;
-    int row;
+    int row; ///< row of the last pair so far
 
     Walk(const AttentionShape &shape, const E *e, const int64_t *offsets, const int32_t *sites,
          const T *site_i, const T *site_j, int num_packed, int first_row)
@@ -49,6 +53,7 @@ template <class T, class E> struct Walk {
             converted.resize(size_t(kTile) * shape.width);
     }
 
+    /// Fills the tile with the pairs from `first` on, which must follow those of the last call.
     void fill(int64_t first, int64_t end) {
         tile.count = int(std::min<int64_t>(kTile, end - first));
         for (int t = 0; t < tile.count; ++t) {
@@ -82,7 +87,8 @@ template <class T, class E> struct Walk {
     }
 };
 
-// First row of each thread's share, threads + 1 entries: rows in order, pairs divided evenly.
+/// Divides the rows into consecutive shares with equal numbers of pairs. Returns the first row of
+/// each share, and the number of rows at the end.
 inline std::vector<int> shares(const int64_t *offsets, int rows, int threads) {
     std::vector<int> first(threads + 1, rows);
     for (int i = 0; i < threads; ++i)
@@ -92,7 +98,7 @@ inline std::vector<int> shares(const int64_t *offsets, int rows, int threads) {
     return first;
 }
 
-// grad_e of one pair from a padded row.
+/// Writes the first n numbers of a padded row in the type of e.
 template <class T, class E> inline void write_row(const T *from, E *to, int n) {
     int c = 0;
     for (; c + kLanes<T> <= n; c += kLanes<T>)

@@ -1,32 +1,34 @@
-// The attention block on the GPU, backward (formulas and layouts: ../attention.h).
+// The attention block on the GPU, backward pass (formulas and layouts: ../../attention.h).
 //
-// Everything is computed again from e and the states of sites. Pairs go in slabs of 65,536, whose
-// dz (the gradient of z, in bfloat16 or T) is the one array as wide as the columns; 42 MB in
-// bfloat16, it stays in the second-level cache. For each slab, in this order on the stream:
-//   1. gradient_kernel, a warp for 16 pairs (backward_gradient.cuh): the columns once for norms and
-//      logits, then again for dz; grad_logit_weight as one partial sum a block;
-//   2. grad_e_kernel, a warp for 16 pairs (backward_products.cuh): dz W;
-//   3. grad_weight_kernel, a warp for 32 columns and 512 pairs: partial sums of dz^T e;
-//   4. sum_sites_kernel, blocks that go through the rows of grad_site_i and grad_site_j which have
-//      pairs in the slab: their dz, pairs of row i being consecutive and those of site j listed by
-//      `pairs_of_site`;
-//   5. sum_weight_kernel, sum_logit_parts_kernel: the partial sums of 3 and 1 (backward_sums.cuh);
-//      sum_logit_weight_kernel after the last slab.
+// Everything is computed again from e and the states of sites. Pairs go in slabs of 65,536, because
+// dz (the gradient of z, in bfloat16 or T) is as wide as the columns: 42 MB per slab in bfloat16,
+// which stays in the second-level cache. Per slab, in this order on the stream:
+//   1. gradient_kernel, a warp per 16 pairs (backward_gradient.cuh): the columns once for norms and
+//      logits, then again for dz; one partial sum of grad_logit_weight per block.
+//   2. grad_e_kernel, a warp per 16 pairs (backward_products.cuh): dz W.
+//   3. grad_weight_kernel, a warp per 32 columns and 512 pairs: partial sums of dz^T e.
+//   4. sum_sites_kernel, blocks that go through the rows of grad_site_i and grad_site_j with pairs
+//      in the slab, and sum the dz of those pairs: the consecutive pairs of row i, and the pairs of
+//      site j that `pairs_of_site` lists.
+//   5. sum_weight_kernel and sum_logit_parts_kernel: the partial sums of steps 3 and 1
+//      (backward_sums.cuh).
+// sum_logit_weight_kernel follows the last slab.
 //
 // Memory traffic per pair at the published size in bfloat16: 96 bytes of e and 96 of grad_e_out in,
-// 96 of grad_e out, some 40 of indices; through the second-level cache 640 bytes of dz written and
-// read four times, 96 of e as fragments written and read five times, 165 of partial sums: 4 KB.
+// 96 of grad_e out, some 40 of indices. Through the second-level cache: 640 bytes of dz written
+// once and read four times, 96 of e as fragments written once and read five times, 165 of partial
+// sums; 4 KB in all.
 //
-// Operations per pair, from the compiled loops (sm_90), for 16 pairs and 16 columns: some 230
-// instructions for the norms and 430 for dz, where 12 shuffles a step sum grad_logit_weight: 206
-// clocks a multiprocessor and pair at 4 instructions a clock, 80 of them on the special-function
-// units; 36 more for steps 2 to 4, which the cache bounds. Predicted floor on an H100 or H200 (132
-// multiprocessors, 1.75 GHz, 5 TB/s of second-level cache): 0.9 ns for dz and 0.6 ns for the rest,
-// 0.67 G pairs/s; with the forward 0.56. In float about a quarter of that, by the products and by
-// twice the bytes. Not measured: no GPU was at hand.
+// Operations per pair, from the compiled loops (sm_90), per 16 pairs and 16 columns: some 230
+// instructions for the norms and 430 for dz, where 12 shuffles per step sum grad_logit_weight. That
+// is 206 clocks of a multiprocessor per pair at 4 instructions per clock, 80 of them on the
+// special-function units, and 36 more for steps 2 to 4, which the cache bounds.
 //
-// No atomics. Results are bitwise reproducible and do not depend on how many multiprocessors there
-// are.
+// Predicted floor on an H100 or H200 (132 multiprocessors, 1.75 GHz, 5 TB/s of second-level cache),
+// not measured: 0.9 ns for dz and 0.6 ns for the rest, 0.67 G pairs/s; with the forward pass 0.56.
+// In float about a quarter of that, from the products and twice the bytes.
+//
+// No atomics. Results are bitwise reproducible and do not depend on the number of multiprocessors.
 #include "backward_gradient.cuh"
 #include "backward_products.cuh"
 #include "backward_sums.cuh"
@@ -34,6 +36,7 @@
 namespace sitenet::cuda {
 namespace {
 
+/// Launches the kernels of the pairs begin to end - 1.
 template <class T, class E>
 void run_slab(const AttentionBackward<T, E> &p, const BackwardScratch<T, E> &scratch, int64_t begin,
               int64_t end, cudaStream_t stream) {

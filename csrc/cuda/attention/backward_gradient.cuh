@@ -1,5 +1,5 @@
-// dz, the gradient of z, of 16 pairs in one warp, and what that gives on the way: partial sums of
-// grad_logit_weight (backward.cu).
+// dz, the gradient of z, for 16 pairs per warp, and partial sums of grad_logit_weight
+// (backward.cu).
 #pragma once
 
 #include "backward_scratch.cuh"
@@ -7,7 +7,8 @@
 namespace sitenet::cuda {
 namespace {
 
-// The backward of a norm for two pairs: dm = rstd (g - mean - dot n), n = (m - at.mean) at.rstd.
+/// The backward pass of a norm, for the two pairs of a lane:
+///   dm = rstd (g - mean - dot n)      n = (m - at.mean) at.rstd
 template <class T> struct NormBackward {
     Normaliser<T> at[2];
     T mean[2], dot[2];
@@ -16,7 +17,8 @@ template <class T> struct NormBackward {
     }
 };
 
-// Sums v over the eight lanes of one quad position (the 16 pairs) and returns column `kept` of it.
+/// Sums v over the eight lanes of one quad position, which hold the 16 pairs. Returns one of the
+/// four sums, and sets `kept` to its index.
 template <class T> __device__ T sum_of_pairs(const T v[4], int lane, int &kept) {
     const bool upper = lane & 16, right = lane & 8;
     T a = upper ? v[2] : v[0], b = upper ? v[3] : v[1];
@@ -28,9 +30,10 @@ template <class T> __device__ T sum_of_pairs(const T v[4], int lane, int &kept) 
     return sum + __shfl_xor_sync(kAllLanes, sum, 4);
 }
 
+/// The work of one warp on its 16 pairs.
 template <class T, class E> class GradientWarp {
   public:
-    // first: in the slab that begins at pair `begin`; slabs are whole groups.
+    /// first: the first pair, counted from the begin of the slab.
     __device__ GradientWarp(const AttentionBackward<T, E> &p, const BackwardScratch<T, E> &scratch,
                             T *shared, T *logit_sums, int64_t begin, int64_t first)
         : p(p), s(p.shape), scratch(scratch), columns(scratch.packed.columns), first(first),
@@ -65,10 +68,13 @@ template <class T, class E> class GradientWarp {
     const int64_t first;
     const PairsOfLane pairs;
     const Walk<T, E> walk;
-    T *logit, *weight, *gradient; // of the lane's first pair: (heads, kGroup)
-    T *logit_sums;                // (heads, padded hidden) of this warp
-    E *dz;
+    T *logit;      // (heads, kGroup), from the lane's first pair on
+    T *weight;     // likewise: softmax weights
+    T *gradient;   // likewise: gradients of the logits
+    T *logit_sums; // (heads, padded hidden) of this warp
+    E *dz;         // the lane's first pair and column
 
+    // Writes logits and softmax weights, heads `head` to head + kHeads - 1, and sets the norm.
     __device__ void logits(int head, Normaliser<T> n[2]) {
         const GroupSums<T, kHeads> sums = hidden_sums(walk, s, head);
 #pragma unroll
@@ -88,13 +94,14 @@ template <class T, class E> class GradientWarp {
         }
     }
 
-    // grad_y of a pair's row and head at four attention columns.
+    // grad_y of the pair's row and of one head, for four attention columns.
     __device__ Four<T> grad_y_at(int r, int head, int column) const {
         const int64_t row = int64_t(pairs.row[r]) * s.heads + head;
         return load4(scratch.grad_y + row * (kStep * columns.steps_of(1)) + column);
     }
 
-    // Also the gradients of the logits, from how far grad_y lies along the attention columns.
+    // Computes the norm of the attention columns, and the gradients of the logits from the products
+    // of grad_y with them.
     __device__ NormBackward<T> attention_norm() {
         NormBackward<T> back{};
         for (int head = 0; head < s.heads; head += kHeads) {
@@ -182,7 +189,7 @@ template <class T, class E> class GradientWarp {
         return scaled(back, s.interaction);
     }
 
-    // dz of one step: its columns' activation and derivative, then gradient(r, m[4], dm[4]).
+    // Writes dz of one step. grad(r, m[4], dm[4]) computes the gradient dm of the activations m.
     template <class F> __device__ void step_of_dz(int step, F grad) {
         T m[2][4], d[2][4];
         walk.z_of(step, m);
@@ -198,10 +205,11 @@ template <class T, class E> class GradientWarp {
         }
     }
 
-    // With g_h the gradient of logit h: the gradient of n is sum_h g_h w_h, its mean is
-    // sum_h g_h sum(w_h) / hidden, its mean product with n sum_h g_h logit_h / hidden. So
-    // dm = sum_h (rstd g_h) w_h + shift + slope (m - mean), and grad_logit_weight is the sum over
-    // pairs of (rstd g_h) (m - mean).
+    // Let g_h be the gradient of logit h. The gradient of n is sum_h g_h w_h; its mean is
+    // sum_h g_h sum(w_h) / hidden, and its mean product with n is sum_h g_h logit_h / hidden. So
+    //
+    //   dm                = sum_h (rstd g_h) w_h + shift + slope (m - mean)
+    //   grad_logit_weight = sum over pairs of (rstd g_h) (m - mean)
     __device__ void hidden_columns(const Normaliser<T> n[2]) {
         const int padded = scratch.packed.padded_hidden();
         T shift[2] = {}, slope[2] = {}, g[2][kHeads] = {};
@@ -295,11 +303,12 @@ template <class T, class E> class GradientWarp {
     }
 };
 
-// Shared memory of one warp, in numbers of T: three arrays (heads, kGroup), then its logit sums.
+/// Shared memory of one warp, in numbers of T: three arrays (heads, kGroup), then its logit sums.
 SITENET_HD int64_t gradient_room(const AttentionShape &s, int padded_hidden) {
     return int64_t(s.heads) * (3 * kGroup + padded_hidden);
 }
 
+/// A warp per 16 pairs.
 template <class T, class E>
 __global__ void __launch_bounds__(kBlockWarps *kWarp, kMinBlocks<T>)
     gradient_kernel(AttentionBackward<T, E> p, BackwardScratch<T, E> scratch, int64_t begin,

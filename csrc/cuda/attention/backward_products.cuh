@@ -1,5 +1,5 @@
-// The products of the attention block's backward with dz, already computed: grad_e = dz W, and
-// partial sums of grad_weight = dz^T e (backward.cu).
+// The products of the backward pass with dz: grad_e = dz W, and partial sums of grad_weight = dz^T
+// e (backward.cu).
 #pragma once
 
 #include "backward_scratch.cuh"
@@ -7,7 +7,7 @@
 namespace sitenet::cuda {
 namespace {
 
-// grad_e: a lane holds two pairs and, of each 8 of the width, two columns.
+/// c += dz W for 16 pairs. A lane holds two pairs and two of every 8 columns of e.
 template <class T, class E>
 __device__ void multiply_back(const BackwardScratch<T, E> &scratch, const E *const dz[2], int tile,
                               int tiles, T c[kTiles][4]) {
@@ -62,6 +62,7 @@ __device__ void multiply_back(const BackwardScratch<T, E> &scratch, const E *con
     }
 }
 
+/// A warp per 16 pairs.
 template <class T, class E>
 __global__ void __launch_bounds__(kBlockWarps *kWarp, kMinBlocks<T>)
     grad_e_kernel(AttentionBackward<T, E> p, BackwardScratch<T, E> scratch, int64_t begin,
@@ -89,11 +90,9 @@ __global__ void __launch_bounds__(kBlockWarps *kWarp, kMinBlocks<T>)
     }
 }
 
-// grad_weight: a lane holds, of each step, the columns column_of(0, row)
-// and column_of(1, row), and of each 8 of the width two.
-
-// Pairs [first, last) of the slab that begins at pair `begin`, columns from `column` on, the width
-// from 8 `tile` on.
+/// c += dz^T e over the pairs first to last - 1 of the slab that begins at pair `begin`, for the
+/// columns from `column` on and the columns of e from 8 `tile` on. A lane holds the columns
+/// column_of(0, row) and column_of(1, row) of each step, and two of every 8 columns of e.
 template <class T, class E>
 __device__ void multiply_pairs(const AttentionBackward<T, E> &p,
                                const BackwardScratch<T, E> &scratch, int64_t begin, int64_t first,
@@ -186,7 +185,8 @@ __device__ void multiply_pairs(const AttentionBackward<T, E> &p,
     }
 }
 
-// grid: splits of the slab, blocks of columns, tiles of the width.
+/// A warp per kSplit pairs, kWeightSteps steps and kTileWidth columns of e. Grid: splits of the
+/// slab, blocks of columns, tiles of the width.
 template <class T, class E>
 __global__ void __launch_bounds__(kBlockWarps *kWarp, kMinBlocks<T>)
     grad_weight_kernel(AttentionBackward<T, E> p, BackwardScratch<T, E> scratch, int64_t begin,

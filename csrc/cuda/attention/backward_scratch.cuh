@@ -1,24 +1,24 @@
-// What the kernels of the attention block's backward leave for each other (backward.cu).
+// What the kernels of the backward pass leave for each other in scratch memory (backward.cu).
 #pragma once
 
 #include "../kernels.h"
-#include "packing.cuh"
+#include "walk.cuh"
 
 namespace sitenet::cuda {
 namespace {
 
 #ifndef SITENET_SLAB
-#define SITENET_SLAB 65536 // less in the tests on the CPU
+#define SITENET_SLAB 65536 // smaller in the tests on the CPU
 #endif
-constexpr int64_t kSlab = SITENET_SLAB; // pairs
-constexpr int kSplit = 512;             // pairs whose dz^T e one warp sums
-constexpr int kWeightSteps = 2;         // steps of columns it sums them for
-constexpr int kTileWidth = 8 * kTiles;
-constexpr int kRangeThreads = 256;          // that look for the sites of a slab
-constexpr int kSumBlocks = int(kSlab / 64); // at most, that share the rows or sites of a slab
-constexpr int kSumThreads = 8 * kWarp;      // that add up partial sums
-constexpr int kLogitParts = 8;              // of the sum of what a slab's blocks leave
-static_assert(kSlab % kSplit == 0 && kSplit % kGroup == 0, "slabs are whole groups");
+constexpr int64_t kSlab = SITENET_SLAB;     // pairs per slab
+constexpr int kSplit = 512;                 // pairs per warp of grad_weight_kernel
+constexpr int kWeightSteps = 2;             // steps of columns per warp of grad_weight_kernel
+constexpr int kTileWidth = 8 * kTiles;      // columns of e per warp of grad_weight_kernel
+constexpr int kRangeThreads = 256;          // threads per block of site_ranges_kernel
+constexpr int kSumBlocks = int(kSlab / 64); // most blocks of sum_sites_kernel
+constexpr int kSumThreads = 8 * kWarp; // threads per block of the kernels that add partial sums
+constexpr int kLogitParts = 8;         // blocks that share one long sum for grad_logit_weight
+static_assert(kSlab % kSplit == 0 && kSplit % kGroup == 0, "a slab is whole groups");
 
 SITENET_HD int64_t slabs_of(const AttentionShape &s) {
     return s.pairs > kSlab ? divide_up(s.pairs, kSlab) : 1;
@@ -26,17 +26,18 @@ SITENET_HD int64_t slabs_of(const AttentionShape &s) {
 
 template <class T, class E> struct BackwardScratch {
     Packed<T, E> packed;
-    void *back_weight;      // W for dz W: fragments, or (padded columns, padded width)
-    T *grad_y;              // (rows, heads, padded attention)
-    T *y_dot, *grad_y_sums; // (rows, heads): y . grad_y, sum of grad_y
-    E *dz;                  // (pairs of a slab, padded columns), zero beyond the last pair
-    uint4 *e_fragments;     // tensor cores: e as right factor over pairs (store_transposed)
-    T *weight_partials;     // (splits, padded columns, padded width)
-    T *logit_partials;      // (blocks, heads, padded hidden)
-    T *logit_parts;         // (slabs, kLogitParts, heads, padded hidden)
-    int32_t *site_ranges;   // (slabs, 2): the lowest site of a slab's pairs, and behind the highest
-    int padded_width;
-    int64_t slab; // pairs of the largest slab, rounded up to whole groups
+    void *back_weight;    ///< W for dz W: fragments, or (padded columns, padded width)
+    T *grad_y;            ///< (rows, heads, padded attention)
+    T *y_dot;             ///< (rows, heads), product of y and grad_y
+    T *grad_y_sums;       ///< (rows, heads), sum of grad_y
+    E *dz;                ///< (pairs of a slab, padded columns), zero beyond the last pair
+    uint4 *e_fragments;   ///< in bfloat16: e as right factor over pairs (store_transposed)
+    T *weight_partials;   ///< (splits, padded columns, padded width)
+    T *logit_partials;    ///< (blocks, heads, padded hidden)
+    T *logit_parts;       ///< (slabs, kLogitParts, heads, padded hidden)
+    int32_t *site_ranges; ///< (slabs, 2), lowest site of a slab's pairs and highest + 1
+    int padded_width;     ///< width, rounded up to 8
+    int64_t slab;         ///< pairs of the largest slab, rounded up to whole groups
 
     BackwardScratch(const AttentionShape &s, Scratch &scratch) : packed(s, scratch) {
         const int64_t columns = packed.columns.padded();
@@ -57,7 +58,7 @@ template <class T, class E> struct BackwardScratch {
     }
 };
 
-// Of one row and head: grad_y as (rows, heads, padded attention), its sum, its product with y.
+/// A thread per row and head: packs grad_y, sums it and multiplies it with y.
 template <class T>
 __global__ void pack_grad_y_kernel(const T *__restrict__ y, const T *__restrict__ grad_y, int rows,
                                    int attention, int heads, T *__restrict__ packed,
@@ -78,6 +79,7 @@ __global__ void pack_grad_y_kernel(const T *__restrict__ y, const T *__restrict_
     sums[i] = sum;
 }
 
+/// A block packs one padded column of the weight for plain products.
 template <class T>
 __global__ void pack_back_weight_kernel(const T *__restrict__ weight, int width, int padded_width,
                                         Columns columns, T *__restrict__ packed) {

@@ -1,4 +1,4 @@
-// The sums of the attention block's backward, each in one fixed order (backward.cu).
+// The sums of the backward pass, each in one fixed order (backward.cu).
 #pragma once
 
 #include "backward_scratch.cuh"
@@ -6,7 +6,7 @@
 namespace sitenet::cuda {
 namespace {
 
-// First of list[begin, end), ascending, that is not below `value`.
+/// Index of the first entry of the ascending list[begin, end) that is not below `value`, or end.
 __device__ inline int64_t lower_bound(const int64_t *list, int64_t begin, int64_t end,
                                       int64_t value) {
     while (begin < end) {
@@ -19,8 +19,8 @@ __device__ inline int64_t lower_bound(const int64_t *list, int64_t begin, int64_
     return begin;
 }
 
-// The sites of each slab's pairs, from the lowest to behind the highest, so that later slabs look
-// at no others: grid: slabs.
+/// Writes [min, max + 1) of each slab's site indices, so that later slabs skip all other sites. A
+/// block per slab.
 __global__ void __launch_bounds__(kRangeThreads)
     site_ranges_kernel(const int32_t *__restrict__ sites_of_pair, int64_t pairs,
                        int32_t *__restrict__ ranges) {
@@ -50,8 +50,9 @@ __global__ void __launch_bounds__(kRangeThreads)
     ranges[2 * blockIdx.x + 1] = highs[0] + 1;
 }
 
-// The rows of grad_site_i, or of grad_site_j, that have pairs in the slab; in the first slab all,
-// as those without pairs are 0. The grid's blocks share the rows, a block's warps a row's pairs.
+/// Adds dz to the rows of grad_site_i, or of grad_site_j, that have pairs in the slab. The first
+/// slab visits all rows, so that those without pairs become 0. Blocks share the rows; the warps of
+/// a block share the pairs of a row.
 template <bool kOfJ, class T, class E>
 __device__ void sum_rows(const AttentionBackward<T, E> &p, const BackwardScratch<T, E> &scratch,
                          int64_t begin, int64_t end, T *shared) {
@@ -102,8 +103,8 @@ __device__ void sum_rows(const AttentionBackward<T, E> &p, const BackwardScratch
     }
 }
 
-// grid: blocks for the rows; 128 columns; grad_site_i, grad_site_j. With fewer registers than 8
-// blocks leave it, the compiler would spill.
+/// Grid: blocks that share the rows; 128 columns; grad_site_i and grad_site_j. 8 blocks per
+/// multiprocessor is the most that does not spill.
 template <class T, class E>
 __global__ void __launch_bounds__(kBlockWarps *kWarp, 8)
     sum_sites_kernel(AttentionBackward<T, E> p, BackwardScratch<T, E> scratch, int64_t begin,
@@ -115,8 +116,9 @@ __global__ void __launch_bounds__(kBlockWarps *kWarp, 8)
         sum_rows<true>(p, scratch, begin, end, shared);
 }
 
-// to[i] (+)= the sum over `count` parts of from[part * size + i]; a block takes 32 i, its warps
-// share the parts. out_of(i): where i goes, or -1.
+/// to[out_of(i)] = sum over `count` parts of from[part * size + i], added to the old value if
+/// `accumulate`. A block takes 32 values of i, and its warps share the parts. out_of(i) is -1 for
+/// padding.
 template <class T, class F>
 __device__ void sum_partials(const T *from, int64_t count, int64_t size, bool accumulate, T *shared,
                              T *to, F out_of) {
@@ -136,6 +138,7 @@ __device__ void sum_partials(const T *from, int64_t count, int64_t size, bool ac
     to[out] = sum;
 }
 
+/// Adds the partial sums of one slab to grad_weight.
 template <class T>
 __global__ void sum_weight_kernel(const T *__restrict__ partials, int64_t count, Columns columns,
                                   int width, int padded_width, bool accumulate,
@@ -148,8 +151,8 @@ __global__ void sum_weight_kernel(const T *__restrict__ partials, int64_t count,
     });
 }
 
-// Of the sums that the slab's blocks left for grad_logit_weight, one for each part: grid: 32 of the
-// sums' entries; kLogitParts. So that many blocks share a sum that is long and narrow.
+/// Adds the partial sums of one slab for grad_logit_weight, in kLogitParts parts: the sum is long
+/// and narrow, and parts let more blocks share it. Grid: 32 entries; parts.
 template <class T>
 __global__ void sum_logit_parts_kernel(const T *__restrict__ partials, int64_t count, int64_t size,
                                        T *__restrict__ parts) {
@@ -160,7 +163,7 @@ __global__ void sum_logit_parts_kernel(const T *__restrict__ partials, int64_t c
                  parts + blockIdx.y * size, [](int64_t i) { return i; });
 }
 
-// Of those parts of all slabs.
+/// Adds those parts over all slabs.
 template <class T>
 __global__ void sum_logit_weight_kernel(const T *__restrict__ parts, int64_t count, int heads,
                                         int hidden, int padded, T *__restrict__ grad_logit_weight) {

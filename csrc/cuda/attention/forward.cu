@@ -1,43 +1,45 @@
-// The attention block on the GPU, forward (formulas and layouts: ../attention.h).
+// The attention block on the GPU, forward pass (formulas and layouts: ../../attention.h).
 //
 // Mapping. A warp owns a span of 64 consecutive pairs, whatever rows they belong to, so rows of 10
-// and of 10,000 pairs load the machine alike. It takes the span 16 pairs at a time (fragments.cuh):
-//   1. hidden columns, 16 at a step: z = site_i + site_j + W e, activation, sum, sum of squares and
-//      one dot product a head, all in registers; then mean, rstd and the logits;
-//   2. attention and interaction columns likewise; they wait in shared memory for their norm (each
-//      lane reads only what it wrote), e_out leaves from there;
-//   3. the online softmax of the rows' segments and the weighted sums, in shared memory.
-// Warps do not wait for each other. A row within one span is finished there; a longer one leaves
-// one state a span (largest logit, sum, weighted sums), merged in order by one warp a row.
+// and of 10,000 pairs load the machine alike. It works on 16 pairs at a time (fragments.cuh):
+//   1. Hidden columns, 16 per step: z = site_i + site_j + W e, activation, sum, sum of squares and
+//      one dot product per head, all in registers. Mean, rstd and the logits follow.
+//   2. Attention and interaction columns likewise. They wait in shared memory for their norm (each
+//      lane reads only what it wrote); e_out leaves from there.
+//   3. The online softmax of the segments of rows, and the weighted sums, in shared memory.
+// Warps do not wait for each other. A row within one span is finished there. A longer row leaves
+// one state per span (largest logit, sum, weighted sums); one warp per row merges them in order.
 //
 // Memory traffic per pair at the published size (48 -> 225 | 30 | 48, 3 heads, bfloat16): 96 bytes
 // of e in, 96 out, 16 of indices, 12 for a span's state. 2.4 KB of site terms and 2 KB of weights
 // come from the first-level cache.
 //
-// Operations per pair: the compiled loop over hidden columns takes some 200 instructions for 16
-// pairs and 16 columns (sm_90), 25 an activation, of which 16 are the formula and the sums; over 20
-// steps that is 62 clocks a multiprocessor at 4 instructions a clock. Of them 2 an activation go to
-// the special-function units (16 a clock: 38 clocks) and 2 * 48 * 320 FLOP to the tensor cores (8
-// clocks). Exponentials and reciprocals as polynomials would move work from a unit that is not the
-// bottleneck to the one that is, so both stay where they are. Predicted floor on an H100 or H200
-// (132 multiprocessors, 1.75 GHz): 3.7 G pairs/s by instructions, 15 by memory. In float the
-// products run on the ordinary units, 128 clocks a pair by instructions and some 300 by what the
-// first-level cache returns: 0.7 G pairs/s; in tf32 some 110: 2 G pairs/s. Not measured: no GPU was
-// at hand.
+// Operations per pair. The compiled loop over hidden columns takes some 200 instructions per 16
+// pairs and 16 columns (sm_90), 25 per activation, of which 16 are the formula and the sums. Over
+// 20 steps that is 62 clocks of a multiprocessor at 4 instructions per clock. Two instructions per
+// activation go to the special-function units (16 per clock: 38 clocks), and 2 * 48 * 320 FLOP to
+// the tensor cores (8 clocks). Polynomials for exponentials and reciprocals would move work from a
+// unit with time to spare to the one that bounds the kernel, so both stay where they are.
 //
-// No atomics. Results are bitwise reproducible and do not depend on how many multiprocessors there
-// are.
+// Predicted floor on an H100 or H200 (132 multiprocessors, 1.75 GHz), not measured: 3.7 G pairs/s
+// by instructions, 15 by memory. In float the products run on the ordinary units: 128 clocks per
+// pair by instructions and some 300 by the first-level cache, 0.7 G pairs/s. In tf32 some 110: 2 G
+// pairs/s.
+//
+// No atomics. Results are bitwise reproducible and do not depend on the number of multiprocessors.
 #include "../kernels.h"
-#include "packing.cuh"
+#include "walk.cuh"
 
 namespace sitenet::cuda {
 namespace {
 
-constexpr int kSpan = 4 * kGroup;
+constexpr int kSpan = 4 * kGroup; // pairs per warp
 
-// Online softmax of one row: (heads), (heads), (attention * heads).
+/// The online softmax of one row.
 template <class T> struct RowState {
-    T *largest, *sum, *weighted;
+    T *largest;  ///< (heads), largest logit so far
+    T *sum;      ///< (heads), sum of exp(logit - largest)
+    T *weighted; ///< (attention, heads), sums of the columns weighted likewise
     static SITENET_HD int64_t size(const AttentionShape &s) {
         return int64_t(s.heads) * (2 + s.attention);
     }
@@ -45,12 +47,18 @@ template <class T> struct RowState {
         : largest(at), sum(at + s.heads), weighted(at + 2 * s.heads) {}
 };
 
-// Shared memory of one warp, in numbers of T.
+/// Offsets in the shared memory of one warp, in numbers of T.
 struct ForwardRoom {
-    int stride, softmax, scale, weights, features, rows, total;
+    int stride;   ///< of a pair's row of features
+    int softmax;  ///< RowState
+    int scale;    ///< (heads)
+    int weights;  ///< (heads, kGroup), logits and then softmax weights
+    int features; ///< (kGroup, stride), attention or interaction columns
+    int rows;     ///< (kGroup), row of each pair
+    int total;
     explicit ForwardRoom(const AttentionShape &s) {
         const int widest = s.attention > s.interaction ? s.attention : s.interaction;
-        stride = int(round_up(widest, kStep)) + 4; // lanes of two rows then use other banks
+        stride = int(round_up(widest, kStep)) + 4; // so that lanes of two pairs use different banks
         softmax = 0;
         scale = softmax + int(round_up(RowState<float>::size(s), 4));
         weights = scale + int(round_up(s.heads, 4));
@@ -60,18 +68,21 @@ struct ForwardRoom {
     }
 };
 
+/// Scratch memory of the forward pass.
 template <class T, class E> struct ForwardScratch {
     Packed<T, E> packed;
-    T *states; // (spans, 2): of the span's first row if it began before, of the row it ends in
+    /// (spans, 2) states: of the span's first row if that began earlier, of the row it ends in.
+    T *states;
     ForwardScratch(const AttentionShape &s, Scratch &scratch) : packed(s, scratch) {
         states = scratch.take<T>(divide_up(s.pairs, kSpan) * 2 * RowState<T>::size(s));
     }
 };
 
 template <class T> __device__ T inverse_sum(T sum) {
-    return sum > 0 ? 1 / sum : sum; // 0 where nothing was attended to; a NaN stays one
+    return sum > 0 ? 1 / sum : sum; // 0 if nothing was attended to; a NaN stays a NaN
 }
 
+/// The work of one warp on its span.
 template <class T, class E> class ForwardWarp {
   public:
     __device__ ForwardWarp(const AttentionForward<T, E> &p, const ForwardScratch<T, E> &scratch,
@@ -114,8 +125,9 @@ template <class T, class E> class ForwardWarp {
     RowState<T> state;
     const int64_t span;
     const LaneOf at;
-    int current;
+    int current; // row of the state
 
+    // Writes the logits of the group, heads `head` to head + kHeads - 1, to shared memory.
     __device__ void logits(const Walk<T, E> &walk, const PairsOfLane &pairs, int head) {
         const GroupSums<T, kHeads> sums = hidden_sums(walk, s, head);
 #pragma unroll
@@ -134,7 +146,7 @@ template <class T, class E> class ForwardWarp {
         }
     }
 
-    // Normalised columns of a group to shared memory, (16 pairs, stride).
+    // Writes the normalised columns of a group to shared memory, (16 pairs, stride).
     __device__ void normal_columns(const Walk<T, E> &walk, int group) {
         T *features = shared + room.features + 4 * at.quad;
         const int steps = columns.steps_of(group), size = columns.size[group];
@@ -164,7 +176,7 @@ template <class T, class E> class ForwardWarp {
         }
     }
 
-    // Each lane its own columns.
+    // Writes e_out; each lane writes its own columns.
     __device__ void write_interaction(const PairsOfLane &pairs) {
         for (int r = 0; r < 2; ++r) {
             if (!pairs.valid(r))
@@ -181,6 +193,7 @@ template <class T, class E> class ForwardWarp {
         }
     }
 
+    // Adds the pairs of the group to their rows.
     __device__ void attend(const int *rows, int count) {
         T *scale = shared + room.scale;
         for (int a = 0, b; a < count; a = b) { // [a, b): a segment of one row
@@ -199,7 +212,7 @@ template <class T, class E> class ForwardWarp {
                 const T largest = top > before ? top : before;
                 const T w = mine ? exponential(logit - (largest == kNone<T> ? T(0) : largest)) : 0;
                 const T sum = warp_sum(w);
-                __syncwarp(); // all have read largest[h]; shuffles do not order memory
+                __syncwarp(); // all lanes have read largest[h]; shuffles do not order memory
                 if (mine)
                     *weight = w;
                 if (at.lane == 0) {
@@ -228,7 +241,7 @@ template <class T, class E> class ForwardWarp {
         __syncwarp();
     }
 
-    // The current row's state, or its result if it lies within the span.
+    // Writes the result of the current row if it lies within the span, else its state.
     __device__ void finish() {
         const int64_t begin = p.offsets[current], end = p.offsets[current + 1];
         const bool starts = begin >= span * kSpan;
@@ -248,6 +261,7 @@ template <class T, class E> class ForwardWarp {
     }
 };
 
+/// A warp per span.
 template <class T, class E>
 __global__ void __launch_bounds__(kBlockWarps *kWarp, kMinBlocks<T>)
     attention_forward_kernel(AttentionForward<T, E> p, ForwardScratch<T, E> scratch,
@@ -259,7 +273,7 @@ __global__ void __launch_bounds__(kBlockWarps *kWarp, kMinBlocks<T>)
         ForwardWarp<T, E>(p, scratch, room, shared + warp * room.total, span).run();
 }
 
-// One warp a row: rows without pairs, and rows of several spans.
+/// A warp per row: writes the results of rows without pairs and of rows with several spans.
 template <class T, class E>
 __global__ void merge_states_kernel(AttentionForward<T, E> p, const T *__restrict__ states) {
     const AttentionShape &s = p.shape;
@@ -271,9 +285,10 @@ __global__ void merge_states_kernel(AttentionForward<T, E> p, const T *__restric
     if (begin < end && first == last)
         return;
     const int width = s.attention * s.heads;
-    auto state_of = [&](int64_t span) { // the first in the slot of a row that begins, then others
-        return states + (2 * span + (span == first)) * size;
-    };
+    auto state_of =
+        [&](int64_t span) { // slot 1 in the span where the row begins, slot 0 in later ones
+            return states + (2 * span + (span == first)) * size;
+        };
     for (int i = lane; i < width + s.heads; i += kWarp) {
         const int h = i % s.heads;
         const T *own = i < width ? states + 2 * s.heads + i : states + s.heads + h;

@@ -1,131 +1,43 @@
 // The products of the attention block, as fragments that a warp holds in registers.
 //
-// A warp works on a group of 16 pairs and walks through the columns in steps of 16. Of a step each
+// A warp works on a group of 16 pairs and walks through the columns in steps of 16. In each step a
 // lane holds z[2][4]: the pairs `row` = lane / 4 and `row` + 8, and the columns 4 `quad` to
-// 4 `quad` + 3 with `quad` = lane % 4. That is the layout of two accumulators of mma.m16n8k16 if
-// its column j of half h stands for column column_of(h, j) of the step, so one epilogue serves the
-// tensor cores (bfloat16 or tf32 factors, sums in float) and plain loops (float, double), 16-byte
-// loads reach the four columns, and a step of dz is again the left factor of a product over
-// columns.
+// 4 `quad` + 3, with `quad` = lane % 4. That is the layout of two accumulators of mma.m16n8k16, if
+// column j of half h of the step is column column_of(h, j). So
+//   - one epilogue serves tensor cores (factors in bfloat16 or tf32, sums in float) and plain loops
+//     (float, double),
+//   - a 16-byte load reaches the four columns of a lane,
+//   - a step of dz is again the left factor of a product over columns.
 //
-// Columns are padded to whole steps in each group (hidden | attention | interaction); weights of
-// padding are zero.
+// Each group of columns (hidden | attention | interaction) is padded to whole steps, with zero
+// weights.
 #pragma once
 
-#include "../kernels.h"
-#include "../launch.cuh"
-
-#include <cmath>
-#include <limits>
-#include <type_traits>
+#include "numbers.cuh"
 
 namespace sitenet::cuda {
 
 constexpr int kGroup = 16;     // pairs that a warp holds at a time
 constexpr int kStep = 16;      // columns of one step
 constexpr int kHeads = 4;      // heads whose sums are in registers at a time
-constexpr int kTiles = 8;      // accumulators of 8 columns in a row, for products of width 64
-constexpr int kBlockWarps = 4; // warps of a block; they do not wait for each other
-// Blocks per multiprocessor: at most 168 registers a thread, in double 255.
+constexpr int kTiles = 8;      // accumulators of 8 columns each, for products of width 64
+constexpr int kBlockWarps = 4; // warps per block; they do not wait for each other
+// Blocks per multiprocessor: allows 168 registers per thread, in double 255.
 template <class T> constexpr int kMinBlocks = sizeof(T) == 8 ? 2 : 3;
 
-template <class E> constexpr bool kBfloat16 = std::is_same_v<E, uint16_t>;
-template <class E> constexpr bool kTf32 = std::is_same_v<E, Tf32>;
-
+/// The place of this thread in its warp.
 struct LaneOf {
     int lane, row, quad;
     __device__ LaneOf() : lane(threadIdx.x % kWarp), row(lane / 4), quad(lane % 4) {}
 };
 
-// Column within its step of column j of half h.
+/// Column within its step of column j of half h.
 constexpr SITENET_HD int column_of(int h, int j) { return 4 * (j / 2) + 2 * h + j % 2; }
-
-// ------------------------------------------------------------------------------------------------
-// Numbers.
-
-template <class T> struct alignas(sizeof(T) >= 4 ? 16 : 4 * sizeof(T)) Four {
-    T v[4];
-};
-template <class T> __device__ inline Four<T> load4(const T *p) {
-    return *reinterpret_cast<const Four<T> *>(p);
-}
-template <class T> __device__ inline void store4(T *p, const Four<T> &x) {
-    *reinterpret_cast<Four<T> *>(p) = x;
-}
-
-__device__ inline float number(float x) { return x; }
-__device__ inline double number(double x) { return x; }
-__device__ inline float number(Tf32 x) { return x.value; }
-__device__ inline float number(uint16_t half) {
-    union {
-        uint32_t word;
-        float x;
-    } u = {uint32_t(half) << 16};
-    return u.x;
-}
-
-// Two floats rounded to bfloat16, to nearest even, `low` in the low half.
-__device__ inline uint32_t to_bf16x2(float low, float high) {
-#ifdef __CUDACC__
-    uint32_t both;
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
-    return both;
-#else
-    const float x[2] = {low, high};
-    uint32_t half[2];
-    for (int i = 0; i < 2; ++i) {
-        uint32_t word;
-        std::memcpy(&word, &x[i], sizeof word);
-        half[i] = x[i] != x[i] ? 0x7fff : (word + 0x7fff + (word >> 16 & 1)) >> 16;
-    }
-    return half[0] | half[1] << 16;
-#endif
-}
-
-__device__ inline void assign(float x, float *to) { *to = x; }
-__device__ inline void assign(double x, double *to) { *to = x; }
-__device__ inline void assign(float x, Tf32 *to) { to->value = x; }
-__device__ inline void assign(float x, uint16_t *to) { *to = uint16_t(to_bf16x2(x, 0)); }
-
-template <class T> __device__ inline void store4(T *p, const T x[4]) {
-    store4(p, Four<T>{x[0], x[1], x[2], x[3]});
-}
-__device__ inline void store4(Tf32 *p, const float x[4]) { store4(&p->value, x); }
-__device__ inline void store4(uint16_t *p, const float x[4]) {
-    *reinterpret_cast<uint2 *>(p) = {to_bf16x2(x[0], x[1]), to_bf16x2(x[2], x[3])};
-}
-
-// exp for activations and softmax. In float, 2 ulp and, of |x| <= 88, up to 88 roundings of x log2
-// e: at the arguments that weigh (near 0) less than 2e-7.
-__device__ inline double exponential(double x) { return exp(x); }
-__device__ inline float exponential(float x) {
-#ifdef __CUDACC__
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x * 1.44269504f));
-    return y;
-#else
-    return std::exp(x);
-#endif
-}
-// exp for Mish, where a NaN may become exp(20): the product with x restores it.
-__device__ inline double clamped_exponential(double x) { return exp(fmin(x, 20.0)); }
-__device__ inline float clamped_exponential(float x) { return exponential(fminf(x, 20.0f)); }
-
-__device__ inline double reciprocal_root(double x) { return 1 / sqrt(x); }
-__device__ inline float reciprocal_root(float x) {
-#ifdef __CUDACC__
-    return rsqrtf(x);
-#else
-    return 1 / std::sqrt(x);
-#endif
-}
-
-template <class T> constexpr T kNone = -std::numeric_limits<T>::infinity();
 
 // ------------------------------------------------------------------------------------------------
 // Instructions of the tensor cores.
 
-// c (16 x 8) += a (16 x 16) b (16 x 8)
+/// c (16 x 8) += a (16 x 16) b (16 x 8)
 __device__ inline void mma_bf16(float c[4], const uint32_t a[4], const uint32_t b[2]) {
 #ifdef __CUDACC__
     asm volatile(
@@ -138,7 +50,7 @@ __device__ inline void mma_bf16(float c[4], const uint32_t a[4], const uint32_t 
 #endif
 }
 
-// Rounded to the nearest tf32, as the bits of a float.
+/// Rounds to the nearest tf32; the bits of a float.
 __device__ inline uint32_t to_tf32(float x) {
 #ifdef __CUDACC__
     uint32_t word;
@@ -151,7 +63,7 @@ __device__ inline uint32_t to_tf32(float x) {
 #endif
 }
 
-// c (16 x 8) += a (16 x 8) b (8 x 8), bits of tf32
+/// c (16 x 8) += a (16 x 8) b (8 x 8), factors as bits of tf32
 __device__ inline void mma_tf32(float c[4], const uint32_t a[4], const uint32_t b[2]) {
 #ifdef __CUDACC__
     asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, "
@@ -163,7 +75,7 @@ __device__ inline void mma_tf32(float c[4], const uint32_t a[4], const uint32_t 
 #endif
 }
 
-// Transposes 8 x 8 bfloat16: a lane holds columns 2 quad and 2 quad + 1 of its row.
+/// Transposes 8 x 8 numbers in bfloat16: a lane holds columns 2 quad and 2 quad + 1 of its row.
 __device__ inline uint32_t transpose_8x8(uint32_t x) {
 #ifdef __CUDACC__
     uint32_t y;
@@ -174,35 +86,10 @@ __device__ inline uint32_t transpose_8x8(uint32_t x) {
 #endif
 }
 
-// Entries k and k + 1 of a row of `width`, 0 beyond it. `whole`: rows are multiples of 4 bytes.
-__device__ inline uint32_t two_of_row(const uint16_t *row, int k, int width, bool whole) {
-    if (whole)
-        return k < width ? *reinterpret_cast<const uint32_t *>(row + k) : 0;
-    const uint32_t low = k < width ? row[k] : 0, high = k + 1 < width ? row[k + 1] : 0;
-    return low | high << 16;
-}
-__device__ inline bool whole_words(const uint16_t *rows, int width) {
-    return width % 2 == 0 && reinterpret_cast<uintptr_t>(rows) % 4 == 0;
-}
-
-// Entries k to k + 3 of a row of `width`, 0 beyond it. `whole`: rows are whole fours.
-template <class T>
-__device__ inline Four<T> four_of_row(const T *row, int k, int width, bool whole) {
-    if (whole)
-        return load4(row + k);
-    Four<T> x;
-#pragma unroll
-    for (int i = 0; i < 4; ++i)
-        x.v[i] = k + i < width ? row[k + i] : T{};
-    return x;
-}
-template <class T> __device__ inline bool whole_fours(const T *rows, int width) {
-    return width % 4 == 0 && reinterpret_cast<uintptr_t>(rows) % alignof(Four<T>) == 0;
-}
-
 // ------------------------------------------------------------------------------------------------
-// z += W e for the two pairs of a lane. `weight` is packed by pack_weight (packing.cuh).
+// z += W e for the two pairs of a lane, with the weight packed by packing.cuh.
 
+/// In plain loops, for float and double.
 template <class T, class E> struct PlainProducts {
     const T *weight;
     const E *e[2];
@@ -233,10 +120,11 @@ template <class T, class E> struct PlainProducts {
     }
 };
 
-// Products of 16 that cover the width.
+/// Products of 16 columns of e that cover the width.
 constexpr SITENET_HD int products_of(int width) { return (width + 15) / 16; }
 
-// The first 64 of the width stay in registers; the rest is read again at every step.
+/// On tensor cores in bfloat16. The first 64 columns of e stay in registers; the rest is loaded
+/// again in every step.
 struct TensorProducts {
     static constexpr int kHeld = 4;
     const uint4 *weight;
@@ -260,8 +148,8 @@ struct TensorProducts {
         for (int i = 0; i < 4; ++i)
             to[i] = two_of_row(e[i % 2], k + 8 * (i / 2), width, whole);
     }
-    // The group's e as the right factor of products over its pairs: for each 16 of the width and
-    // lane, 16 bytes for two times 8 columns.
+    /// Stores the group's e as the right factor of products over pairs: per 16 columns of e, 16
+    /// bytes per lane for two times 8 columns.
     __device__ void store_transposed(uint4 *fragments, int64_t group) const {
         uint4 *to = fragments + group * products * kWarp + LaneOf().lane;
         auto store = [&](int t, const uint32_t *x) {
@@ -278,7 +166,7 @@ struct TensorProducts {
             store(t, x);
         }
     }
-    // One product for each half of a step.
+    /// One product per half of a step.
     __device__ static void multiply(float c[2][4], const uint32_t *left, const uint4 &b) {
         const uint32_t low[2] = {b.x, b.y}, high[2] = {b.z, b.w};
         mma_bf16(c[0], left, low);
@@ -299,7 +187,7 @@ struct TensorProducts {
         for (int i = 0; i < 8; ++i)
             c[i % 4 / 2][2 * (i / 4) + i % 2] = z[i / 4][i % 4];
         const uint4 *w = weight + step * (products * kWarp);
-        switch (products) { // straight code for each, instead of a test for each product
+        switch (products) { // straight-line code per count, instead of a test per product
         case 1:
             multiply_held<1>(c, w);
             break;
@@ -323,9 +211,9 @@ struct TensorProducts {
     }
 };
 
-// Products of 8, in which k is 2 quad for the first factors of a lane and 2 quad + 1 for the
-// second. e is read again at every step, from cache: held, it would take twice the registers of
-// bfloat16.
+/// On tensor cores in tf32, in products of 8 columns of e: 2 quad is the first factor of a lane and
+/// 2 quad + 1 the second. e is loaded from cache again in every step, since it would take twice the
+/// registers of bfloat16.
 struct Tf32Products {
     const uint4 *weight;
     const float *e[2];
@@ -362,44 +250,5 @@ template <class T, class E>
 using Products =
     std::conditional_t<kBfloat16<E>, TensorProducts,
                        std::conditional_t<kTf32<E>, Tf32Products, PlainProducts<T, E>>>;
-
-// ------------------------------------------------------------------------------------------------
-// Activations of a step.
-
-template <class T> __device__ inline void activate(T z[2][4], int activation) {
-    if (activation == kMish) {
-#pragma unroll
-        for (int i = 0; i < 8; ++i) {
-            T &x = z[i / 4][i % 4];
-            x = mish_parts(x, clamped_exponential(x)).value;
-        }
-    } else if (activation == kRelu) {
-#pragma unroll
-        for (int i = 0; i < 8; ++i) {
-            T &x = z[i / 4][i % 4];
-            x = x < 0 ? T(0) : x; // a NaN stays one
-        }
-    }
-}
-
-template <class T> __device__ inline void activate(T z[2][4], T derivative[2][4], int activation) {
-    if (activation == kMish) {
-#pragma unroll
-        for (int i = 0; i < 8; ++i) {
-            T &x = z[i / 4][i % 4];
-            const MishParts<T> parts = mish_parts(x, clamped_exponential(x));
-            x = parts.value;
-            derivative[i / 4][i % 4] = parts.derivative;
-        }
-    } else {
-#pragma unroll
-        for (int i = 0; i < 8; ++i) {
-            T &x = z[i / 4][i % 4];
-            derivative[i / 4][i % 4] = activation == kRelu && !(x > 0) ? T(0) : T(1);
-            if (activation == kRelu)
-                x = x < 0 ? T(0) : x;
-        }
-    }
-}
 
 } // namespace sitenet::cuda

@@ -1,16 +1,19 @@
-// What the kernels of the attention block read instead of their inputs: columns padded to whole
-// steps, weights in the order of fragments, the row of each pair. A few microseconds of launches
-// and 8 bytes a column and site; the pairs' work is far above that.
+// The inputs of the attention block as its kernels read them: columns padded to whole steps,
+// weights in the order of fragments, and the row of each pair. Packing takes a few microseconds of
+// launches and 8 bytes per column and site, which is little beside the work per pair.
 #pragma once
 
 #include "fragments.cuh"
 
 namespace sitenet::cuda {
 
-// Groups of columns, dense as in the tensors and padded to whole steps.
+/// The three groups of columns, dense in the tensors and padded to whole steps in the kernels.
 struct Columns {
-    int size[3], dense[3], first[3]; // first: step where the group begins
-    int num_dense, steps;
+    int size[3];   ///< columns per group
+    int dense[3];  ///< first column of each group in the tensors
+    int first[3];  ///< first step of each group
+    int num_dense; ///< columns of the tensors
+    int steps;
 
     explicit Columns(const AttentionShape &s)
         : size{s.hidden, s.attention, s.interaction}, dense{}, first{}, num_dense(0), steps(0) {
@@ -23,7 +26,7 @@ struct Columns {
     }
     SITENET_HD int padded() const { return kStep * steps; }
     SITENET_HD int steps_of(int g) const { return (size[g] + kStep - 1) / kStep; }
-    // Column of the tensors, or -1 for padding.
+    /// Column of the tensors for a padded column, or -1 for padding.
     SITENET_HD int dense_of(int c) const {
         const int g = c < kStep * first[1] ? 0 : c < kStep * first[2] ? 1 : 2;
         const int within = c - kStep * first[g];
@@ -33,6 +36,7 @@ struct Columns {
 
 namespace {
 
+/// A block packs one row of site_i or site_j.
 template <class T>
 __global__ void pack_rows_kernel(const T *__restrict__ from, Columns columns, T *__restrict__ to) {
     const int padded = columns.padded();
@@ -43,8 +47,8 @@ __global__ void pack_rows_kernel(const T *__restrict__ from, Columns columns, T 
     }
 }
 
-// Plain: per step (padded width, 16), the width padded to fours. Tensor cores: per step and 16 of
-// the width, 16 bytes a lane for the two halves of the step. A block packs one step.
+/// A block packs one step of the weight for plain products: (padded width, 16), with the width
+/// padded to fours.
 template <class T>
 __global__ void pack_weight_kernel(const T *__restrict__ weight, int width, Columns columns,
                                    T *__restrict__ packed) {
@@ -56,7 +60,7 @@ __global__ void pack_weight_kernel(const T *__restrict__ weight, int width, Colu
     }
 }
 
-// Two rounded entries of weight (columns, width), 0 beyond it.
+/// Two entries of the weight, rounded to bfloat16; 0 in the padding.
 __device__ inline uint32_t two_weights(const float *weight, const Columns &columns, int width,
                                        int column_low, int column_high, int k_low, int k_high) {
     const int low = columns.dense_of(column_low), high = columns.dense_of(column_high);
@@ -64,6 +68,8 @@ __device__ inline uint32_t two_weights(const float *weight, const Columns &colum
                      high < 0 || k_high >= width ? 0 : weight[high * width + k_high]);
 }
 
+/// A block packs one step for W e in bfloat16: per 16 columns of e, 16 bytes per lane for the two
+/// halves of the step.
 __global__ void pack_fragments_kernel(const float *__restrict__ weight, int width, Columns columns,
                                       uint32_t *__restrict__ packed) {
     const int words = products_of(width) * kWarp * 4, step = blockIdx.x;
@@ -76,12 +82,13 @@ __global__ void pack_fragments_kernel(const float *__restrict__ weight, int widt
     }
 }
 
-// In tf32 likewise: per step and 8 of the width, 16 bytes a lane.
+/// One entry of the weight, rounded to tf32; 0 in the padding.
 __device__ inline uint32_t tf32_weight(const float *weight, const Columns &columns, int width,
                                        int column, int k) {
     const int dense = columns.dense_of(column);
     return to_tf32(dense < 0 || k >= width ? 0 : weight[dense * width + k]);
 }
+/// A block packs one step for W e in tf32: per 8 columns of e, 16 bytes per lane.
 __global__ void pack_tf32_fragments_kernel(const float *__restrict__ weight, int width,
                                            Columns columns, uint32_t *__restrict__ packed) {
     const int words = (width + 7) / 8 * kWarp * 4, step = blockIdx.x;
@@ -92,6 +99,7 @@ __global__ void pack_tf32_fragments_kernel(const float *__restrict__ weight, int
                         8 * t + 2 * (lane % 4) + word % 2);
     }
 }
+/// A block packs one step for dz W in tf32: per 8 columns of e, 16 bytes per lane.
 __global__ void pack_tf32_back_fragments_kernel(const float *__restrict__ weight, int width,
                                                 Columns columns, uint32_t *__restrict__ packed) {
     const int words = (width + 7) / 8 * kWarp * 4, step = blockIdx.x;
@@ -102,7 +110,7 @@ __global__ void pack_tf32_back_fragments_kernel(const float *__restrict__ weight
     }
 }
 
-// For the product with the columns of dz: per step and 8 of the width, 8 bytes a lane.
+/// A block packs one step for dz W in bfloat16: per 8 columns of e, 8 bytes per lane.
 __global__ void pack_back_fragments_kernel(const float *__restrict__ weight, int width,
                                            Columns columns, uint32_t *__restrict__ packed) {
     const int words = (width + 7) / 8 * kWarp * 2, step = blockIdx.x;
@@ -114,7 +122,7 @@ __global__ void pack_back_fragments_kernel(const float *__restrict__ weight, int
     }
 }
 
-// One warp a head: its row as (padded hidden / 4, heads, 4), and its sum.
+/// A warp packs one head of logit_weight as (padded hidden / 4, heads, 4), and sums it.
 template <class T>
 __global__ void pack_logit_weight_kernel(const T *__restrict__ weight, int hidden, int padded,
                                          T *__restrict__ packed, T *__restrict__ sums) {
@@ -129,7 +137,7 @@ __global__ void pack_logit_weight_kernel(const T *__restrict__ weight, int hidde
         sums[blockIdx.x] = sum;
 }
 
-// One warp a row.
+/// A warp writes the row of each pair of one row.
 __global__ void row_of_pair_kernel(const int64_t *__restrict__ offsets, int num_rows,
                                    int32_t *__restrict__ row_of_pair) {
     const int row = blockIdx.x * (blockDim.x / kWarp) + threadIdx.x / kWarp;
@@ -140,12 +148,15 @@ __global__ void row_of_pair_kernel(const int64_t *__restrict__ offsets, int num_
 
 } // namespace
 
+/// The packed inputs, in scratch memory.
 template <class T, class E> struct Packed {
     Columns columns;
-    T *site_i, *site_j; // (rows or sites, padded columns)
-    void *weight;
-    T *logit_weight, *logit_sums; // (padded hidden / 4, heads, 4), (heads)
-    int32_t *row_of_pair;
+    T *site_i;            ///< (rows, padded columns)
+    T *site_j;            ///< (sites, padded columns)
+    void *weight;         ///< for W e, in the order of fragments
+    T *logit_weight;      ///< (padded hidden / 4, heads, 4)
+    T *logit_sums;        ///< (heads), sums of logit_weight
+    int32_t *row_of_pair; ///< (pairs)
 
     int64_t weight_bytes(int width) const {
         const int64_t k = round_up(width, kBfloat16<E> ? 16 : 8);
@@ -162,8 +173,8 @@ template <class T, class E> struct Packed {
         row_of_pair = scratch.take<int32_t>(s.pairs);
     }
 
-    // p: AttentionForward or AttentionBackward.
-    template <class P> void fill(const char *op, const P &p, cudaStream_t stream) const {
+    /// Launches the kernels that fill it.
+    void fill(const char *op, const AttentionInputs<T, E> &p, cudaStream_t stream) const {
         const AttentionShape &s = p.shape;
         const int threads = 128;
         if (int64_t(s.rows > s.sites ? s.rows : s.sites) * columns.padded() > UINT32_MAX)
@@ -187,139 +198,5 @@ template <class T, class E> struct Packed {
                stream, p.offsets, s.rows, row_of_pair);
     }
 };
-
-// ------------------------------------------------------------------------------------------------
-// A warp's walk through the columns of its group of pairs.
-
-// Two pairs of each lane; those past the end are the last one again.
-struct PairsOfLane {
-    int64_t pair[2];
-    int row[2], site[2], count; // count: pairs of the group
-
-    __device__ PairsOfLane(int64_t first, int64_t end, const int32_t *row_of_pair,
-                           const int32_t *sites)
-        : count(int(end - first < kGroup ? end - first : kGroup)) {
-#pragma unroll
-        for (int r = 0; r < 2; ++r) {
-            const int64_t p = first + LaneOf().row + 8 * r;
-            pair[r] = p < end ? p : end - 1;
-            row[r] = row_of_pair[pair[r]];
-            site[r] = sites[pair[r]];
-        }
-    }
-    __device__ bool valid(int r) const { return LaneOf().row + 8 * r < count; }
-};
-
-template <class T, class E> struct Walk {
-    const Packed<T, E> &packed;
-    uint32_t base_i[2], base_j[2]; // of the lane's columns of the first step
-    Products<T, E> products;
-
-    __device__ Walk(const Packed<T, E> &packed, const E *e, int width, const PairsOfLane &pairs)
-        : packed(packed), products(packed.weight, e, pairs.pair[0], pairs.pair[1], width) {
-        const uint32_t padded = packed.columns.padded(), first = 4 * LaneOf().quad;
-#pragma unroll
-        for (int r = 0; r < 2; ++r) {
-            base_i[r] = pairs.row[r] * padded + first;
-            base_j[r] = pairs.site[r] * padded + first;
-        }
-    }
-    __device__ void z_of(int step, T z[2][4]) const {
-#pragma unroll
-        for (int r = 0; r < 2; ++r) {
-            const Four<T> i = load4(packed.site_i + (base_i[r] + uint32_t(kStep * step)));
-            const Four<T> j = load4(packed.site_j + (base_j[r] + uint32_t(kStep * step)));
-#pragma unroll
-            for (int k = 0; k < 4; ++k)
-                z[r][k] = i.v[k] + j.v[k];
-        }
-        products.add(step, z);
-    }
-};
-
-// Of one group of columns of a lane's two pairs, less the pair's first column: the sum, the sum of
-// squares, and dot products. Sums of squares alone would lose a small variance beside a large mean.
-template <class T, int Dots> struct GroupSums {
-    T first[2], sum[2], squares[2], dots[2][Dots];
-
-    __device__ GroupSums() : first{}, sum{}, squares{}, dots{} {}
-    // Columns of m from `column` of the group on, which has `size`; factors(r, d): what dot d
-    // multiplies pair r's four columns with.
-    template <class F>
-    __device__ void add(const T m[2][4], int column, int size, int num_dots, F factors) {
-        if (column == 0) {
-#pragma unroll
-            for (int r = 0; r < 2; ++r)
-                first[r] = __shfl_sync(kAllLanes, m[r][0], LaneOf().lane & ~3);
-        }
-        T x[2][4];
-#pragma unroll
-        for (int i = 0; i < 8; ++i)
-            x[i / 4][i % 4] = m[i / 4][i % 4] - first[i / 4];
-        if (column + kStep > size) {
-            const int mine = column + 4 * LaneOf().quad;
-#pragma unroll
-            for (int i = 0; i < 8; ++i)
-                x[i / 4][i % 4] = mine + i % 4 < size ? x[i / 4][i % 4] : T(0);
-        }
-#pragma unroll
-        for (int i = 0; i < 8; ++i) {
-            sum[i / 4] += x[i / 4][i % 4];
-            squares[i / 4] += x[i / 4][i % 4] * x[i / 4][i % 4];
-        }
-#pragma unroll
-        for (int d = 0; d < Dots; ++d)
-            if (d < num_dots) {
-#pragma unroll
-                for (int r = 0; r < 2; ++r) {
-                    const Four<T> by = factors(r, d);
-#pragma unroll
-                    for (int j = 0; j < 4; ++j)
-                        dots[r][d] += x[r][j] * by.v[j];
-                }
-            }
-    }
-    __device__ void finish() {
-#pragma unroll
-        for (int r = 0; r < 2; ++r) {
-            sum[r] = quad_sum(sum[r]);
-            squares[r] = quad_sum(squares[r]);
-#pragma unroll
-            for (int d = 0; d < Dots; ++d)
-                dots[r][d] = quad_sum(dots[r][d]);
-        }
-    }
-    // Mean less the first column; 0 where nothing is normalised and first is kept apart.
-    __device__ T offset(int r, int size) const { return sum[r] / size; }
-    __device__ Normaliser<T> normaliser(int r, int size, bool norm, T eps) const {
-        if (!norm)
-            return {T(0), T(1)};
-        const T shift = offset(r, size), variance = (squares[r] - sum[r] * shift) / size;
-        return {first[r] + shift, reciprocal_root((variance < 0 ? T(0) : variance) + eps)};
-    }
-    // Dot product of the normalised columns, given the sum of its factors.
-    __device__ T normal_dot(int r, int d, T factors, const Normaliser<T> &n) const {
-        return n.rstd * (dots[r][d] - (n.mean - first[r]) * factors);
-    }
-};
-
-// Of the hidden columns, with one dot product for each of the heads from `head` on.
-template <class T, class E>
-__device__ inline GroupSums<T, kHeads> hidden_sums(const Walk<T, E> &walk, const AttentionShape &s,
-                                                   int head) {
-    const int num_heads = s.heads - head < kHeads ? s.heads - head : kHeads;
-    const T *weight = walk.packed.logit_weight + 4 * (head + LaneOf().quad * s.heads);
-    GroupSums<T, kHeads> sums;
-#pragma unroll 1
-    for (int step = 0; step < walk.packed.columns.first[1]; ++step) {
-        T m[2][4];
-        walk.z_of(step, m);
-        activate(m, s.activation);
-        sums.add(m, kStep * step, s.hidden, num_heads,
-                 [&](int, int h) { return load4(weight + (kStep * step * s.heads + 4 * h)); });
-    }
-    sums.finish();
-    return sums;
-}
 
 } // namespace sitenet::cuda

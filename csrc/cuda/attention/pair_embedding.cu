@@ -1,30 +1,30 @@
-// The embedding of pair features on the GPU (formula and layouts: ../attention.h).
+// The embedding of pair features on the GPU (formula and layouts: ../../attention.h).
 //
-// Four lanes share a pair, each with four of every 16 columns, so a warp holds 8 pairs and one
-// reduction within the quad gives the norm. The columns are computed twice, once for the norm and
-// once to leave: with two features that is cheaper than keeping them. A block has the layer in
-// shared memory.
+// Four lanes share a pair, and each takes four of every 16 columns. So a warp holds 8 pairs, and
+// one reduction over four lanes gives the norm. The columns are computed twice, once for the norm
+// and once for the output: with two features that is cheaper than storing them. A block keeps the
+// weights in shared memory.
 //
 // Memory traffic per pair at the published size (2 -> 48) in bfloat16: 8 bytes in and 96 out;
-// backward 8 and 96 in, and 8 out if features want a gradient. Operations per pair: 2 * 48 Mish of
-// 2 operations on the special-function units (12 clocks a multiprocessor) and some 20 others (15
-// clocks). Predicted floor on an H100 (3 TB/s): 15 G pairs/s by arithmetic, 29 by memory. Not
-// measured: no GPU was at hand.
+// backward 8 and 96 in, and 8 out if the features want a gradient. Operations per pair: 2 * 48 Mish
+// with 2 operations on the special-function units (12 clocks of a multiprocessor) and some 20
+// others (15 clocks). Predicted floor on an H100 (3 TB/s), not measured: 15 G pairs/s by
+// arithmetic, 29 by memory.
 //
-// Backward: a block sums grad_weight and grad_bias over its pairs in shared memory, and one kernel
-// adds the blocks in order. No atomics; results are bitwise reproducible.
+// In the backward pass a block sums grad_weight and grad_bias over its pairs in shared memory, and
+// one kernel adds the blocks in order. No atomics; results are bitwise reproducible.
 #include "../kernels.h"
 #include "fragments.cuh"
 
 namespace sitenet::cuda {
 namespace {
 
-constexpr int kWarpPairs = 8;   // pairs of a warp at a time
-constexpr int kBlockRounds = 8; // rounds of a block's warps in the backward
+constexpr int kWarpPairs = 8;   // pairs per warp at a time
+constexpr int kBlockRounds = 8; // rounds per block in the backward pass
 constexpr int kBlockPairs = kBlockRounds * kBlockWarps * kWarpPairs;
 
-// Numbers of the weight and the bias that a block keeps in shared memory beside `bytes` of its
-// warps: all or, of a layer too large for it, none.
+/// Numbers of weight and bias that a block keeps in shared memory, of which its warps take `bytes`:
+/// all, or none if they are too many.
 template <class T> int staged_size(const PairEmbeddingShape &s, int bytes) {
     const int64_t size = int64_t(s.width) * (s.num_features + 1);
     const int room =
@@ -32,7 +32,7 @@ template <class T> int staged_size(const PairEmbeddingShape &s, int bytes) {
     return size * int64_t(sizeof(T)) <= room ? int(size) : 0;
 }
 
-// The layer, its numbers in shared memory if there is room for them.
+/// Copies weight and bias to shared memory, unless `size` is 0.
 template <class T>
 __device__ PairEmbeddingInputs<T> staged(PairEmbeddingInputs<T> p, int size, T *shared) {
     if (size == 0)
@@ -46,7 +46,7 @@ __device__ PairEmbeddingInputs<T> staged(PairEmbeddingInputs<T> p, int size, T *
     return p;
 }
 
-// One pair of a quad.
+/// One pair, shared by four lanes.
 template <class T> class EmbeddingPair {
   public:
     __device__ EmbeddingPair(const PairEmbeddingInputs<T> &p, int64_t pair)
@@ -71,13 +71,13 @@ template <class T> class EmbeddingPair {
             norm = {first + shift,
                     reciprocal_root((variance < 0 ? T(0) : variance) + T(p.shape.eps))};
     }
-    // Activation and derivative of this lane's four columns of the 16 from c on.
+    /// Activation and derivative of this lane's four columns of the 16 from c on.
     __device__ void columns(int c, T m[4], T d[4]) const {
         T z[2][4] = {}, derivative[2][4];
         const int count = p.shape.num_features;
         const T *weight[4];
 #pragma unroll
-        for (int j = 0; j < 4; ++j) { // columns past the last one are that again
+        for (int j = 0; j < 4; ++j) { // columns past the last one repeat it
             const int k = inside(c, j) ? c + 4 * LaneOf().quad + j : p.shape.width - 1;
             z[0][j] = p.bias[k];
             weight[j] = p.weight + k * count;
@@ -103,6 +103,7 @@ template <class T> class EmbeddingPair {
     Normaliser<T> norm;
 };
 
+/// A warp per kWarpPairs pairs.
 template <class T, class E>
 __global__ void pair_embedding_forward_kernel(PairEmbeddingInputs<T> layer, int stage,
                                               E *__restrict__ e) {
@@ -133,13 +134,13 @@ __global__ void pair_embedding_forward_kernel(PairEmbeddingInputs<T> layer, int 
     }
 }
 
-// Shared memory of one warp: dz of its pairs, (kWarpPairs, width), then its sums, (width, features
-// + 1), the last for the bias.
+/// Shared memory of one warp, in numbers of T: dz of its pairs, (kWarpPairs, width), then its sums,
+/// (width, num_features + 1), whose last column is the bias.
 SITENET_HD int pair_embedding_room(const PairEmbeddingShape &s) {
     return s.width * (kWarpPairs + s.num_features + 1);
 }
 
-// dz of a warp's pairs to shared memory, zero for pairs past the end; one pair a quad.
+/// Writes dz of a warp's pairs to shared memory, zero for pairs past the end.
 template <class T, class E>
 __device__ void pair_embedding_dz(const PairEmbeddingBackward<T, E> &p,
                                   const EmbeddingPair<T> &pair, const E *grad, bool valid, T *dz) {
@@ -170,6 +171,7 @@ __device__ void pair_embedding_dz(const PairEmbeddingBackward<T, E> &p,
     }
 }
 
+/// A block per kBlockPairs pairs.
 template <class T, class E>
 __global__ void pair_embedding_backward_kernel(PairEmbeddingBackward<T, E> p, int stage,
                                                T *__restrict__ partials) {
@@ -217,7 +219,7 @@ __global__ void pair_embedding_backward_kernel(PairEmbeddingBackward<T, E> p, in
     }
 }
 
-// A warp an entry of (width, features + 1).
+/// Adds the sums of the blocks. A warp per entry of (width, num_features + 1).
 template <class T, class E>
 __global__ void sum_pair_embedding_kernel(PairEmbeddingBackward<T, E> p,
                                           const T *__restrict__ partials, int64_t blocks) {
