@@ -1,10 +1,11 @@
-// A GPU for one CPU thread: runs a kernel's blocks one after another, each CUDA thread as a fiber.
+// Emulates a GPU on one CPU thread: runs the blocks of a kernel one after another, with each CUDA
+// thread as a fiber.
 //
-// Good for: indexing, masks, tails, shared memory, shuffles, the fragment layouts of tensor-core
-// instructions (as the PTX manual gives them), gcc's sanitizers and gdb inside a kernel. With
-// -fsanitize=thread each CUDA thread is one to the sanitizer too, and only barriers and the ends of
-// launches order what they do: a race between lanes, warps or blocks is found though they run in
-// turn. Not for: speed, limits of a launch. Those need a GPU.
+// It covers indexing, masks, tails, shared memory, shuffles and the fragment layouts of tensor-core
+// instructions (as in the PTX manual), and allows gcc's sanitizers and gdb inside a kernel. With
+// -fsanitize=thread, each CUDA thread is a thread to the sanitizer, and only barriers and the ends
+// of launches order memory. So a race between lanes, warps or blocks is reported although they run
+// in turn. It does not cover speed or the limits of a launch; those need a GPU.
 #pragma once
 
 #include <algorithm>
@@ -47,7 +48,7 @@ struct alignas(16) uint4 {
 #include <sanitizer/common_interface_defs.h>
 #elif defined(__SANITIZE_THREAD__)
 #include <sanitizer/tsan_interface.h>
-// The emulator's own steps, which no CUDA thread takes.
+// Marks the emulator's own steps, which no CUDA thread takes.
 #define EMU_OWN __attribute__((no_sanitize("thread")))
 #endif
 #ifndef EMU_OWN
@@ -64,12 +65,12 @@ struct Fiber {
     jmp_buf point;
     struct Stack *stack;
     bool started, done;
-    int waits[2];   // barriers reached: of the warp, of the block
+    int waits[2];   // barriers reached: of the warp, and of the block
     unsigned posts; // exchanges begun
     dim3 index;
     alignas(16) unsigned char mailbox[2][kMailboxBytes];
 };
-// What a fiber runs on: memory, and a thread of the thread sanitizer.
+// A fiber runs on a stack: memory, and a thread of the thread sanitizer.
 struct Stack {
     std::unique_ptr<char[]> bytes{new char[kStackBytes]};
 #if defined(__SANITIZE_THREAD__)
@@ -88,9 +89,9 @@ inline std::function<void()> body;
 inline std::unique_ptr<unsigned char[]> shared_bytes;
 inline unsigned char *shared_begin;
 inline unsigned char *shared() { return shared_begin; }
-// Under the thread sanitizer blocks share neither stacks nor shared memory: who used them before
-// would look like a race. So many threads of a launch have stacks of their own; later ones take
-// theirs again, and pass for the same thread.
+// Under the thread sanitizer, blocks share neither stacks nor shared memory, since reuse would look
+// like a race. The first kMostStacks threads of a launch have stacks of their own; later ones reuse
+// these, and count as the same thread.
 constexpr unsigned kMostStacks = 2048;
 #if defined(__SANITIZE_THREAD__)
 constexpr bool kOwnStacks = true;
@@ -99,8 +100,8 @@ inline std::vector<std::unique_ptr<unsigned char[]>> shared_before;
 constexpr bool kOwnStacks = false;
 #endif
 
-// swapcontext asks the kernel for signal masks, so after a fiber's first entry jumps are cheaper;
-// under a sanitizer, which cannot follow them, contexts are swapped and announced.
+// swapcontext makes system calls for signal masks, so later entries of a fiber use longjmp. The
+// sanitizers cannot follow jumps: under them, contexts are swapped and announced.
 #if defined(__SANITIZE_ADDRESS__)
 inline const void *main_stack;
 inline size_t main_bytes;
@@ -151,7 +152,7 @@ inline void begin_fiber() {}
 inline void end_fiber() { _longjmp(scheduler_point, 1); }
 #endif
 
-// What came before a release of a token comes before what follows an acquisition of it.
+// Everything before a release of a token happens before everything after an acquisition of it.
 #if defined(__SANITIZE_THREAD__)
 inline void release(void *token) { __tsan_release(token); }
 inline void acquire(void *token) { __tsan_acquire(token); }
@@ -159,7 +160,7 @@ inline void acquire(void *token) { __tsan_acquire(token); }
 inline void release(void *) {}
 inline void acquire(void *) {}
 #endif
-// The tokens; those of barriers by kind, warp, and turn.
+// The tokens; those of barriers by kind, warp and parity.
 inline char block_begin, launch_end, barriers[2][kMostWarps][2];
 
 EMU_OWN inline void run_fiber() {
@@ -172,8 +173,8 @@ EMU_OWN inline void run_fiber() {
     end_fiber();
 }
 
-// A fiber at its k-th barrier of a kind waits until every unfinished fiber in [first, last) is
-// there.
+// A fiber at its k-th barrier of a kind waits until every unfinished fiber in [first, last) has
+// reached it.
 enum Kind { kOfWarp, kOfBlock };
 EMU_OWN inline void barrier(Kind kind, unsigned first, unsigned last, bool orders_memory) {
     const int k = ++fibers[current].waits[kind];
@@ -198,8 +199,8 @@ EMU_OWN inline void warp_barrier(bool orders_memory) {
     barrier(kOfWarp, first, end < num_fibers ? end : num_fibers, orders_memory);
 }
 
-// Posts a value to the lanes of the warp, two mailboxes by turns, so that one barrier is enough. As
-// with shuffles, nothing else is ordered by it.
+// Posts a value to the lanes of the warp, in one of two mailboxes by turns, so that one barrier is
+// enough. Like a shuffle, it orders no other memory.
 template <class T> EMU_OWN unsigned post(const T &value) {
     static_assert(sizeof(T) <= kMailboxBytes, "a mailbox is small");
     Fiber &f = fibers[current];
@@ -314,7 +315,7 @@ inline void mma_bf16(float c[4], const uint32_t a[4], const uint32_t b[2]) {
 
 // mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32: element (r, k) of A is in lane 4 (r % 8) +
 // k % 4, register r / 8 + 2 (k / 4); (k, n) of B in lane 4 n + k % 4, register k / 4; C as above.
-// The low 13 bits of a factor do not count.
+// The low 13 bits of a factor are ignored.
 inline float from_tf32(uint32_t word) {
     word &= ~0x1fffu;
     float x;

@@ -8,8 +8,8 @@
 
 namespace {
 
-// Races that a check must find: each thread reads what its neighbour wrote, in its warp, its block
-// or the next block, and has waited for it or not.
+// Races that the thread sanitizer must report: each thread reads what its neighbour in the warp,
+// the block or the grid wrote, with or without waiting for it.
 enum Hand { kInWarp, kInBlock, kInGrid };
 __global__ void hand_on(int *numbers, Hand hand, bool wait) {
     const int me = blockIdx.x * blockDim.x + threadIdx.x, all = gridDim.x * blockDim.x;

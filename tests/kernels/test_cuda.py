@@ -1,6 +1,6 @@
-"""Where there is a GPU: graphs, streams, slabs, races, geometry. Where there is none: what to do.
+"""With a GPU: graphs, streams, slabs, races, geometry. Without one: the error messages.
 
-The other tests run on the GPU by their ``device``: ``pytest -m cuda`` runs all of them.
+The other tests run on the GPU through their ``device``; ``pytest -m cuda`` runs all of them.
 """
 
 import os
@@ -101,7 +101,7 @@ def test_random_cells_on_gpu(geometry_on_gpu, dtype, tolerance):
 @cuda
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
 def test_slabs_of_the_backward(gpu, dtype):
-    """More pairs than one slab (65,536), rows across its border; more rows than blocks (1024)."""
+    """Cover more pairs than one slab (65,536), a row across its border, more rows than blocks (1024)."""
     dims, rows = test_attention.DIMS["paper"], (250,) * 250 + (9,) * 1200
     options = dict(attention_dim=dims[1], activation="mish", norm=True)
     tensors = test_attention.inputs(dims, rows, dtype, gpu)
@@ -118,7 +118,7 @@ def test_slabs_of_the_backward(gpu, dtype):
 
 
 def step(features, tensors):
-    """Embedding and block; their outputs and the gradients of all that has one."""
+    """Run an embedding and a block; return their outputs and all gradients."""
     leaves = [x.detach().requires_grad_() for x in (features, *tensors[:2], *tensors[3:5])]
     features, site_i, site_j, weight, logit_weight = leaves
     e = attention.pair_embedding(features, weight[:5, :2], weight[:5, 2])
@@ -132,13 +132,13 @@ def step(features, tensors):
 @cuda
 @pytest.mark.parametrize("low", [False, True], ids=["f32", "bf16"])
 def test_a_graph_computes_the_same(gpu, low):
-    """Captured once, replayed on other values."""
+    """A graph captured once gives the eager results on other values."""
     tensors = test_attention.inputs(test_attention.DIMS["tiny"], (5, 0, 90), torch.float32, gpu)
     features = tensors[2][:, :2].contiguous()
     stream = torch.cuda.Stream()
     with torch.autocast("cuda", torch.bfloat16, enabled=low):
         with torch.cuda.stream(stream):
-            step(features, tensors)  # warm-up: kernels are loaded when first used
+            step(features, tensors)  # warm-up: first use loads the kernels
         stream.synchronize()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=stream):
@@ -153,9 +153,7 @@ def test_a_graph_computes_the_same(gpu, low):
 @cuda
 def test_a_graph_computes_the_same_distances(gpu):
     cell, frac = 5 * torch.eye(3, device=gpu), torch.rand(40, 3, device=gpu)
-    geometry.minimum_image_distances(
-        cell, frac, frac
-    )  # warm-up: kernels are loaded when first used
+    geometry.minimum_image_distances(cell, frac, frac)  # warm-up: first use loads the kernels
     stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, stream=stream):
         got = geometry.minimum_image_distances(cell, frac, frac)
@@ -166,7 +164,7 @@ def test_a_graph_computes_the_same_distances(gpu):
 
 @cuda
 def test_kernels_run_on_the_current_stream(gpu):
-    """On another stream, after what was put there before: torch's handle means the same to us."""
+    """Kernels run on torch's current stream, after the work that is already queued there."""
     tensors = test_attention.inputs(test_attention.DIMS["paper"], (90, 100), torch.float32, gpu)
     want = attention.attention(*tensors, attention_dim=30)[0]
     late = [torch.zeros_like(x) for x in tensors]
@@ -185,7 +183,7 @@ def test_kernels_run_on_the_current_stream(gpu):
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("config", test_cuda_graphs.CONFIGS.values(), ids=test_cuda_graphs.CONFIGS)
 def test_captured_training_is_training(gpu, config, precision):
-    """Steps from CUDA graphs: the losses of steps that are not."""
+    """Training from CUDA graphs gives the losses of eager training."""
     data = test_cuda_graphs.toy_dataset(23)
     config = config.replace(precision=precision)
     losses = []
@@ -205,7 +203,7 @@ def test_compute_sanitizer_finds_nothing(gpu, tool):
     if shutil.which("compute-sanitizer") is None:
         pytest.skip("needs compute-sanitizer of the CUDA toolkit")
     command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", sys.executable]
-    # Every tensor an allocation of its own, or what overruns one lands in another.
+    # One allocation per tensor: an overrun would otherwise land in another tensor.
     alone = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     run = subprocess.run([*command, __file__], capture_output=True, text=True, env=alone)
     said = run.stdout[-4000:] + run.stderr[-4000:]
@@ -215,7 +213,7 @@ def test_compute_sanitizer_finds_nothing(gpu, tool):
 
 
 def small_cases():
-    """What compute-sanitizer watches."""
+    """Run the cases that compute-sanitizer watches."""
     for dims in ("tiny", "heads", "paper"):
         for dtype in (torch.float32, torch.bfloat16, torch.float64):
             dims_of = test_attention.DIMS[dims]

@@ -1,7 +1,7 @@
 """The CUDA kernels without a GPU: run on the CPU through an emulator, and compiled by nvcc.
 
-``kernels/cuda_emu.h`` stands in for CUDA, so the sources of ``csrc/cuda`` and the code of the ops
-around them run here as they are, tensor cores included, under the tests of the CPU ops.
+``cuda_emu.h`` stands in for CUDA, so the sources of ``csrc/cuda`` and the Python ops around them run
+here unchanged, tensor cores included, under the tests of the CPU ops.
 """
 
 import importlib.util
@@ -32,7 +32,7 @@ SANITIZERS = {
     "address": ("-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"),
     "thread": ("-O1", "-fsanitize=thread"),
 }
-SLAB = 1024  # pairs of the backward whose dz is kept at a time; 65,536 on a GPU
+SLAB = 1024  # pairs per slab of the backward pass; 65,536 on a GPU
 
 
 def build(folder: Path, *flags: str) -> Path:
@@ -47,7 +47,7 @@ def build(folder: Path, *flags: str) -> Path:
 
 
 def compile_for_gpu(source: Path, folder: Path) -> str:
-    """nvcc's report on the resources of each kernel of a file, for both architectures."""
+    """Return nvcc's report on the resources of each kernel of a file, for both architectures."""
     targets = [f"-gencode=arch=compute_{n},code=sm_{n}" for n in (80, 90)]
     command = ["nvcc", "-std=c++17", "-O3", *targets, "-Xptxas", "-v", "-c", source]
     run = subprocess.run(
@@ -60,7 +60,7 @@ def compile_for_gpu(source: Path, folder: Path) -> str:
 @pytest.fixture(scope="session")
 def builds(request, tmp_path_factory):
     """Compile what the selected tests need, two at a time, while tests that need none of it run."""
-    if os.environ.get("SITENET_EMULATED"):  # built already: the tests of the sanitizers
+    if os.environ.get("SITENET_EMULATED"):  # built already: this is a sanitized run
         yield {}
         return
     pool = ThreadPoolExecutor(2)
@@ -86,7 +86,7 @@ def module(builds):
 
 @pytest.fixture
 def emulated(module, monkeypatch):
-    """The public functions on CPU tensors, through the CUDA implementations of the ops."""
+    """Run the public functions on CPU tensors through the CUDA implementations of the ops."""
     functions = {name: getattr(module, name) for name in dir(module) if name.endswith("_cuda")}
     shapes = {name: getattr(_C, name) for name in ("AttentionShape", "PairEmbeddingShape")}
     for family in (attention, geometry):
@@ -120,7 +120,7 @@ DTYPES = pytest.mark.parametrize(
 )
 
 
-# One width beyond the 64 that stay in registers.
+# "wider" is wider than the 64 columns of e that stay in registers.
 DIMS = {**test_attention.DIMS, "wider": (20, 40, 33, 75, 4)}
 EDGES = (3, 0, 1, 31, 32, 33)
 
@@ -149,8 +149,8 @@ def test_nearly_nothing(emulated, rows, dtype):
     assert_attention(test_attention.DIMS["tiny"], rows, dtype)
 
 
-# A warp takes spans of 64 pairs in groups of 16: rows that end before, at and after their borders,
-# and one of several spans.
+# A warp takes spans of 64 pairs in groups of 16. These rows end before, at and after the borders of
+# both, or cover several spans.
 SPANS = {"groups": (15, 16, 17), "spans": (63, 1, 64, 65), "first": (200, 30), "last": (10, 250)}
 
 
@@ -164,7 +164,7 @@ def test_rows_around_the_spans(emulated, rows, dtype):
 @pytest.mark.parametrize(
     "rows",
     [(SLAB,), (SLAB + 1,), (40, SLAB, 30), (9,) * 40 + (SLAB,) + (0, 5) * 20],
-    ids=["one", "more", "across", "many"],  # many: more rows than blocks that share them
+    ids=["one", "more", "across", "many"],  # many: more rows than blocks
 )
 def test_slabs_of_the_backward(emulated, rows, dtype):
     assert_attention(test_attention.DIMS["tiny"], rows, dtype)
@@ -258,7 +258,7 @@ SANITIZED = " or ".join(
 
 
 def run_sanitized(builds, name, *command):
-    """Run Python with a sanitizer's build of the kernels; a finding is an exit status."""
+    """Run Python on a sanitizer's build of the kernels. A finding makes the exit status nonzero."""
     libraries = {"address": ("asan", "ubsan"), "thread": ("tsan",)}[name]
     paths = [
         subprocess.check_output(["g++", f"-print-file-name=lib{x}.so"], text=True).strip()
@@ -270,7 +270,7 @@ def run_sanitized(builds, name, *command):
         "LD_PRELOAD": ":".join(paths),
         "ASAN_OPTIONS": "detect_leaks=0",
         "TSAN_OPTIONS": "exitcode=66",
-        "OMP_NUM_THREADS": "1",  # torch's own threads say nothing of when they wait
+        "OMP_NUM_THREADS": "1",  # the sanitizer cannot see how torch's own threads synchronise
     }
     return subprocess.run(
         [sys.executable, *command], env=environment, capture_output=True, text=True
@@ -284,7 +284,7 @@ OUTSIDE = pytest.mark.skipif("SITENET_EMULATED" in os.environ, reason="this is t
 @OUTSIDE
 @pytest.mark.parametrize("name", SANITIZERS)
 def test_sanitizers_find_nothing(builds, name):
-    """Small cases of this file with every address, undefined operation and race looked for."""
+    """Run small cases of this file under the address, undefined-behaviour and thread sanitizers."""
     command = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", SANITIZED, __file__]
     run = run_sanitized(builds, name, *command)
     assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-4000:]
@@ -294,8 +294,10 @@ def test_sanitizers_find_nothing(builds, name):
 @OUTSIDE
 @pytest.mark.parametrize("hand", range(3), ids=["warp", "block", "grid"])
 def test_races_are_found(builds, hand):
-    """A value read without waiting for its writer is found, and nothing where it was waited for;
-    blocks cannot wait for each other."""
+    """A value read without waiting for its writer is reported, one read after waiting is not.
+
+    Blocks cannot wait for each other.
+    """
     load = "import importlib.util as u, os; s = u.spec_from_file_location('emulated', "
     load += "os.environ['SITENET_EMULATED']); m = u.module_from_spec(s); s.loader.exec_module(m); "
     for wait in (False, True):
