@@ -101,7 +101,7 @@ def test_random_cells_on_gpu(geometry_on_gpu, dtype, tolerance):
 @cuda
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
 def test_slabs_of_the_backward(gpu, dtype):
-    """Cover more pairs than one slab (65,536), a row across its border, more rows than blocks (1024)."""
+    """More pairs than a slab (65,536), a row across its border, more rows than blocks (1024)."""
     dims, rows = test_attention.DIMS["paper"], (250,) * 250 + (9,) * 1200
     options = dict(attention_dim=dims[1], activation="mish", norm=True)
     tensors = test_attention.inputs(dims, rows, dtype, gpu)

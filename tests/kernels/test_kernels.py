@@ -1,7 +1,7 @@
 """The CUDA kernels without a GPU: run on the CPU through an emulator, and compiled by nvcc.
 
-``cuda_emu.h`` stands in for CUDA, so the sources of ``csrc/cuda`` and the Python ops around them run
-here unchanged, tensor cores included, under the tests of the CPU ops.
+``cuda_emu.h`` stands in for CUDA, so the sources of ``csrc/cuda`` and the Python ops around them
+run here unchanged, tensor cores included, under the tests of the CPU ops.
 """
 
 import importlib.util
