@@ -11,23 +11,18 @@ The arguments of the ops stand once, in the tuples below. The schema of an op, i
 implementation and the addresses that its kernel gets all follow from them.
 """
 
-from collections.abc import Callable, Iterable
-from itertools import islice
-from typing import Any, NamedTuple, get_args, get_type_hints
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from sitenet.ops import _C, check, launch, library, need_cuda, scratch
+from sitenet.ops import _C, check, library, need_cuda
+from sitenet.ops.kernel_calls import Run, flat, run_cpu, run_cuda, schema
+from sitenet.ops.kernel_calls import allows_tf32 as allows_tf32
 
 ACTIVATIONS = {"none": 0, "relu": 1, "mish": 2}
-
-_SUFFIX = {
-    (torch.float32, torch.float32): "f32",
-    (torch.float64, torch.float64): "f64",
-    (torch.float32, torch.bfloat16): "bf16",
-}
 
 # ------------------------------------------------------------------------------------------------
 # Arguments of the ops. The order of the tensors is that of the structs in csrc/attention.h.
@@ -121,53 +116,6 @@ def _attention_gradients(
     return site_i, site_j, e, weight, logit_weight
 
 
-# ------------------------------------------------------------------------------------------------
-# Schemas.
-
-_SCHEMA_TYPES = {
-    Tensor: "Tensor",
-    Tensor | None: "Tensor?",
-    torch.dtype: "ScalarType",
-    int: "int",
-    bool: "bool",
-    float: "float",
-}
-
-
-def _parameters(function: Callable) -> dict[str, Any]:
-    """Name and type of each parameter of a function."""
-    return {name: kind for name, kind in get_type_hints(function).items() if name != "return"}
-
-
-def _schema(name: str, outputs: Callable) -> str:
-    """Return the schema of an op from the signature of the function that allocates its outputs."""
-    arguments = []
-    for parameter, kind in _parameters(outputs).items():
-        fields = get_type_hints(kind) if hasattr(kind, "_fields") else {parameter: kind}
-        arguments += [f"{_SCHEMA_TYPES[of_field]} {field}" for field, of_field in fields.items()]
-    returned = get_type_hints(outputs)["return"]
-    results = ", ".join(_SCHEMA_TYPES[kind] for kind in get_args(returned) or (returned,))
-    return f"{name}({', '.join(arguments)}) -> ({results})"
-
-
-def _flat(function: Callable, like: Callable, *first: Any) -> Callable:
-    """Return a function of an op's flat arguments that calls ``function(*first, ...)``.
-
-    The arguments are gathered into the tuples that the signature of ``like`` names.
-    """
-    kinds = list(_parameters(like).values())
-
-    def call(*arguments: Any) -> Any:
-        rest = iter(arguments)
-        gathered = (
-            kind(*islice(rest, len(kind._fields))) if hasattr(kind, "_fields") else next(rest)
-            for kind in kinds
-        )
-        return function(*first, *gathered)
-
-    return call
-
-
 _OUTPUTS: dict[str, Callable] = {
     "pair_embedding_forward": _pair_embedding_outputs,
     "pair_embedding_backward": _pair_embedding_gradients,
@@ -175,63 +123,11 @@ _OUTPUTS: dict[str, Callable] = {
     "attention_backward": _attention_gradients,
 }
 for _name, _outputs in _OUTPUTS.items():
-    library.define(_schema(_name, _outputs))
-    torch.library.register_fake(f"sitenet::{_name}", _flat(_outputs, _outputs), lib=library)
+    library.define(schema(_name, _outputs))
+    torch.library.register_fake(f"sitenet::{_name}", flat(_outputs, _outputs), lib=library)
 
 # ------------------------------------------------------------------------------------------------
 # Calls of the kernels.
-
-# run(name, dtypes of the sums and of e, shape, tensors in the order of the kernel's struct)
-Run = Callable[[str, tuple[torch.dtype, torch.dtype], Any, Iterable[Tensor | None]], None]
-
-
-def _suffix(name: str, dtypes: tuple[torch.dtype, torch.dtype]) -> str:
-    if dtypes not in _SUFFIX:
-        raise TypeError(
-            f"{name} takes float32, float64, or float32 with e in bfloat16;"
-            f" got {dtypes[0]} with e in {dtypes[1]}"
-        )
-    return _SUFFIX[dtypes]
-
-
-def _addresses(tensors: Iterable[Tensor | None]) -> list[int]:
-    return [0 if x is None else x.data_ptr() for x in tensors]
-
-
-def _run_cpu(
-    name: str,
-    dtypes: tuple[torch.dtype, torch.dtype],
-    shape: Any,
-    tensors: Iterable[Tensor | None],
-) -> None:
-    kernel = getattr(_C, f"{name}_{_suffix(name, dtypes)}_cpu")
-    kernel(shape, _addresses(tensors), torch.get_num_threads())
-
-
-def _run_cuda(
-    name: str,
-    dtypes: tuple[torch.dtype, torch.dtype],
-    shape: Any,
-    tensors: Iterable[Tensor | None],
-) -> None:
-    need_cuda()
-    suffix = _suffix(name, dtypes)
-    if suffix == "f32" and name.startswith("attention") and allows_tf32():
-        suffix = "tf32"
-    tensors = list(tensors)
-    like = tensors[0]
-    assert like is not None  # the first tensor of every kernel is an input
-    memory = scratch(getattr(_C, f"{name}_scratch_{suffix}_cuda")(shape), like)
-    kernel = getattr(_C, f"{name}_{suffix}_cuda")
-    launch(kernel, like, shape, _addresses(tensors), memory.data_ptr())
-
-
-def allows_tf32() -> bool:
-    """Return whether torch lets products of float32 take tf32 factors on a GPU."""
-    matmul = torch.backends.cuda.matmul
-    if hasattr(matmul, "fp32_precision"):  # once it is set, the older query raises
-        return matmul.fp32_precision == "tf32"
-    return torch.get_float32_matmul_precision() != "highest"
 
 
 def _layer_shape(layer: Layer, options: LayerOptions) -> Any:
@@ -328,12 +224,12 @@ def _implementations(run: Run, pairs_by_site: Callable) -> dict[str, Callable]:
         "attention_backward": (_attention_backward, run, pairs_by_site),
     }
     return {
-        name: _flat(function, _OUTPUTS[name], *first) for name, (function, *first) in calls.items()
+        name: flat(function, _OUTPUTS[name], *first) for name, (function, *first) in calls.items()
     }
 
 
-CPU_IMPLEMENTATIONS = _implementations(_run_cpu, _not_sorted)
-CUDA_IMPLEMENTATIONS = _implementations(_run_cuda, _sorted_by_site)
+CPU_IMPLEMENTATIONS = _implementations(run_cpu, _not_sorted)
+CUDA_IMPLEMENTATIONS = _implementations(run_cuda, _sorted_by_site)
 for _device, _functions in (("CPU", CPU_IMPLEMENTATIONS), ("CUDA", CUDA_IMPLEMENTATIONS)):
     for _name, _function in _functions.items():
         library.impl(_name, _function, _device)
@@ -393,7 +289,7 @@ def _need_grad(*tensors: Tensor) -> bool:
 
 
 def _work_dtypes(x: Tensor) -> tuple[torch.dtype, torch.dtype]:
-    """Dtype of the sums and of e: as given, or float32 and bfloat16 under autocast."""
+    """Return the dtypes of the sums and of e: that of x, or float32 and bfloat16 in autocast."""
     if torch.is_autocast_enabled(x.device.type):
         return torch.float32, torch.bfloat16
     return x.dtype, x.dtype
@@ -421,8 +317,8 @@ def pair_embedding(
         weight: (width, features).
         bias: (width,).
         activation: "mish", "relu" or "none".
-        norm: normalise each row (LayerNorm without affine).
-        eps: of the norm.
+        norm: normalise each row (LayerNorm without affine parameters).
+        eps: added to the variance in the norm.
 
     Returns:
         (pairs, width), in the dtype of ``features``; bfloat16 under autocast.
@@ -467,30 +363,31 @@ def attention(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """One attention block over CSR rows of pairs.
 
-    With z = site_i[row] + site_j[sites] + e weight^T and m = activation(z), whose columns are
-    [hidden | attention features | interaction features], each group normalised by itself: the
-    logits are m_hidden logit_weight^T + log_multiplicity, their softmax is over the row, per head.
+    z = site_i[row] + site_j[sites] + e weight^T, and m = activation(z). The columns of m are
+    [hidden | attention features | interaction features], and each group is normalised separately.
+    The logits are m_hidden logit_weight^T + log_multiplicity; their softmax runs over each row,
+    per head.
 
     Args:
-        site_i: (rows, columns), float32 or float64: what the row's site adds to z, with the bias.
-        site_j: (sites, columns): what the pair's other site adds.
+        site_i: (rows, columns), float32 or float64: the row's term of z, including the bias.
+        site_j: (sites, columns): the term of the pair's other site.
         e: (pairs, width): interaction features, in the dtype of site_i or in bfloat16.
         weight: (columns, width).
         logit_weight: (heads, hidden).
-        log_multiplicity: (pairs,): ln of how many equal pairs each stands for; -inf leaves a pair
-            out. Not differentiated.
-        offsets: (rows + 1,) int64: row r holds pairs offsets[r] to offsets[r + 1].
-        sites: (pairs,) int32: row of site_j of each pair.
+        log_multiplicity: (pairs,): ln of the number of equal pairs that a pair stands for; -inf
+            leaves it out. Not differentiable.
+        offsets: (rows + 1,) int64: row r holds the pairs offsets[r] to offsets[r + 1] - 1.
+        sites: (pairs,) int32: row of site_j for each pair.
         attention_dim: number of attention features.
         activation: "mish", "relu" or "none".
-        norm: normalise each group of columns (LayerNorm without affine).
-        eps: of the norms.
-        need_logits: return the logits too.
+        norm: normalise each group of columns (LayerNorm without affine parameters).
+        eps: added to the variance in the norms.
+        need_logits: also return the logits.
 
     Returns:
-        y (rows, attention_dim * heads), the attention-weighted sums, feature a of head h at
-        a * heads + h (zero for a row with nothing to attend to); the next interaction features
-        (pairs, columns - hidden - attention_dim), or None where that is 0; the logits
+        y (rows, attention_dim * heads), the attention-weighted sums, with feature a of head h at
+        a * heads + h, and zeros for a row with nothing to attend to; the next interaction features
+        (pairs, columns - hidden - attention_dim), or None if there are none; the logits
         (pairs, heads), or None. The logits carry no gradient.
 
     Raises:

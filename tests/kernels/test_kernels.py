@@ -23,7 +23,7 @@ import test_geometry
 import torch
 
 from sitenet import reference
-from sitenet.ops import _C, attention, geometry
+from sitenet.ops import _C, attention, geometry, kernel_calls
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted((ROOT / "csrc" / "cuda").rglob("*.cu"))
@@ -89,10 +89,11 @@ def emulated(module, monkeypatch):
     """Run the public functions on CPU tensors through the CUDA implementations of the ops."""
     functions = {name: getattr(module, name) for name in dir(module) if name.endswith("_cuda")}
     shapes = {name: getattr(_C, name) for name in ("AttentionShape", "PairEmbeddingShape")}
-    for family in (attention, geometry):
-        monkeypatch.setattr(family, "_C", SimpleNamespace(**functions, **shapes))
-        monkeypatch.setattr(family, "launch", lambda kernel, like, *args: kernel(*args, 0))
-        monkeypatch.setattr(family, "need_cuda", lambda: None)
+    for calls in (attention, kernel_calls, geometry):
+        monkeypatch.setattr(calls, "_C", SimpleNamespace(**functions, **shapes))
+        monkeypatch.setattr(calls, "need_cuda", lambda: None)
+    for calls in (kernel_calls, geometry):
+        monkeypatch.setattr(calls, "launch", lambda kernel, like, *args: kernel(*args, 0))
     monkeypatch.setattr(attention, "_ops", SimpleNamespace(**attention.CUDA_IMPLEMENTATIONS))
     monkeypatch.setattr(geometry, "_forward", geometry._forward_cuda)
     monkeypatch.setattr(geometry, "_backward", geometry._backward_cuda)
