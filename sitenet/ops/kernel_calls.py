@@ -1,8 +1,8 @@
 """Ops whose arguments stand once, in named tuples: their schemas, and the calls of their kernels.
 
 The function that allocates the outputs of an op declares its arguments, some of them gathered in
-named tuples. The schema follows from its signature, and it is also the fake implementation. A kernel
-takes the sizes, and the addresses of its tensors in the order of its params struct
+named tuples. The schema follows from its signature, and it is also the fake implementation. A
+kernel takes the sizes, and the addresses of its tensors in the order of its params struct
 (``csrc/bindings.h``).
 """
 
