@@ -2,6 +2,7 @@
 #include "bindings.h"
 
 #include "cpu/simd_level.h"
+#include "cpu/waiting.h"
 #ifdef SITENET_WITH_CUDA
 #include "cuda/bindings.h"
 #endif
@@ -143,6 +144,7 @@ void bind_pairs(py::module_ &m) {
 
 PYBIND11_MODULE(_C, m) {
     m.attr("level") = sitenet::level_name();
+    m.def("shorten_waiting", sitenet::shorten_waiting);
     bind_shapes(m);
     bind_attention<float, float>(m, "_f32_cpu");
     bind_attention<double, double>(m, "_f64_cpu");

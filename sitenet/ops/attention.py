@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from sitenet.ops import _C, check, library, need_cuda
+from sitenet.ops import _C, checks, library, need_cuda
 from sitenet.ops.kernel_calls import Run, flat, run_cpu, run_cuda, schema
 from sitenet.ops.kernel_calls import allows_tf32 as allows_tf32
 
@@ -162,6 +162,7 @@ def _block_shape(block: Block, options: BlockOptions) -> Any:
 def _pair_embedding_forward(
     run: Run, layer: Layer, dtype: torch.dtype, options: LayerOptions
 ) -> Tensor:
+    checks.check_pair_embedding(*layer, options.eps)
     e = _pair_embedding_outputs(layer, dtype, options)
     dtypes = layer.features.dtype, dtype
     run("pair_embedding_forward", dtypes, _layer_shape(layer, options), (*layer, e))
@@ -171,6 +172,8 @@ def _pair_embedding_forward(
 def _pair_embedding_backward(
     run: Run, layer: Layer, grad_e: Tensor, options: LayerOptions, need_features: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
+    checks.check_pair_embedding(*layer, options.eps)
+    checks.check(grad_e, "grad_e", (layer.features.shape[0], layer.weight.shape[0]))
     gradients = _pair_embedding_gradients(layer, grad_e, options, need_features)
     wanted = (gradients[0] if need_features else None, *gradients[1:])
     dtypes = layer.features.dtype, grad_e.dtype
@@ -182,6 +185,7 @@ def _pair_embedding_backward(
 def _attention_forward(
     run: Run, block: Block, options: BlockOptions, need_logits: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    checks.check_attention(*block, options.attention_dim, options.eps)
     y, e_out, logsum, logits = _attention_outputs(block, options, need_logits)
     dtypes = block.site_i.dtype, block.e.dtype
     tensors = (*block, y, e_out, logsum, logits if need_logits else None)
@@ -196,10 +200,16 @@ def _attention_backward(
     gradients: BlockGradients,
     options: BlockOptions,
 ) -> tuple[Tensor, ...]:
+    grad_y = gradients.grad_y.contiguous()
+    grad_e_out = None if gradients.grad_e_out is None else gradients.grad_e_out.contiguous()
+    gradients = gradients._replace(grad_y=grad_y, grad_e_out=grad_e_out)
+    checks.check_attention(*block, options.attention_dim, options.eps)
+    checks.check_attention_gradients(
+        block.site_i, block.e, block.logit_weight, *gradients, options.attention_dim
+    )
     results = _attention_gradients(block, gradients, options)
     dtypes = block.site_i.dtype, block.e.dtype
-    contiguous = (None if x is None else x.contiguous() for x in gradients)
-    tensors = (*block, *contiguous, *results, *pairs_by_site(block))
+    tensors = (*block, *gradients, *results, *pairs_by_site(block))
     run("attention_backward", dtypes, _block_shape(block, options), tensors)
     return results
 
@@ -331,13 +341,11 @@ def pair_embedding(
         Site-Net, interaction features e_ij before the first block (SI, "Site and interaction
         featurization").
     """
+    checks.check_tensors(features=features, weight=weight, bias=bias)
     if features.is_cuda:
         need_cuda()
     work, e_dtype = _work_dtypes(features)
     features, weight, bias = (x.to(work).contiguous() for x in (features, weight, bias))
-    check(features, "features", ("pairs", "features"), (torch.float32, torch.float64))
-    check(weight, "weight", ("width", features.shape[1]), like=features)
-    check(bias, "bias", (weight.shape[0],), like=features)
     options = LayerOptions(_activation_id(activation), norm, eps)
     arguments = (features, weight, bias, e_dtype, *options)
     if _need_grad(features, weight, bias):
@@ -360,6 +368,7 @@ def attention(
     norm: bool = True,
     eps: float = 1e-5,
     need_logits: bool = False,
+    check_indices: bool = True,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """One attention block over CSR rows of pairs.
 
@@ -383,6 +392,9 @@ def attention(
         norm: normalise each group of columns (LayerNorm without affine parameters).
         eps: added to the variance in the norms.
         need_logits: also return the logits.
+        check_indices: check the values of ``offsets`` and ``sites``, which waits for a GPU. False
+            only if they have been checked (``Pairs.check``): the kernels would access foreign
+            memory. Values are never read while a CUDA graph is captured.
 
     Returns:
         y (rows, attention_dim * heads), the attention-weighted sums, with feature a of head h at
@@ -391,12 +403,15 @@ def attention(
         (pairs, heads), or None. The logits carry no gradient.
 
     Raises:
-        TypeError, ValueError: an argument of the wrong dtype, shape or device.
+        TypeError, ValueError: an argument of the wrong dtype, shape or device, or an index out of
+            range.
         RuntimeError: CUDA tensors in a build without CUDA kernels.
 
     Source:
         Site-Net, attention block: g^W, g^A and g^I of the paper's Methods on [x_i, x_j, e_ij].
     """
+    block = Block(site_i, site_j, e, weight, logit_weight, log_multiplicity, offsets, sites)
+    checks.check_tensors(**block._asdict())
     if site_i.is_cuda:
         need_cuda()
     work, e_dtype = _work_dtypes(site_i)
@@ -406,24 +421,11 @@ def attention(
         x.to(work).contiguous() for x in (site_i, site_j, weight, logit_weight, log_multiplicity)
     )
     e, offsets, sites = e.to(e_dtype).contiguous(), offsets.contiguous(), sites.contiguous()
-    check(site_i, "site_i", ("rows", "columns"), (torch.float32, torch.float64))
-    rows, columns = site_i.shape
-    check(site_j, "site_j", ("sites", columns), like=site_i)
-    check(e, "e", ("pairs", "width"), (site_i.dtype, torch.bfloat16))
-    num_pairs, width = e.shape
-    check(weight, "weight", (columns, width), like=site_i)
-    check(logit_weight, "logit_weight", ("heads", "hidden"), like=site_i)
-    hidden = logit_weight.shape[1]
-    if attention_dim < 1 or hidden < 1 or hidden + attention_dim > columns:
-        raise ValueError(
-            f"site_i must have at least hidden + attention_dim = {hidden} + {attention_dim}"
-            f" columns, got {columns}"
-        )
-    check(log_multiplicity, "log_multiplicity", (num_pairs,), like=site_i)
-    check(offsets, "offsets", (rows + 1,), torch.int64, like=site_i)
-    check(sites, "sites", (num_pairs,), torch.int32, like=site_i)
     block = Block(site_i, site_j, e, weight, logit_weight, log_multiplicity, offsets, sites)
     options = BlockOptions(attention_dim, _activation_id(activation), norm, eps)
+    if check_indices:
+        checks.check_attention(*block, attention_dim, eps)
+        checks.check_indices(offsets, sites, site_j.shape[0])
     arguments = (*block, *options, need_logits)
     if _need_grad(*block.differentiable):
         y, e_out, logits = _Attention.apply(*arguments)

@@ -1,7 +1,8 @@
 // The attention block on the CPU (formulas and layouts: ../../attention.h).
 //
-// Each thread owns consecutive rows with its share of the pairs. It walks through the pairs in
-// tiles of kTile, across the borders of rows. Per tile:
+// The rows are cut into parts with equal numbers of pairs, kPartsPerThread per thread. A free thread
+// takes the next part and walks through its pairs in tiles of kTile, across the borders of rows.
+// Per tile:
 //   1. products.h: z = W e + site_i + site_j, for kTileRows pairs and kTileVectors vectors of
 //      columns at a time. The activation (and its derivative, in the backward pass) is applied to
 //      the sums while they are in registers, so z is never stored.
@@ -25,8 +26,8 @@
 // (one core at 3.68 GHz, CPU time, rows of 500 pairs). Memory does not limit: 400 bytes per pair
 // forward, 800 backward.
 //
-// grad_site_j, grad_weight and grad_logit_weight are summed per thread and then over threads in
-// order, so results are bitwise reproducible for a given number of threads.
+// grad_site_j, grad_weight and grad_logit_weight are summed per part and then over parts in order,
+// so results are bitwise reproducible for a given number of threads.
 #include "../../attention.h"
 #include "backward.h"
 #include "forward.h"
@@ -37,32 +38,34 @@ namespace {
 
 template <class T, class E> void forward(const AttentionForward<T, E> &p, int threads) {
     const AttentionShape &s = p.shape;
-    threads = useful_threads(threads, s.pairs);
     const Columns<T> columns(s.hidden, s.attention, s.interaction);
+    threads = useful_threads(threads, s.pairs * columns.count * s.width, kThreadProducts);
+    const int parts = num_parts(threads);
     const Weights<T, E> weights(p.weight, s.width, columns, false);
     const LogitWeights<T> logit_weights(p.logit_weight, s.heads, s.hidden);
     const Buffer<T> site_i = pack_rows(p.site_i, s.rows, columns, threads);
     const Buffer<T> site_j = pack_rows(p.site_j, s.sites, columns, threads);
-    const std::vector<int> first = shares(p.offsets, s.rows, threads);
-#pragma omp parallel for num_threads(threads) schedule(static, 1) if (threads > 1)
-    for (int i = 0; i < threads; ++i)
+    const std::vector<int> first = shares(p.offsets, s.rows, parts);
+#pragma omp parallel for num_threads(threads) schedule(dynamic) if (threads > 1)
+    for (int i = 0; i < parts; ++i)
         ForwardRows<T, E>(p, columns, weights, logit_weights, site_i.get(), site_j.get())
             .run(first[i], first[i + 1]);
 }
 
 template <class T, class E> void backward(const AttentionBackward<T, E> &p, int threads) {
     const AttentionShape &s = p.shape;
-    threads = useful_threads(threads, s.pairs);
     const Columns<T> columns(s.hidden, s.attention, s.interaction);
+    threads = useful_threads(threads, 3 * s.pairs * columns.count * s.width, kThreadProducts);
+    const int parts = num_parts(threads);
     const Weights<T, E> weights(p.weight, s.width, columns, true);
     const LogitWeights<T> logit_weights(p.logit_weight, s.heads, s.hidden);
     const RowGradients<T> rows(s, columns.vectors[1], p.y, p.grad_y, threads);
     const Buffer<T> site_i = pack_rows(p.site_i, s.rows, columns, threads);
     const Buffer<T> site_j = pack_rows(p.site_j, s.sites, columns, threads);
-    const std::vector<int> first = shares(p.offsets, s.rows, threads);
-    std::vector<Sums<T>> sums(threads);
-#pragma omp parallel for num_threads(threads) schedule(static, 1) if (threads > 1)
-    for (int i = 0; i < threads; ++i)
+    const std::vector<int> first = shares(p.offsets, s.rows, parts);
+    std::vector<Sums<T>> sums(parts);
+#pragma omp parallel for num_threads(threads) schedule(dynamic) if (threads > 1)
+    for (int i = 0; i < parts; ++i)
         BackwardRows<T, E>(p, columns, weights, logit_weights, rows, site_i.get(), site_j.get())
             .run(first[i], first[i + 1], sums[i]);
     add_up(sums, p, columns, threads);

@@ -20,7 +20,7 @@
 namespace sitenet::SITENET_LEVEL {
 namespace {
 
-/// The backward pass over consecutive rows, in one thread.
+/// The backward pass over consecutive rows, one part.
 template <class T, class E> class BackwardRows {
   public:
     BackwardRows(const AttentionBackward<T, E> &p, const Columns<T> &columns,

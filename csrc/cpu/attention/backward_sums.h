@@ -1,4 +1,4 @@
-// Sums of the backward pass of the attention block: over rows before it, over threads after it.
+// Sums of the backward pass of the attention block: over rows before it, over parts after it.
 #pragma once
 
 #include "packing.h"
@@ -8,7 +8,7 @@
 namespace sitenet::SITENET_LEVEL {
 namespace {
 
-/// One thread's sums over its pairs.
+/// The sums over the pairs of one part.
 template <class T> struct Sums {
     int first_site;   ///< the lowest site of its pairs
     int num_sites;    ///< up to the highest
@@ -30,6 +30,7 @@ template <class T> struct RowGradients {
         : stride(s.heads * vectors * kLanes<T>), grad_y(size_t(s.rows) * stride),
           sum(size_t(s.rows) * s.heads), dot(size_t(s.rows) * s.heads) {
         const int heads = s.heads, padded = vectors * kLanes<T>;
+        threads = useful_threads(threads, grad_y.size(), kThreadNumbers);
 #pragma omp parallel num_threads(threads) if (threads > 1)
         {
             Buffer<T> of_head(padded);
@@ -55,12 +56,13 @@ template <class T> struct RowGradients {
     }
 };
 
-/// Adds the threads' sums, in order, to the gradients of the site terms and the weights.
+/// Adds the sums of all parts, in order, to the gradients of the site terms and the weights.
 template <class T, class E>
 void add_up(const std::vector<Sums<T>> &sums, const AttentionBackward<T, E> &p,
             const Columns<T> &columns, int threads) {
     const AttentionShape &s = p.shape;
     const int packed = columns.padded;
+    threads = useful_threads(threads, int64_t(s.sites) * packed, kThreadNumbers);
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
         std::vector<T> row(packed);

@@ -69,7 +69,7 @@ template <class T> struct RowSoftmax {
     }
 };
 
-/// The forward pass over consecutive rows, in one thread.
+/// The forward pass over consecutive rows, one part.
 template <class T, class E> class ForwardRows {
   public:
     ForwardRows(const AttentionForward<T, E> &p, const Columns<T> &columns,

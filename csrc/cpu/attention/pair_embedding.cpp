@@ -1,8 +1,8 @@
 // The embedding of pair features on the CPU (formula and layout: ../../attention.h).
 //
-// Each thread takes consecutive pairs, a tile at a time. The backward pass computes the activations
-// again; gradients of the weights are summed per thread and then over threads in order, so results
-// are bitwise reproducible for a given number of threads.
+// Free threads take the next range of consecutive pairs and work through it in tiles. The backward
+// pass computes the activations again; gradients of the weights are summed per part and then over
+// parts in order, so results are bitwise reproducible for a given number of threads.
 //
 // Memory traffic per pair at the published size (2 -> 48) in float: 8 bytes in and 192 out forward,
 // which bounds it; 200 in and 8 out backward, where the activation is the bound.
@@ -67,7 +67,7 @@ template <class T, class E> struct EmbeddingTile {
     }
 };
 
-/// The backward pass of the pairs begin to end - 1, in one thread. Adds to `sums`
+/// The backward pass of the pairs begin to end - 1, one part. Adds to `sums`
 /// (num_features + 1, padded), whose last row is the bias.
 template <class T, class E>
 void backward_range(const PairEmbeddingBackward<T, E> &p, const T *w, int64_t begin, int64_t end,
@@ -125,13 +125,13 @@ void backward_range(const PairEmbeddingBackward<T, E> &p, const T *w, int64_t be
 template <class T, class E>
 void pair_embedding_forward(const PairEmbeddingForward<T, E> &p, int threads) {
     const PairEmbeddingShape &s = p.shape;
-    threads = useful_threads(threads, s.pairs);
+    threads = useful_threads(threads, s.pairs * s.width, kThreadNumbers);
     const Buffer<T> w = pack_embedding(p.weight, p.bias, s);
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
         EmbeddingTile<T, E> tile(s, w.get());
         T *m = tile.m.get();
-#pragma omp for schedule(static)
+#pragma omp for schedule(guided)
         for (int64_t first = 0; first < s.pairs; first += kTile) {
             const int count = int(std::min<int64_t>(kTile, s.pairs - first));
             with_activation<T, E>(s.activation, [&](auto function) {
@@ -151,15 +151,15 @@ void pair_embedding_forward(const PairEmbeddingForward<T, E> &p, int threads) {
 template <class T, class E>
 void pair_embedding_backward(const PairEmbeddingBackward<T, E> &p, int threads) {
     const PairEmbeddingShape &s = p.shape;
-    threads = useful_threads(threads, s.pairs);
+    threads = useful_threads(threads, s.pairs * s.width, kThreadNumbers);
+    const int parts = num_parts(threads);
     const int padded = round_up(s.width, kLanes<T>), nf = s.num_features;
     const Buffer<T> w = pack_embedding(p.weight, p.bias, s);
-    std::vector<Buffer<T>> sums(threads);
-#pragma omp parallel for num_threads(threads) schedule(static, 1) if (threads > 1)
-    for (int i = 0; i < threads; ++i) {
+    std::vector<Buffer<T>> sums(parts);
+#pragma omp parallel for num_threads(threads) schedule(dynamic) if (threads > 1)
+    for (int i = 0; i < parts; ++i) {
         sums[i].resize(size_t(nf + 1) * padded);
-        backward_range(p, w.get(), s.pairs * i / threads, s.pairs * (i + 1) / threads,
-                       sums[i].get());
+        backward_range(p, w.get(), s.pairs * i / parts, s.pairs * (i + 1) / parts, sums[i].get());
     }
     for (int k = 0; k < s.width; ++k)
         for (int j = 0; j <= nf; ++j) {
