@@ -2,6 +2,7 @@
 // checks are in sitenet/ops and sitenet/pairs.py; nothing here allocates.
 #include "attention.h"
 #include "cpu/level.h"
+#include "cpu/waiting.h"
 #ifdef SITENET_WITH_CUDA
 #include "cuda/bindings.h"
 #endif
@@ -131,6 +132,7 @@ int64_t find_sphere(const PairInput &input, double radius, bool merge, int64_t r
 
 PYBIND11_MODULE(_C, m) {
     m.attr("level") = sitenet::level_name();
+    m.def("shorten_waiting", sitenet::shorten_waiting);
     using nogil = py::call_guard<py::gil_scoped_release>;
     using K = sitenet::AttentionKernels;
     py::class_<AttentionShape>(m, "AttentionShape")

@@ -10,6 +10,8 @@ import importlib
 from importlib.metadata import version as _version
 from typing import TYPE_CHECKING, Any
 
+import sitenet.system.waiting as _waiting  # noqa: F401  before torch
+
 __version__ = _version("sitenet")
 
 _MODULE_OF = {

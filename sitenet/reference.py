@@ -81,6 +81,7 @@ def attention(
     norm: bool = True,
     eps: float = 1e-5,
     need_logits: bool = False,
+    check_indices: bool = True,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """One attention block over CSR rows of pairs.
 
@@ -99,6 +100,7 @@ def attention(
         norm: whether each group is normalised (LayerNorm without affine).
         eps: of the norm.
         need_logits: whether to return the logits.
+        check_indices: as in ``ops.attention``; torch itself checks every index here.
 
     Returns:
         y (rows, A * heads) with feature index a * heads + h; the next interaction features

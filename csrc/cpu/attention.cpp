@@ -1,7 +1,8 @@
 // The attention block on the CPU (see ../attention.h for the formulas and layouts).
 //
-// Each thread owns a contiguous range of rows holding its share of the pairs and walks through
-// their pairs in tiles of kTile, across row boundaries. Per tile:
+// The rows are cut into parts of equal numbers of pairs, kPartsPerThread per thread. A thread takes
+// the next part when it is free, and walks through its pairs in tiles of kTile, across row
+// boundaries. Per tile:
 //   1. products.h: z = W e + site_i + site_j, kTileRows pairs and kTileVectors vectors of columns
 //      at a time; the activation (and its derivative, going backward) is taken from sums in
 //      registers, or in bfloat16 while the next ones grow, so z is never stored;
@@ -27,8 +28,8 @@
 // Groups of columns stand side by side in a row, padded to whole vectors only at its end; sums over
 // a group mask the lanes of its last vector that are another's.
 //
-// grad_site_j, grad_weight and grad_logit_weight are summed per thread and then over threads in
-// order: results are bitwise reproducible for a given number of threads.
+// grad_site_j, grad_weight and grad_logit_weight are summed per part and then over parts in order:
+// results are bitwise reproducible for a given number of threads.
 #include "../attention.h"
 #include "backward.h"
 #include "embedding.h"
@@ -39,32 +40,34 @@ namespace {
 
 template <class T, class E> void forward(const AttentionForward<T, E> &p, int threads) {
     const AttentionShape &s = p.shape;
-    threads = useful_threads(threads, s.pairs);
     const Columns<T> columns(s.hidden, s.attention, s.interaction);
+    threads = useful_threads(threads, s.pairs * columns.count * s.width, kThreadProducts);
+    const int parts = num_parts(threads);
     const Weights<T, E> weights(p.weight, s.width, columns, false);
     const LogitWeights<T> logit_weights(p.logit_weight, s.heads, s.hidden);
     const Buffer<T> site_i = pack_rows(p.site_i, s.rows, columns, threads);
     const Buffer<T> site_j = pack_rows(p.site_j, s.sites, columns, threads);
-    const std::vector<int> first = shares(p.offsets, s.rows, threads);
-#pragma omp parallel for num_threads(threads) schedule(static, 1) if (threads > 1)
-    for (int i = 0; i < threads; ++i)
+    const std::vector<int> first = shares(p.offsets, s.rows, parts);
+#pragma omp parallel for num_threads(threads) schedule(dynamic) if (threads > 1)
+    for (int i = 0; i < parts; ++i)
         ForwardRows<T, E>(p, columns, weights, logit_weights, site_i.get(), site_j.get())
             .run(first[i], first[i + 1]);
 }
 
 template <class T, class E> void backward(const AttentionBackward<T, E> &p, int threads) {
     const AttentionShape &s = p.shape;
-    threads = useful_threads(threads, s.pairs);
     const Columns<T> columns(s.hidden, s.attention, s.interaction);
+    threads = useful_threads(threads, 3 * s.pairs * columns.count * s.width, kThreadProducts);
+    const int parts = num_parts(threads);
     const Weights<T, E> weights(p.weight, s.width, columns, true);
     const LogitWeights<T> logit_weights(p.logit_weight, s.heads, s.hidden);
     const RowGradients<T> rows(s, columns.vectors[1], p.y, p.grad_y, threads);
     const Buffer<T> site_i = pack_rows(p.site_i, s.rows, columns, threads);
     const Buffer<T> site_j = pack_rows(p.site_j, s.sites, columns, threads);
-    const std::vector<int> first = shares(p.offsets, s.rows, threads);
-    std::vector<Sums<T>> sums(threads);
-#pragma omp parallel for num_threads(threads) schedule(static, 1) if (threads > 1)
-    for (int i = 0; i < threads; ++i)
+    const std::vector<int> first = shares(p.offsets, s.rows, parts);
+    std::vector<Sums<T>> sums(parts);
+#pragma omp parallel for num_threads(threads) schedule(dynamic) if (threads > 1)
+    for (int i = 0; i < parts; ++i)
         BackwardRows<T, E>(p, columns, weights, logit_weights, rows, site_i.get(), site_j.get())
             .run(first[i], first[i + 1], sums[i]);
     add_up(sums, p, columns, threads);

@@ -15,7 +15,7 @@
 namespace sitenet::SITENET_LEVEL {
 namespace {
 
-// One thread's sums over its pairs.
+// The sums over the pairs of one part.
 template <class T> struct Sums {
     int first_site, num_sites;
     Buffer<T> site_j; // (num_sites, packed columns)
@@ -34,6 +34,7 @@ template <class T> struct RowGradients {
         : stride(s.heads * vectors * kLanes<T>), grad_y(size_t(s.rows) * stride),
           sum(size_t(s.rows) * s.heads), dot(size_t(s.rows) * s.heads) {
         const int heads = s.heads, padded = vectors * kLanes<T>;
+        threads = useful_threads(threads, grad_y.size(), kThreadNumbers);
 #pragma omp parallel num_threads(threads) if (threads > 1)
         {
             Buffer<T> of_head(padded);
@@ -388,12 +389,13 @@ template <class T, class E> class BackwardRows {
     }
 };
 
-// The threads' sums, in order, as gradients of the site terms and the weights.
+// The parts' sums, in order, as gradients of the site terms and the weights.
 template <class T, class E>
 void add_up(const std::vector<Sums<T>> &sums, const AttentionBackward<T, E> &p,
             const Columns<T> &columns, int threads) {
     const AttentionShape &s = p.shape;
     const int packed = columns.padded;
+    threads = useful_threads(threads, int64_t(s.sites) * packed, kThreadNumbers);
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
         std::vector<T> row(packed);

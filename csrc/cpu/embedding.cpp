@@ -1,9 +1,9 @@
 // The embedding of pair features on the CPU (see ../attention.h for the formula and layout).
 //
-// Each thread takes a contiguous range of pairs, a tile at a time. Backward recomputes the
-// activations; gradients of the weights are summed per thread and then over threads in order, so
-// results are bitwise reproducible for a given number of threads. Bound by writing e forward, by
-// the activation backward.
+// Threads take contiguous ranges of pairs as they become free, and work through them in tiles.
+// Backward recomputes the activations; gradients of the weights are summed per part and then over
+// parts in order, so results are bitwise reproducible for a given number of threads. Bound by
+// writing e forward, by the activation backward.
 #include "embedding.h"
 
 #include "norms.h"
@@ -66,7 +66,7 @@ template <class T, class E> struct EmbeddingTile {
     }
 };
 
-// One thread's pairs, going backward.
+// The pairs of one part, going backward.
 template <class T, class E>
 void backward_range(const EmbeddingBackward<T, E> &p, const T *w, int64_t begin, int64_t end,
                     T *sums) {
@@ -124,13 +124,13 @@ void backward_range(const EmbeddingBackward<T, E> &p, const T *w, int64_t begin,
 template <class T, class E> void embedding_forward(const EmbeddingForward<T, E> &p, int threads) {
     const EmbeddingShape &s = p.shape;
     constexpr int lanes = kLanes<T>;
-    threads = useful_threads(threads, s.pairs);
+    threads = useful_threads(threads, s.pairs * s.width, kThreadNumbers);
     const Buffer<T> w = pack_embedding(p.weight, p.bias, s);
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
         EmbeddingTile<T, E> tile(s, w.get());
         T *m = tile.m.get();
-#pragma omp for schedule(static)
+#pragma omp for schedule(guided)
         for (int64_t first = 0; first < s.pairs; first += kTile) {
             const int count = int(std::min<int64_t>(kTile, s.pairs - first));
             with_activation<T, E>(s.activation, [&](auto function) {
@@ -149,15 +149,15 @@ template <class T, class E> void embedding_forward(const EmbeddingForward<T, E> 
 
 template <class T, class E> void embedding_backward(const EmbeddingBackward<T, E> &p, int threads) {
     const EmbeddingShape &s = p.shape;
-    threads = useful_threads(threads, s.pairs);
+    threads = useful_threads(threads, s.pairs * s.width, kThreadNumbers);
+    const int parts = num_parts(threads);
     const int padded = round_up(s.width, kLanes<T>), nf = s.num_features;
     const Buffer<T> w = pack_embedding(p.weight, p.bias, s);
-    std::vector<Buffer<T>> sums(threads);
-#pragma omp parallel for num_threads(threads) schedule(static, 1) if (threads > 1)
-    for (int i = 0; i < threads; ++i) {
+    std::vector<Buffer<T>> sums(parts);
+#pragma omp parallel for num_threads(threads) schedule(dynamic) if (threads > 1)
+    for (int i = 0; i < parts; ++i) {
         sums[i].resize(size_t(nf + 1) * padded);
-        backward_range(p, w.get(), s.pairs * i / threads, s.pairs * (i + 1) / threads,
-                       sums[i].get());
+        backward_range(p, w.get(), s.pairs * i / parts, s.pairs * (i + 1) / parts, sums[i].get());
     }
     for (int k = 0; k < s.width; ++k)
         for (int j = 0; j <= nf; ++j) {

@@ -131,7 +131,7 @@ bool forward_one(const DistanceInput<T> &in, const Range &range, const T *cell, 
         distance_rows(metric, points_i, stride_i, 0, n_i, points_j, n_j, out);
         return true;
     }
-#pragma omp parallel for num_threads(threads)
+#pragma omp parallel for num_threads(threads) schedule(guided)
     for (int64_t i = 0; i < n_i; ++i)
         distance_rows(metric, points_i, stride_i, i, i + 1, points_j, n_j, out);
     return true;

@@ -19,7 +19,13 @@ constexpr int kTileRows = 4, kTileVectors = 2; // 8 of 16
 constexpr int kTile = 48; // pairs worked on at a time
 static_assert(kTile % kTileRows == 0, "a tile is whole micro-kernels");
 constexpr int kMaxHeadsAtOnce = 4;
-constexpr int64_t kParallelWork = 256; // pairs: below this a second thread costs more than it saves
+// Waking a thread and waiting for it takes some 10 us, more beside other busy processes. These take
+// some 50 us on one core: a thread more for less costs more than it saves.
+constexpr int64_t kThreadProducts = 1 << 20; // multiplications
+constexpr int64_t kThreadNumbers = 1 << 18;  // numbers copied or added up
+// Parts that work is cut into per thread. A thread that another process keeps from its core holds
+// up one part only; the others take the rest.
+constexpr int kPartsPerThread = 4;
 
 #if defined(__AVX512BF16__)
 constexpr bool kBf16Products = true;
@@ -31,9 +37,13 @@ template <class E> constexpr bool kUseBf16 = kBf16Products && std::is_same_v<E, 
 // A factor of a product as one step takes it: a number, or (bfloat16) two numbers in a 32-bit lane.
 template <class T, class E> using Factor = std::conditional_t<kUseBf16<E>, uint32_t, T>;
 
-inline int useful_threads(int threads, int64_t pairs) {
-    return pairs > kParallelWork ? std::max(threads, 1) : 1;
+// Threads worth having for this much work, where one deserves `per_thread` of it.
+inline int useful_threads(int threads, int64_t work, int64_t per_thread) {
+    return int(std::clamp<int64_t>(work / per_thread, 1, std::max(threads, 1)));
 }
+
+// Parts for this many threads: equal for equal sizes, so that sums over parts are reproducible.
+inline int num_parts(int threads) { return threads > 1 ? kPartsPerThread * threads : 1; }
 
 // f(n) with n, from 1 to `most`, as a constant.
 template <int most, class F> inline void with_constant(int n, F f) {
@@ -98,6 +108,7 @@ template <class T>
 Buffer<T> pack_rows(const T *x, int rows, const Columns<T> &columns, int threads) {
     Buffer<T> packed(size_t(rows) * columns.padded);
     T *to = packed.get();
+    threads = useful_threads(threads, packed.size(), kThreadNumbers);
 #pragma omp parallel for num_threads(threads) if (threads > 1)
     for (int r = 0; r < rows; ++r)
         std::copy_n(x + size_t(r) * columns.count, columns.count, to + size_t(r) * columns.padded);

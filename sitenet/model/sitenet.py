@@ -194,6 +194,7 @@ class Block(nn.Module):
             norm=self.attention.norm is not None,
             eps=EPSILON,
             need_logits=need_weights,
+            check_indices=False,  # Pairs.check has
         )
         if not need_weights:
             return y, e, None
@@ -391,6 +392,7 @@ class SiteNet(nn.Module):
     def site_inputs(self, pairs: Pairs) -> Tensor:
         """Embedding, elemental features and oxidation state of each row: (rows, site inputs).
         Those of a disordered site are means over its species."""
+        pairs.check()
         elements = self.element_inputs(pairs.numbers)
         if pairs.mixed_numbers is not None:
             elements = pairs.mix(elements, self.element_inputs(pairs.mixed_numbers))
@@ -451,6 +453,7 @@ class SiteNet(nn.Module):
     def rows(self, pairs: Pairs, features: Tensor) -> Rows:
         """The pairs as the blocks see them. The cutoff is strict, on the first feature as it is,
         so that the self pair always stays."""
+        pairs.check()
         log_multiplicity = pairs.multiplicity.to(features.dtype).log()
         if self.config.distance_cutoff is not None:
             beyond = features[:, 0] > self.config.distance_cutoff

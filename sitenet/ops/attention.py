@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from sitenet.ops import _C, check, launch, library, need_cuda, scratch
+from sitenet.ops import _C, checks, launch, library, need_cuda, scratch
 
 ACTIVATIONS = {"none": 0, "relu": 1, "mish": 2}
 
@@ -153,6 +153,7 @@ def _embedding_shape(features: Tensor, weight: Tensor, activation: int, norm: bo
 
 
 def _pair_embedding_forward(run, features, weight, bias, dtype, activation, norm, eps):
+    checks.check_pair_embedding(features, weight, bias, eps)
     e = features.new_empty((features.shape[0], weight.shape[0]), dtype=dtype)
     shape = _embedding_shape(features, weight, activation, norm, eps)
     run("embedding_forward", features, dtype, shape, features, weight, bias, e)
@@ -163,7 +164,9 @@ def _pair_embedding_backward(
     run, features, weight, bias, grad_e, activation, norm, eps, need_features
 ):
     grad_e = grad_e.contiguous()
+    checks.check_pair_embedding(features, weight, bias, eps)
     num_pairs, num_features = features.shape
+    checks.check(grad_e, "grad_e", (num_pairs, weight.shape[0]))
     grad_features = features.new_empty((num_pairs if need_features else 0, num_features))
     grad_weight, grad_bias = torch.empty_like(weight), torch.empty_like(bias)
     run(
@@ -212,6 +215,10 @@ def _attention_forward(
     eps,
     need_logits,
 ):
+    checks.check_attention(
+        *(site_i, site_j, e, weight, logit_weight, log_multiplicity, offsets, sites),
+        *(attention_dim, eps),
+    )
     heads, hidden = logit_weight.shape
     rows, columns = site_i.shape
     num_pairs = e.shape[0]
@@ -251,6 +258,13 @@ def _attention_backward(
 ):
     grad_y = grad_y.contiguous()
     grad_e_out = grad_e_out.contiguous() if grad_e_out is not None else None
+    checks.check_attention(
+        *(site_i, site_j, e, weight, logit_weight, log_multiplicity, offsets, sites),
+        *(attention_dim, eps),
+    )
+    checks.check_attention_gradients(
+        site_i, e, logit_weight, y, logsum, grad_y, grad_e_out, attention_dim
+    )
     gradients = tuple(torch.empty_like(x) for x in (site_i, site_j, e, weight, logit_weight))
     run(
         "attention_backward",
@@ -386,13 +400,11 @@ def pair_embedding(
         Site-Net, interaction features e_ij before the first block (SI, "Site and interaction
         featurization").
     """
+    checks.check_tensors(features=features, weight=weight, bias=bias)
     if features.is_cuda:
         need_cuda()
     work, e_dtype = _work_dtypes(features)
     features, weight, bias = (x.to(work).contiguous() for x in (features, weight, bias))
-    check(features, "features", ("pairs", "features"), (torch.float32, torch.float64))
-    check(weight, "weight", ("width", features.shape[1]), like=features)
-    check(bias, "bias", (weight.shape[0],), like=features)
     arguments = (features, weight, bias, e_dtype, _activation_id(activation), norm, eps)
     if _need_grad(features, weight, bias):
         return _PairEmbedding.apply(*arguments)
@@ -414,6 +426,7 @@ def attention(
     norm: bool = True,
     eps: float = 1e-5,
     need_logits: bool = False,
+    check_indices: bool = True,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """One attention block over CSR rows of pairs.
 
@@ -436,6 +449,9 @@ def attention(
         norm: normalise each group of columns (LayerNorm without affine).
         eps: of the norms.
         need_logits: return the logits too.
+        check_indices: read ``offsets`` and ``sites`` to check them, for which a GPU is waited for.
+            False only where they have been checked, as a model's have (``Pairs.check``): the
+            kernels would read foreign memory. Values are never read while a CUDA graph is captured.
 
     Returns:
         y (rows, attention_dim * heads), the attention-weighted sums, feature a of head h at
@@ -444,12 +460,23 @@ def attention(
         (pairs, heads), or None. The logits carry no gradient.
 
     Raises:
-        TypeError, ValueError: an argument of the wrong dtype, shape or device.
+        TypeError, ValueError: an argument of the wrong dtype, shape or device, or an index out of
+            range.
         RuntimeError: CUDA tensors in a build without CUDA kernels.
 
     Source:
         Site-Net, attention block: g^W, g^A and g^I of the paper's Methods on [x_i, x_j, e_ij].
     """
+    checks.check_tensors(
+        site_i=site_i,
+        site_j=site_j,
+        e=e,
+        weight=weight,
+        logit_weight=logit_weight,
+        log_multiplicity=log_multiplicity,
+        offsets=offsets,
+        sites=sites,
+    )
     if site_i.is_cuda:
         need_cuda()
     work, e_dtype = _work_dtypes(site_i)
@@ -459,22 +486,12 @@ def attention(
         x.to(work).contiguous() for x in (site_i, site_j, weight, logit_weight, log_multiplicity)
     )
     e, offsets, sites = e.to(e_dtype).contiguous(), offsets.contiguous(), sites.contiguous()
-    check(site_i, "site_i", ("rows", "columns"), (torch.float32, torch.float64))
-    rows, columns = site_i.shape
-    check(site_j, "site_j", ("sites", columns), like=site_i)
-    check(e, "e", ("pairs", "width"), (site_i.dtype, torch.bfloat16))
-    num_pairs, width = e.shape
-    check(weight, "weight", (columns, width), like=site_i)
-    check(logit_weight, "logit_weight", ("heads", "hidden"), like=site_i)
-    hidden = logit_weight.shape[1]
-    if attention_dim < 1 or hidden < 1 or hidden + attention_dim > columns:
-        raise ValueError(
-            f"site_i must have at least hidden + attention_dim = {hidden} + {attention_dim}"
-            f" columns, got {columns}"
+    if check_indices:
+        checks.check_attention(
+            *(site_i, site_j, e, weight, logit_weight, log_multiplicity, offsets, sites),
+            *(attention_dim, eps),
         )
-    check(log_multiplicity, "log_multiplicity", (num_pairs,), like=site_i)
-    check(offsets, "offsets", (rows + 1,), torch.int64, like=site_i)
-    check(sites, "sites", (num_pairs,), torch.int32, like=site_i)
+        checks.check_indices(offsets, sites, site_j.shape[0])
     arguments = (
         *(site_i, site_j, e, weight, logit_weight, log_multiplicity, offsets, sites),
         *(attention_dim, _activation_id(activation), norm, eps, need_logits),

@@ -9,8 +9,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from sitenet.ops import _C, check, launch, library, need_cuda, scratch
+from sitenet.ops.checks import can_read, check_offsets
 
 _SUFFIX = {torch.float32: "f32", torch.float64: "f64"}
+
+MAX_PAIRS = 2**28  # per call: 1 GB of float32, 2 GB of float64
+# Beyond it a coordinate's rounding moves a site by more than some 1e-6 angstrom.
+MAX_FRAC = 1e9
 
 # Distances of crystals one after another, each a row-major (n_i, n_j) block. The offsets are None
 # for one crystal. num_pairs: sum of n_i n_j.
@@ -174,6 +179,23 @@ class _Distances(torch.autograd.Function):
         return (*gradients, None, None, None)
 
 
+def _check_size(num_pairs: int, dtype: torch.dtype) -> None:
+    if num_pairs > MAX_PAIRS:
+        raise ValueError(
+            f"at most {MAX_PAIRS} distances per call, got {num_pairs} pairs of sites "
+            f"({num_pairs * dtype.itemsize / 1e9:.1f} GB): pass frac_i in parts, or take the "
+            'neighbours within a radius alone: find_pairs(crystal, images="sphere", radius=...)'
+        )
+
+
+def _check_frac(**coordinates: Tensor) -> None:
+    for name, frac in coordinates.items():
+        if frac.numel() and can_read(frac):
+            largest = float(frac.detach().abs().nan_to_num(posinf=0.0).amax())
+            if largest > MAX_FRAC:  # infinite ones give NaN, as NaN ones do
+                raise ValueError(f"{name} must be at most {MAX_FRAC:g} in size, got {largest:g}")
+
+
 def _distances(cells, frac_i, frac_j, offsets_i, offsets_j, num_pairs) -> Tensor:
     floats = tuple(x.contiguous() for x in (cells, frac_i, frac_j))
     arguments = (*floats, offsets_i, offsets_j, num_pairs)
@@ -198,12 +220,15 @@ def minimum_image_distances(cell: Tensor, frac_i: Tensor, frac_j: Tensor) -> Ten
 
     Raises:
         TypeError: the arguments are of another dtype, or of different ones.
-        ValueError: they have other shapes, or the cell has no volume or is not finite.
+        ValueError: they have other shapes, the cell has no volume or is not finite, a coordinate is
+            beyond ``MAX_FRAC``, or there are more than ``MAX_PAIRS`` distances.
     """
     check(cell, "cell", (3, 3), tuple(_SUFFIX))
     check(frac_i, "frac_i", ("num_sites", 3), like=cell)
     check(frac_j, "frac_j", ("num_sites", 3), like=cell)
     shape = frac_i.shape[0], frac_j.shape[0]
+    _check_size(shape[0] * shape[1], cell.dtype)
+    _check_frac(frac_i=frac_i, frac_j=frac_j)
     return _distances(cell[None], frac_i, frac_j, None, None, shape[0] * shape[1]).view(shape)
 
 
@@ -225,9 +250,20 @@ def minimum_image_distances_batch(
 
     Raises:
         TypeError: the arguments are of another dtype, or of different ones.
-        ValueError: they have other shapes, or a cell has no volume or is not finite.
+        ValueError: they have other shapes, a cell has no volume or is not finite, a coordinate is
+            beyond ``MAX_FRAC``, or there are more than ``MAX_PAIRS`` distances.
     """
+    check(cells, "cells", ("crystals", 3, 3), tuple(_SUFFIX))
+    check(frac_i, "frac_i", ("num_sites", 3), like=cells)
+    check(frac_j, "frac_j", ("num_sites", 3), like=cells)
+    check(offsets_i, "offsets_i", (cells.shape[0] + 1,), torch.int64, like=cells)
+    check(offsets_j, "offsets_j", (cells.shape[0] + 1,), torch.int64, like=cells)
     offsets_i, offsets_j = offsets_i.contiguous(), offsets_j.contiguous()
+    if can_read(cells):
+        check_offsets(offsets_i, frac_i.shape[0], "offsets_i", "sites of frac_i")
+        check_offsets(offsets_j, frac_j.shape[0], "offsets_j", "sites of frac_j")
     offsets = _pair_offsets(offsets_i, offsets_j)
     num_pairs = int(offsets[-1])
+    _check_size(num_pairs, cells.dtype)
+    _check_frac(frac_i=frac_i, frac_j=frac_j)
     return _distances(cells, frac_i, frac_j, offsets_i, offsets_j, num_pairs), offsets

@@ -181,7 +181,7 @@ class PairFinder:
             **self._rows,
             sine_distance=self._sine_distance(first, last) if self._sine else None,
             first_row=first,
-        )
+        ).assume_checked()
 
     def _sine_distance(self, first: int, last: int) -> torch.Tensor:
         cell, frac, matrix = self._input.cell, self._input.frac, self._input.supercell
@@ -227,7 +227,8 @@ def _find_in_sphere(crystal: Crystal, radius: float, merge: bool, tolerance: flo
         sites, distance, multiplicity = (x[:pairs].clone() for x in (sites, distance, multiplicity))
     num_rows = int(orbit.max()) + 1
     rows = data.rows(orbit, leader[:num_rows], images=0)
-    return Pairs(offsets[: num_rows + 1].clone(), sites, distance, multiplicity, **rows)
+    offsets = offsets[: num_rows + 1].clone()
+    return Pairs(offsets, sites, distance, multiplicity, **rows).assume_checked()
 
 
 def find_pairs(

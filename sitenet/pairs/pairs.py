@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+
+from sitenet.ops.checks import can_read
+from sitenet.pairs.check import check_pairs
 
 # Tensors that hold indices into rows, and what each is shifted by when crystals are batched.
 _INDICES = {
@@ -71,6 +74,8 @@ class Pairs:
     mixed_numbers: torch.Tensor | None = None
     mixed_shares: torch.Tensor | None = None
     first_row: int = 0
+    # Identity and version of the tensors that ``check`` has passed.
+    _checked: tuple[Any, ...] | None = field(default=None, init=False, repr=False)
 
     @property
     def num_crystals(self) -> int:
@@ -124,7 +129,8 @@ class Pairs:
         if len(parts["sine_distance"]) not in (0, len(pairs)):
             raise ValueError("pairs must all have their sine_distance, or none of them")
         joined: dict[str, Any] = {name: torch.cat(x) for name, x in parts.items() if x}
-        return Pairs(**joined)
+        batch = Pairs(**joined)
+        return batch.assume_checked() if all(p.is_checked for p in pairs) else batch
 
     def mix(self, x: torch.Tensor, of_species: torch.Tensor | None) -> torch.Tensor:
         """Averages over the species of disordered sites; a vacancy counts as zero.
@@ -163,7 +169,42 @@ class Pairs:
     def _map(self, function: Any) -> Pairs:
         values = {name: getattr(self, name) for name in _TENSORS}
         changed = {name: function(x) for name, x in values.items() if x is not None}
-        return dataclasses.replace(self, **changed)
+        copy = dataclasses.replace(self, **changed)
+        return copy.assume_checked() if self.is_checked else copy
+
+    @property
+    def is_checked(self) -> bool:
+        """Whether ``check`` has passed, and nothing has changed since."""
+        return self._checked is not None and self._checked == self._state()
+
+    def assume_checked(self) -> Pairs:
+        """Take the tensors for right, as those that this package computes are; returns self."""
+        self._checked = self._state()
+        return self
+
+    def _state(self) -> tuple[Any, ...]:
+        tensors = (getattr(self, name) for name in _TENSORS)
+        return self.first_row, *(
+            (id(x), x._version if isinstance(x, torch.Tensor) and not x.is_inference() else 0)
+            for x in tensors
+        )
+
+    def check(self) -> Pairs:
+        """Check that the tensors fit together and that every index is in range; returns self.
+
+        Models call this before kernels follow the indices. It reads values, for which a GPU is
+        waited for, once until a tensor changes, and not while a CUDA graph is captured.
+
+        Raises:
+            TypeError: an attribute is no tensor, or of another dtype.
+            ValueError: one has another length or device, or an index is out of range.
+        """
+        if can_read(self.sites) and not self.is_checked:
+            check_pairs(self)
+            self.assume_checked()
+        return self
 
 
-_TENSORS = tuple(f.name for f in dataclasses.fields(Pairs) if f.name != "first_row")
+_TENSORS = tuple(
+    f.name for f in dataclasses.fields(Pairs) if f.name not in ("first_row", "_checked")
+)

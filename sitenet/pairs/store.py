@@ -226,7 +226,7 @@ class PairStore:
             found.mixed_rows = c["mixed_rows"][species].long() + shift
             found.mixed_numbers = c["mixed_numbers"][species].long()
             found.mixed_shares = c["mixed_shares"][species]
-        return found
+        return found.assume_checked()
 
     def room(self, crystals: Sequence[int] | np.ndarray) -> tuple[int, int]:
         """Rows and pairs of some crystals together."""
@@ -275,7 +275,7 @@ class PairStore:
         found = self._take(index, rows, torch.where(added, 0, pairs), offsets, begin)
         found.sites = torch.where(added, row, found.sites + begin[crystal[row]]).int()
         found.distance = torch.where(added, 1.0, found.distance)
-        return found
+        return found.assume_checked()
 
     def _take(
         self, index: Tensor, rows: Tensor, pairs: Tensor, offsets: Tensor, begin: Tensor

@@ -5,6 +5,8 @@ from typing import Any
 
 import torch  # noqa: F401  before _C, so that the process has one OpenMP runtime
 
+from sitenet.system import waiting
+
 try:
     _C: Any = importlib.import_module("sitenet._C")
 except ImportError as error:
@@ -13,3 +15,6 @@ except ImportError as error:
         "build them in place with: pip install --no-build-isolation -e .  Elsewhere, reinstall "
         "sitenet. If Python was started in the root of a source tree, start it in another folder."
     ) from error
+
+if waiting.POLICY == "sleep":
+    _C.shorten_waiting()

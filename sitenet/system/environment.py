@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 import sitenet
+from sitenet.system import waiting
 from sitenet.system.compiled import _C
 
 
@@ -15,7 +16,9 @@ def info() -> dict[str, Any]:
 
     Returns:
         A dict: ``version``, ``python``, ``machine``, ``simd`` (SIMD level of the CPU kernels in
-        use; the environment variable SITENET_SIMD overrides the choice), ``threads``, ``torch``,
+        use; the environment variable SITENET_SIMD overrides the choice), ``threads``, ``waiting``
+        (how idle threads wait: "short spin"; "sleep" where torch was imported before sitenet;
+        "environment" where OMP_WAIT_POLICY, GOMP_SPINCOUNT or KMP_BLOCKTIME is set), ``torch``,
         ``cuda_kernels`` (whether this build has them), ``cuda_runtime`` (of torch, or None) and
         ``device`` (name of the GPU, or None).
     """
@@ -26,6 +29,7 @@ def info() -> dict[str, Any]:
         "machine": f"{platform.system()} {platform.machine()}",
         "simd": _C.level,
         "threads": torch.get_num_threads(),
+        "waiting": waiting.POLICY,
         "torch": torch.__version__,
         "cuda_kernels": _C.with_cuda,
         "cuda_runtime": torch.version.cuda,

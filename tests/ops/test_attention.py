@@ -1,157 +1,148 @@
 """The fused attention block and pair embedding against sitenet.reference in float64."""
 
+import itertools
 import multiprocessing
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+from attention_blocks import DIMS, ROWS, inputs, outputs_and_gradients
+from rounding import errors, limits
 
 from sitenet import reference
 from sitenet.ops import attention as ops
+from sitenet.ops.rows import row_of_pair
 from sitenet.system.environment import info
 
-# hidden, attention, interaction out, width of e, heads
-DIMS = {
-    "paper": (225, 30, 48, 48, 3),
-    "paper-last": (225, 30, 0, 48, 3),
-    "tiny": (7, 3, 5, 5, 1),
-    "vectors": (16, 16, 16, 16, 2),
-    "heads": (33, 17, 1, 9, 8),
-    "wide": (70, 40, 64, 20, 5),
-}
-ROWS = {
-    "edges": (100, 3, 0, 31, 32, 33, 47, 48, 49, 1, 200, 0),
-    "one": (1,),
-    "long": (1000, 2000),
-    "empty": (0, 0),
-    "none": (),
-}
+CASES = Path(__file__).parents[1] / "cases"
 
 
-def inputs(dims, rows, dtype, device="cpu", seed=0):
-    hidden, a_dim, interaction, width, heads = dims
-    generator = torch.Generator().manual_seed(seed)
-
-    def random(*shape):
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-    offsets = torch.tensor((0, *rows)).cumsum(0)
-    num_pairs, num_sites, columns = int(offsets[-1]), len(rows) + 2, hidden + a_dim + interaction
-    log_multiplicity = torch.randint(1, 9, (num_pairs,), generator=generator).double().log()
-    log_multiplicity[::7] = -torch.inf
-    sites = torch.randint(0, num_sites, (num_pairs,), generator=generator, dtype=torch.int32)
-    tensors = (
-        random(len(rows), columns),
-        random(num_sites, columns),
-        random(num_pairs, width),
-        random(columns, width) / width**0.5,
-        3 * random(heads, hidden) / hidden**0.5,
-        log_multiplicity,
-    )
-    e_dtype, dtype = dtype, torch.float32 if dtype == torch.bfloat16 else dtype
-    tensors = [x.to(e_dtype if i == 2 else dtype) for i, x in enumerate(tensors)]
-    return [x.to(device) for x in (*tensors, offsets, sites)]
+def near_a_kink(tensors):
+    """Whether some z is so near 0 that its rounding may choose the other side of relu, where the
+    gradients jump: the rounding of z, sums of up to 66 terms near 1, is 1e-6 at most."""
+    site_i, site_j, e, weight, *_, offsets, sites = tensors
+    z = site_i[row_of_pair(offsets, len(sites))] + site_j[sites.long()] + e @ weight.T
+    return bool((z.abs() < 2e-6).any())
 
 
-def outputs_and_gradients(function, tensors, num_differentiable, **options):
-    """Every output, then the gradient of a fixed random combination of them by every input."""
-    leaves = [x.clone().requires_grad_(i < num_differentiable) for i, x in enumerate(tensors)]
-    outputs = function(*leaves, **options)
-    outputs = list(outputs) if isinstance(outputs, tuple) else [outputs]
-    generator = torch.Generator().manual_seed(1)
-    loss = 0.0
-    for y in outputs[:2]:  # the logits carry no gradient
-        if y is not None and y.requires_grad:
-            g = torch.randn(y.shape, generator=generator, dtype=torch.float64)
-            loss = loss + (y * g.to(y.device, y.dtype)).sum()
-    if isinstance(loss, float):
-        return outputs
-    return [*outputs, *torch.autograd.grad(loss, leaves[:num_differentiable])]
-
-
-def errors(got, oracle):
-    """Largest differences relative to the oracle's largest entry, NaN for another pattern."""
-    result = []
-    for x, y in zip(got, oracle, strict=True):
-        assert (x is None) == (y is None)
-        if y is None or not y.numel():
-            continue
-        assert x.shape == y.shape
-        assert torch.equal(torch.isinf(x).cpu(), torch.isinf(y).cpu())
-        finite = torch.isfinite(y)
-        if finite.any():
-            scale = y[finite].abs().max()
-            result.append(((x.double() - y)[finite].abs().max() / scale.clamp(min=1e-3)).item())
-    return result
-
-
-def compare(function, oracle, tensors, tensors64, num_differentiable, dtype, **options):
+def compare(function, oracle, tensors, num_differentiable, **options):
+    """Against the oracle in float64, within what rounding does to it in the inputs' precision."""
+    tensors64 = [x.double() if x.is_floating_point() else x for x in tensors]
     exact = outputs_and_gradients(oracle, tensors64, num_differentiable, **options)
     got = outputs_and_gradients(function, tensors, num_differentiable, **options)
     ours = errors(got, exact)
-    if dtype == torch.float64:
+    if tensors[0].dtype == torch.float64:
+        # In float32 no error exceeds 2e-4, 1,700 units in the last place: 4e-13 in float64.
         assert max(ours, default=0) < 1e-11
         return
-    plain = errors(outputs_and_gradients(oracle, tensors, num_differentiable, **options), exact)
-    # Sums of n products in another order: errors of a few ulp either way, so 2 x the plain one
-    # and 5e-6 for the tensors on which the plain one happens to be exact. Where relu leaves a group
-    # almost constant its norm multiplies the rounding of z (2^-24) by up to eps^-1/2 = 316.
-    floor = 4e-5 if options["activation"] == "relu" and options["norm"] else 5e-6
-    assert all(x <= 2 * y + floor for x, y in zip(ours, plain, strict=True)), (ours, plain)
+
+    def plain(inputs):
+        return outputs_and_gradients(oracle, inputs, num_differentiable, **options)
+
+    allowed = limits(plain, tensors, exact)
+    assert all(x <= y for x, y in zip(ours, allowed, strict=True)), (ours, allowed)
 
 
 OPTIONS = [("mish", True), ("mish", False), ("relu", True), ("none", True), ("none", False)]
 
 
+@pytest.mark.levels
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["f64", "f32"])
 @pytest.mark.parametrize(("activation", "norm"), OPTIONS)
 @pytest.mark.parametrize("dims", DIMS)
 def test_attention(dims, activation, norm, dtype, device):
     for rows in ROWS.values():
-        tensors = inputs(DIMS[dims], rows, dtype, device)
-        tensors64 = inputs(DIMS[dims], rows, torch.float64, device)
+        seeds = itertools.count()
+        tensors = inputs(DIMS[dims], rows, dtype, device, next(seeds))
+        while activation == "relu" and near_a_kink(tensors):
+            tensors = inputs(DIMS[dims], rows, dtype, device, next(seeds))
         options = dict(
             attention_dim=DIMS[dims][1], activation=activation, norm=norm, need_logits=True
         )
-        compare(ops.attention, reference.attention, tensors, tensors64, 5, dtype, **options)
+        compare(ops.attention, reference.attention, tensors, 5, **options)
 
 
+WRONG = {  # a term of the kernel, changed by what the ops let through
+    "no eps": lambda x, options: (x, options | {"eps": 0.0}),
+    "eps beside the root": lambda x, options: (x, options | {"eps": 1e-10}),
+    "no multiplicity": lambda x, options: ([*x[:5], x[5].clamp(max=0), *x[6:]], options),
+    "logits of the wrong sign": lambda x, options: ([*x[:4], -x[4], *x[5:]], options),
+    "logits scaled by 1.001": lambda x, options: ([*x[:4], x[4] * 1.001, *x[5:]], options),
+    "e of the wrong sign": lambda x, options: ([*x[:2], -x[2], *x[3:]], options),
+    "factors in bfloat16": lambda x, options: (
+        [*x[:3], x[3].bfloat16().to(x[3].dtype), *x[4:]],
+        options,
+    ),
+    "the row's state left out": lambda x, options: ([0 * x[0], *x[1:]], options),
+    "no norm": lambda x, options: (x, options | {"norm": False}),
+    "relu for mish": lambda x, options: (x, options | {"activation": "relu"}),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["f64", "f32"])
+@pytest.mark.parametrize("term", WRONG)
+def test_a_wrong_term_is_caught(term, dtype, device):
+    """The tolerance is no wider than it must be. Of eps, float32 shows in groups that are almost
+    constant: here two columns, whose difference is small in some of the pairs."""
+    dims = (2, 2, 2, 5, 1) if "eps" in term else DIMS["heads"]
+    tensors = inputs(dims, (100, 33, 200), dtype, device)
+    options = dict(attention_dim=dims[1], activation="mish", norm=True, eps=1e-5, need_logits=True)
+
+    def wrong(*leaves, **options):
+        leaves, options = WRONG[term](list(leaves), options)
+        return ops.attention(*leaves, **options)
+
+    compare(ops.attention, reference.attention, tensors, 5, **options)
+    with pytest.raises(AssertionError):
+        compare(wrong, reference.attention, tensors, 5, **options)
+
+
+@pytest.mark.levels
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["f64", "f32"])
 @pytest.mark.parametrize(("activation", "norm"), OPTIONS)
 @pytest.mark.parametrize(("features", "width"), [(1, 1), (2, 48), (3, 17), (2, 64), (20, 160)])
 def test_pair_embedding(features, width, activation, norm, dtype, device):
     for num_pairs in (0, 1, 300):
         generator = torch.Generator().manual_seed(0)
-        tensors64 = [
-            torch.randn(*shape, generator=generator, dtype=torch.float64).to(device)
+        tensors = [
+            torch.randn(*shape, generator=generator, dtype=torch.float64).to(device, dtype)
             for shape in ((num_pairs, features), (width, features), (width,))
         ]
-        tensors = [x.to(dtype) for x in tensors64]
         if norm and width == 1:
             continue  # one column normalises to nothing
         options = dict(activation=activation, norm=norm)
-        compare(
-            ops.pair_embedding, reference.pair_embedding, tensors, tensors64, 3, dtype, **options
-        )
+        compare(ops.pair_embedding, reference.pair_embedding, tensors, 3, **options)
 
 
+@pytest.mark.levels
 @pytest.mark.parametrize("dims", DIMS)
 def test_attention_in_bfloat16(dims, device):
-    """e in bfloat16: outputs within the rounding of the products' factors (2^-9 each)."""
+    """Products take factors rounded by half a unit in bfloat16. Copies whose e and weight differ
+    by up to a unit err as much; backward rounds dz too. Over 30 seeds and the levels with and
+    without such instructions the largest ratio was 1.3."""
+    options = dict(attention_dim=DIMS[dims][1], need_logits=True)
+
+    def plain(copy):
+        copy[2], copy[3] = copy[2].float(), copy[3].float()
+        return outputs_and_gradients(reference.attention, copy, 5, **options)
+
     for rows in ROWS.values():
         tensors = inputs(DIMS[dims], rows, torch.bfloat16, device)
-        options = dict(attention_dim=DIMS[dims][1], need_logits=True)
-        exact = outputs_and_gradients(
-            reference.attention, inputs(DIMS[dims], rows, torch.float64, device), 5, **options
-        )
+        tensors64 = [x.double() if x.is_floating_point() else x for x in tensors]
+        exact = outputs_and_gradients(reference.attention, tensors64, 5, **options)
         got = outputs_and_gradients(ops.attention, tensors, 5, **options)
         assert got[0].dtype == torch.float32
         assert got[1] is None or got[1].dtype == torch.bfloat16
-        assert max(errors(got, exact), default=0) < 0.04
+        rounded = [*tensors[:3], tensors[3].bfloat16(), *tensors[4:]]
+        allowed = limits(plain, rounded, exact, factor=3)
+        ours = errors(got, exact)
+        assert all(x <= y for x, y in zip(ours, allowed, strict=True)), (ours, allowed)
 
 
+@pytest.mark.levels
 def test_the_mish_beside_bfloat16_products(device):
     """Rows of one pair, without a norm, hand the activation through: y is Mish of site_j, and its
     gradient the derivative. The absolute error is small beside the 4e-3 of factors near 1."""
@@ -196,8 +187,9 @@ def test_bfloat16_without_its_instructions_agrees(tmp_path):
     script = tmp_path / "levels.py"
     script.write_text(
         "import sys, torch\n"
-        f"sys.path.insert(0, {str(os.path.dirname(__file__))!r})\n"
-        "from test_attention import DIMS, inputs, ops, outputs_and_gradients\n"
+        f"sys.path.insert(0, {str(CASES)!r})\n"
+        "from attention_blocks import DIMS, inputs, outputs_and_gradients\n"
+        "from sitenet.ops import attention as ops\n"
         "result = [\n"
         "    outputs_and_gradients(ops.attention, inputs(DIMS['paper'], (70, 9, 130), d), 5,\n"
         "                          attention_dim=30)\n"

@@ -176,6 +176,7 @@ def test_properties(seed, n_i, n_j):
     assert torch.equal(minimum_image_distances(cell, f, g[some]), want[:, some])
 
 
+@pytest.mark.levels
 @settings(deadline=None, max_examples=30)
 @given(
     seeds, st.lists(st.tuples(sizes, sizes), max_size=8), st.sampled_from(["float32", "float64"])
@@ -193,6 +194,7 @@ def test_batch_is_the_single_crystals(seed, shapes, dtype):
         assert torch.equal(part, minimum_image_distances(cells[k], f[k], g[k]))
 
 
+@pytest.mark.levels
 @pytest.mark.parametrize("n", [0, 1, 7, 15, 16, 17, 127, 128, 129, 500])
 def test_sizes_around_the_edges(n):
     rng = np.random.default_rng(n)
@@ -204,6 +206,7 @@ def test_sizes_around_the_edges(n):
     assert torch.equal(minimum_image_distances(cell, g, f), got.T) or n > 16
 
 
+@pytest.mark.levels
 def test_near_images_keep_their_digits():
     """A site next to another's image, in a skewed cell: no cancellation in float32."""
     cell = torch.tensor([[20.0, 0, 0], [9.9, 17, 0], [-9.8, 5, 15]])
@@ -238,6 +241,7 @@ def test_sliced_and_transposed_inputs():
     assert torch.equal(minimum_image_distances(cell.T, frac[:, ::2].T, frac.T), want)
 
 
+@pytest.mark.levels
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("threads", [1, 2])
 def test_gradients_are_those_of_plain_torch(dtype, threads):

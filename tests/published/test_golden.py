@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import GOLDEN
+from rounding import errors, limits
 
-from sitenet import reference
+from sitenet import Pairs, reference
 from sitenet.model.sitenet import SiteNet
 from sitenet.published.checkpoint import published_name
 
@@ -42,14 +43,18 @@ def pairs_of(z, device):
             sites.append(first + np.arange(n * images) // images)
         first += n
     sites = np.concatenate(sites)
-    return SimpleNamespace(
+    return Pairs(
         offsets=torch.as_tensor(offsets, device=device),
         sites=torch.as_tensor(sites, dtype=torch.int32, device=device),
         multiplicity=torch.ones(len(sites), dtype=torch.int32, device=device),
+        distance=torch.as_tensor(z["interaction"][..., 0].reshape(-1), device=device),
         numbers=torch.as_tensor(z["atomic_id"], device=device),
         oxidation=torch.as_tensor(z["oxidation"][:, 0], dtype=torch.float64, device=device),
         count=torch.ones(first, dtype=torch.int32, device=device),
+        orbit=torch.arange(first, dtype=torch.int32, device=device),
         crystals=torch.as_tensor(np.cumsum([0, *z["prim_size"]]), device=device),
+        num_sites=torch.as_tensor(z["prim_size"], device=device),
+        images=torch.as_tensor(z["images"], device=device),
     )
 
 
@@ -147,19 +152,31 @@ def check_gradients(z, model):
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
-def test_golden_float32(path, device):
-    """Within twice the error of the published float32 run, plus 1e-6 of the largest value."""
+def test_golden_float32(path, device, monkeypatch):
+    """Within what rounding does to the same model in plain torch in float32."""
     z, model = read(path)
     model.float().to(device)
     pairs = pairs_of(z, device)
-    with torch.no_grad():
-        out = run(z, model, pairs, *inputs(z, model, pairs, torch.float32))
-    for what in ("encoding", "prediction"):
-        want = z[what]
-        yardstick = np.abs(z[f"{what}_fp32run"] - want).max()
-        got = getattr(out, what).cpu().double().numpy().reshape(want.shape)
-        limit = 2 * yardstick + 1e-6 * np.abs(want).max()
-        assert np.abs(got - want).max() <= limit, what
+
+    def outputs(x, features, states):
+        with torch.no_grad():
+            for parameter, value in zip(model.parameters(), states, strict=True):
+                parameter.copy_(value)
+            out = run(z, model, pairs, x, features)
+        return out.encoding, out.prediction
+
+    states = [p.detach().clone() for p in model.parameters()]
+    arguments = *inputs(z, model, pairs, torch.float32), *states
+    got = outputs(arguments[0], arguments[1], arguments[2:])
+    exact = [
+        torch.as_tensor(z[what], dtype=torch.float64, device=device).view_as(x)
+        for what, x in zip(("encoding", "prediction"), got, strict=True)
+    ]
+    monkeypatch.setattr("sitenet.model.sitenet.attention", reference.attention)
+    monkeypatch.setattr("sitenet.model.sitenet.pair_embedding", reference.pair_embedding)
+    allowed = limits(lambda copy: outputs(copy[0], copy[1], copy[2:]), arguments, exact)
+    ours = errors(got, exact)
+    assert all(x <= y for x, y in zip(ours, allowed, strict=True)), (ours, allowed)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
