@@ -39,7 +39,7 @@ def test_what_cannot_be_used_is_listed_with_its_reason(tmp_path):
         assert reason in x.reason and f"{x.id}.cif" in x.reason
     write_left_out(data.left_out, tmp_path / "left.csv")
     lines = (tmp_path / "left.csv").read_text().splitlines()
-    assert lines[0] == "id,where,reason" and len(lines) == 4
+    assert lines[0] == "id,where,reason,kind" and len(lines) == 4
 
 
 def test_an_unforeseen_error_ends_no_run(tmp_path, monkeypatch):

@@ -194,7 +194,7 @@ def test_a_source_without_one_usable_crystal_is_an_error(tmp_path):
     for path in (tmp_path / "in").glob("*.cif"):
         path.write_text("data_x\n")
     with pytest.raises(
-        ValueError, match=r"not one crystal can be used: .*targets\.csv row 2: .*c0"
+        ValueError, match=r"not one structure can be used: .*targets\.csv row 2: .*c0"
     ):
         prepare(tmp_path / "in", tmp_path / "out.parquet")
     assert [p.name for p in tmp_path.iterdir()] == ["in"]

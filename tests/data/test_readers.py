@@ -334,7 +334,7 @@ def test_true_and_false_are_numbers(tmp_path):
         ("id,y\na,1,2\n", "row 2: expected 2 cells, got 3"),
         ("id,y,y\na,1,2\n", "two columns have one name"),
         ('id,y\n"a\n', "damaged"),
-        ("id,y\n\xe9,1\n", "damaged or no CSV file"),
+        ("id,y\n\x81,1\n", "row 2 is damaged or no CSV file: byte 0x81 is neither UTF-8 nor Latin"),
     ],
 )
 def test_what_is_wrong_with_a_csv_is_said(tmp_path, table, message):
