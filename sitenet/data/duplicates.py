@@ -9,6 +9,7 @@ counts; mirror images are equal.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 NEAR = 0.02  # angstrom: coordinates rounded to three digits move a site of a 10 A cell by 0.01
 VOLUME = 0.01  # of the volume: a distance of 6 A, changed by NEAR, is 0.3 % longer
 NEIGHBOURS = 60  # atoms within the radius, about: four shells and more
+SHELL = 12  # atoms by which structures are told apart at first
+DISTANCES = 3 * NEIGHBOURS  # of one kind that are kept at most, the nearest
 CONTRADICTION = 0.05  # standard deviations by which targets of equal structures may differ
 
 
@@ -96,16 +99,21 @@ def _compare(
         return
     radius = (NEIGHBOURS * volume[run].mean() * 3 / (4 * np.pi)) ** (1 / 3)
     kinds = sorted({kind for k in run for kind in _kinds(crystals[k])})
-    different: list[tuple[int, np.ndarray, np.ndarray]] = []
-    for k in run:
-        middle, around = surroundings(crystals[k], radius, kinds)
-        for other, its_middle, its_around in different:
-            close = abs(volume[k] / volume[other] - 1) < VOLUME
-            if close and _equal(middle, around, its_middle, its_around):
-                yield k, other
+    environments = [_Environments(k, crystals[k], radius, kinds) for k in run]
+    signatures = np.stack([each.signature() for each in environments])
+    # Means of distances that differ by less than NEAR differ by less than NEAR.
+    close = abs(volume[run][:, None] / volume[run] - 1) < VOLUME
+    different: list[int] = []
+    for k, this in enumerate(environments):
+        candidates = np.array(different, dtype=int)
+        candidates = candidates[close[k, candidates]]
+        alike = (abs(signatures[candidates] - signatures[k]) < NEAR).all(1)
+        for other in candidates[alike].tolist():
+            if this.equal(environments[other]):
+                yield run[k], run[other]
                 break
         else:
-            different.append((k, middle, around))
+            different.append(k)
 
 
 def _kinds(crystal: Crystal) -> list[tuple[int, float]]:
@@ -116,55 +124,98 @@ def _kinds(crystal: Crystal) -> list[tuple[int, float]]:
     return list(zip(crystal.numbers.tolist(), shares, strict=True))
 
 
-def surroundings(
-    crystal: Crystal, radius: float, kinds: Sequence[tuple[int, float]]
-) -> tuple[np.ndarray, np.ndarray]:
-    """What surrounds each site.
+class _Environments:
+    """What surrounds the sites of a crystal, kind after kind as it is needed.
 
     Args:
+        number: of the crystal.
         crystal: the crystal.
         radius: in angstrom.
         kinds: species to tell apart, as atomic number and occupancy.
-
-    Returns:
-        (sites,) the kind of each site, and (sites, kinds, 3 * NEIGHBOURS) distances in ascending
-        order, filled up with the radius. Each atom within the radius counts; its own place is one.
     """
-    place = {kind: k for k, kind in enumerate(kinds)}
-    middle = np.array([place[kind] for kind in _kinds(crystal)])
-    heights = 1 / np.linalg.norm(np.linalg.inv(crystal.cell), axis=0)
-    reach = np.ceil(radius / heights).astype(int)
-    steps = np.stack(np.meshgrid(*(np.arange(-n - 1, n + 2) for n in reach), indexing="ij"), -1)
-    steps = steps.reshape(-1, 3)
-    frac = crystal.frac - np.floor(crystal.frac)
-    around = np.full((len(middle), len(kinds), 3 * NEIGHBOURS), radius)
-    images = (frac[:, None] + steps) @ crystal.cell
-    for site in range(len(middle)):
-        distance = np.linalg.norm(images - frac[site] @ crystal.cell, axis=2)
-        for kind in np.unique(middle):
-            inside = distance[middle == kind]
-            inside = np.sort(inside[inside < radius])[: 3 * NEIGHBOURS]
-            around[site, kind, : len(inside)] = inside
-    return middle, around
+
+    def __init__(
+        self, number: int, crystal: Crystal, radius: float, kinds: Sequence[tuple[int, float]]
+    ) -> None:
+        self.number, self.crystal, self.radius = number, crystal, radius
+        place = {kind: k for k, kind in enumerate(kinds)}
+        self.kind = np.array([place[kind] for kind in _kinds(crystal)])
+        self.counts = np.bincount(self.kind, minlength=len(kinds))
+        self._around: dict[int, np.ndarray] = {}
+
+    def signature(self) -> np.ndarray:
+        """Distances from sites of the rarest kind to the nearest atoms, averaged over these sites:
+        (SHELL,) with the radius of a sphere of about SHELL atoms for those beyond."""
+        sites = np.flatnonzero(self.kind == self._kinds_by_count()[0])
+        radius = self.radius * (SHELL / NEIGHBOURS) ** (1 / 3)
+        cell, frac = self.crystal.cell, self.crystal.frac
+        between = frac - frac[sites, None]
+        vectors = (between - np.round(between)) @ cell
+        vectors = vectors[:, :, None] + _images(cell, radius)
+        squares = np.einsum("inax,inax->ina", vectors, vectors).reshape(len(sites), -1)
+        count = min(SHELL, squares.shape[1])
+        nearest = np.full((len(sites), SHELL), radius)
+        nearest[:, :count] = np.sqrt(np.sort(squares, 1)[:, :count])
+        return np.minimum(nearest, radius).mean(0)
+
+    def _kinds_by_count(self) -> list[int]:
+        return [k for k in np.argsort(self.counts, kind="stable").tolist() if self.counts[k]]
+
+    def equal(self, other: _Environments) -> bool:
+        """Whether equal shares of two crystals have the same surroundings; the rarest kind of sites
+        is compared first."""
+        if ((self.counts > 0) != (other.counts > 0)).any():
+            return False
+        kinds = self._kinds_by_count()
+        return all(_same_shares(self.around(kind), other.around(kind)) for kind in kinds)
+
+    def around(self, kind: int) -> np.ndarray:
+        """(sites of this kind, kinds, DISTANCES) distances from each of these sites to those of
+        each kind, in ascending order, filled up with the radius."""
+        if kind not in self._around:
+            self._around[kind] = self._distances(np.flatnonzero(self.kind == kind))
+        return self._around[kind]
+
+    def _distances(self, sites: np.ndarray) -> np.ndarray:
+        cell, frac = self.crystal.cell, self.crystal.frac
+        images = _images(cell, self.radius)
+        around = np.full((len(sites), len(self.counts), DISTANCES), self.radius)
+        for row, site in enumerate(sites):
+            between = frac - frac[site]
+            vectors = ((between - np.round(between)) @ cell)[:, None] + images
+            distance = np.sqrt(np.einsum("nsx,nsx->ns", vectors, vectors))
+            for kind in self._kinds_by_count():
+                nearest = distance[self.kind == kind]
+                nearest = np.sort(nearest[nearest < self.radius])[:DISTANCES]
+                around[row, kind, : len(nearest)] = nearest
+        return around
 
 
-def _equal(middle: np.ndarray, around: np.ndarray, other: np.ndarray, its: np.ndarray) -> bool:
-    """Whether sites with the same surroundings make up equal shares of two crystals."""
-    covered = np.zeros(len(other), dtype=bool)
-    for site in range(len(middle)):
-        same = _same(middle[site], around[site], other, its)
-        own = _same(middle[site], around[site], middle, around)
+def _images(cell: np.ndarray, radius: float) -> np.ndarray:
+    """(images, 3) translations that bring sites, whose coordinates differ by at most 1/2, to within
+    a radius of each other."""
+    heights = 1 / np.linalg.norm(np.linalg.inv(cell), axis=0)
+    reach = np.floor(radius / heights + 0.5).astype(int)
+    return _steps(*reach.tolist()) @ cell
+
+
+@functools.lru_cache(256)
+def _steps(*reach: int) -> np.ndarray:
+    """(steps, 3) integers of at most ``reach`` along each axis."""
+    steps = np.meshgrid(*(np.arange(-n, n + 1) for n in reach), indexing="ij")
+    return np.stack(steps, -1).reshape(-1, 3)
+
+
+def _same_shares(these: np.ndarray, others: np.ndarray) -> bool:
+    """Whether each surroundings has as large a share of the one sites as of the others."""
+    covered = np.zeros(len(others), dtype=bool)
+    for surroundings in these:
+        same = abs(others - surroundings).max((1, 2)) < NEAR
+        own = abs(these - surroundings).max((1, 2)) < NEAR
         if not same.any() or abs(same.mean() - own.mean()) > 1e-3:
             return False
         covered |= same
     return bool(covered.all())
-
-
-def _same(kind: int, distances: np.ndarray, middle: np.ndarray, around: np.ndarray) -> np.ndarray:
-    """(sites,) whether the surroundings of sites are those of one site."""
-    same = middle == kind
-    same[same] = abs(around[same] - distances).max((1, 2)) < NEAR
-    return same
 
 
 # ---------------------------------------------------------------------------------------------

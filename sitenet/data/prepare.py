@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 
 from sitenet.data.dataset import USUAL, Dataset, Preparation, Reader, collect, read
+from sitenet.data.duplicates import find_duplicates
 from sitenet.data.failures import LeftOut, printable, reasons
 from sitenet.data.prepared import (
     FORMAT,
@@ -202,7 +203,7 @@ def open_dataset(
 ) -> Dataset:
     """Open crystals with their properties, whatever holds them.
 
-    Crystals without a value of any target are left out.
+    Crystals without a value of any target are left out. Duplicates are reported.
 
     Args:
         data: a source or what ``open_source`` takes, a file written by ``prepare``, or a Dataset.
@@ -212,7 +213,7 @@ def open_dataset(
         prepared_as: a file to prepare a source into, so that several processes can share it: the
             first process writes it, all load it. None reads the source into memory.
         workers: worker processes; None chooses.
-        reporter: shows progress.
+        reporter: shows progress and the duplicates.
 
     Raises:
         ValueError: the source cannot be read, or none of its structures can be used.
@@ -229,6 +230,8 @@ def open_dataset(
     if not len(dataset):
         path = data.path if isinstance(data, (Source, Dataset)) else data
         raise ValueError(_none_usable(path, dataset.left_out))
+    if is_first() and (text := find_duplicates(dataset).describe()):
+        reporter.say(text)
     return dataset
 
 

@@ -61,9 +61,8 @@ def _crystals(table: pa.Table) -> Iterator[Crystal]:
     for batch in table.to_batches():
         columns = {name: batch.column(name) for name in _SCHEMA}
         cells = columns["cell"].flatten().to_numpy().reshape(-1, 3, 3)
-        warnings = (
-            batch.column(_WARNINGS) if _WARNINGS in table.column_names else [None] * len(batch)
-        )
+        has_warnings = _WARNINGS in batch.schema.names
+        warnings = batch.column(_WARNINGS).to_pylist() if has_warnings else [""] * len(batch)
         for i in range(len(batch)):
             oxidation, occupancy = columns["oxidation"][i], columns["occupancy"][i]
             crystal = Crystal(
@@ -75,7 +74,7 @@ def _crystals(table: pa.Table) -> Iterator[Crystal]:
                 columns["id"][i].as_py(),
             )
             if warnings[i]:
-                setattr(crystal, "warnings", tuple(str(warnings[i]).split("\n")))  # noqa: B010
+                setattr(crystal, "warnings", tuple(warnings[i].split("\n")))  # noqa: B010
             yield crystal
 
 

@@ -21,11 +21,11 @@ from pathlib import Path
 _SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "vertical bar"}
 _DIRECTIVE = re.compile(r'"?sep=(.)"?\r?\n', re.IGNORECASE)  # Excel's first line
 _BOMS = {
-    codecs.BOM_UTF8: "utf-8-sig",
-    codecs.BOM_UTF32_LE: "utf-32",  # before that of UTF-16, which it begins with
-    codecs.BOM_UTF32_BE: "utf-32",
-    codecs.BOM_UTF16_LE: "utf-16",
-    codecs.BOM_UTF16_BE: "utf-16",
+    codecs.BOM_UTF8: "utf-8",
+    codecs.BOM_UTF32_LE: "utf-32-le",  # before that of UTF-16, which it begins with
+    codecs.BOM_UTF32_BE: "utf-32-be",
+    codecs.BOM_UTF16_LE: "utf-16-le",
+    codecs.BOM_UTF16_BE: "utf-16-be",
 }
 
 _WITH_COMMA = re.compile(r"[+-]?\d+,\d+(?:[eE][+-]?\d+)?")
@@ -124,19 +124,22 @@ def _decoded(path: Path) -> str:
             data = gzip.decompress(data)
         except (OSError, EOFError, zlib.error) as error:
             raise ValueError(f"{path} is damaged or no CSV file: {error}") from None
-    encoding = next((name for bom, name in _BOMS.items() if data.startswith(bom)), "")
-    if not encoding and b"\0" in data[:4096]:
+    bom = next((bom for bom in _BOMS if data.startswith(bom)), b"")
+    data = data[len(bom) :]
+    if not bom and b"\0" in data[:4096]:
         raise ValueError(
             f"{path} is damaged or no CSV file: it is no text in UTF-8, nor in UTF-16 with a byte "
             "order mark"
         )
+    encoding = _BOMS.get(bom, "utf-8")
     try:
-        return data.decode(encoding or "utf-8")
+        return data.decode(encoding)
     except UnicodeDecodeError as error:
-        row = data.count(b"\n", 0, error.start) + 1
-        if encoding:
-            name = encoding.removesuffix("-sig").upper()
-            raise ValueError(f"{path} row {row} is damaged: no {name}: {error.reason}") from None
+        if bom:
+            row = data[: error.start].decode(encoding, "ignore").count("\n") + 1
+            raise ValueError(
+                f"{path} row {row} is damaged: no {encoding.upper()}: {error.reason}"
+            ) from None
     try:  # Latin-1 as Windows has it, without the codes that stand for nothing
         return data.decode("cp1252")
     except UnicodeDecodeError as error:

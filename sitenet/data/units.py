@@ -31,7 +31,7 @@ _SINGLE = ("K", "A", "Å", "V")
 _COUNTED = ("atom", "formula unit", "cell", "mol")
 _NEVER_ALONE = (*_COUNTED, *(f"1/{name}" for name in _COUNTED))
 
-_FACTOR = re.compile(r"(.*?)(?:\^|\*\*)?(-?\d+|[⁻]?[²³¹])?", re.DOTALL)
+_FACTOR = re.compile(r"(.*?)\^?(-?\d+|[⁻]?[²³¹])?", re.DOTALL)
 _POWERS = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
 _DIGITS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
 
@@ -102,7 +102,7 @@ def _factors(text: str) -> list[tuple[str, int]] | None:
     if text in _UNITS:
         return [(_UNITS[text], 1)]
     factors = []
-    for word in re.split(r"[ _·*]+(?!\*)", text):
+    for word in re.split(r"[ _·*]+", text.replace("**", "^")):
         match = _FACTOR.fullmatch(word)
         if match is None or match[1] not in _UNITS:
             return None

@@ -20,11 +20,8 @@ import torch
 import yaml
 
 from sitenet.config import SiteNetConfig, load_config
-from sitenet.data.dataset import Dataset, Preparation
-from sitenet.data.duplicates import find_duplicates
-from sitenet.data.failures import write_left_out
+from sitenet.data.dataset import Dataset, Preparation, Split, split, write_left_out
 from sitenet.data.prepare import open_dataset
-from sitenet.data.splits import Split, shared_structures, split
 from sitenet.inference import evaluate as evaluation
 from sitenet.model.calibration import calibrate, spread
 from sitenet.model.checkpoint import load
@@ -154,8 +151,9 @@ def train(
             order = np.random.default_rng(config.training.seed).permutation(len(dataset))
             dataset = dataset.select(np.sort(order[: config.training.max_crystals]))
         dataset, store = _pairs(dataset, config, workers, reporter)
-        t = config.training
-        parts = split(dataset, t.valid, t.test, t.seed, fold, t.group)
+        parts = split(
+            dataset, config.training.valid, config.training.test, config.training.seed, fold
+        )
         if refit:
             parts = parts.without_test()
         targets = _targets(dataset, parts, classes, config)
@@ -167,9 +165,8 @@ def train(
         )
         if config.training.precision == "bfloat16" and not multiplies_bfloat16(device):
             reporter.say("products are in float32: this CPU has no instructions for bfloat16")
-        _refuse_other_layout(folder, config)
         _report_left_out(dataset, folder, reporter)
-        _report_duplicates(dataset, parts, folder, reporter)
+        _refuse_other_layout(folder, config)
         store = store.to(device)  # once for all members
         runs: list[Run] = []
         for number, one, place, first in _members(config, folder, given, member):
@@ -391,17 +388,6 @@ def _report_left_out(data: Dataset, folder: Path | None, reporter: Reporter) -> 
             f"{len(data.left_out)} structures left out{where}; the first: {first.where}: "
             f"{first.reason}"
         )
-
-
-def _report_duplicates(
-    data: Dataset, parts: Split, folder: Path | None, reporter: Reporter
-) -> None:
-    duplicates = find_duplicates(data)
-    for text in (duplicates.describe(), shared_structures(data, parts)):
-        if text:
-            reporter.say(text)
-    if duplicates.groups and folder is not None and is_first():
-        duplicates.write(folder / "duplicates.csv")
 
 
 def _finish(

@@ -1,5 +1,6 @@
 """Datasets on disk: what went in comes out, resumed after a kill, and damage is named."""
 
+import json
 import os
 import shutil
 import signal
@@ -16,7 +17,13 @@ from sitenet.crystal.crystal import Crystal
 from sitenet.data import prepare as module
 from sitenet.data.dataset import Preparation, read
 from sitenet.data.prepare import prepare
-from sitenet.data.prepared import is_prepared, load_dataset
+from sitenet.data.prepared import (
+    content_hash,
+    file_key,
+    is_prepared,
+    load_dataset,
+    read_whole,
+)
 from sitenet.data.readers import open_source
 
 
@@ -229,6 +236,69 @@ def test_every_altered_byte_is_found(prepared):
             assert "data.parquet" in str(error)
         else:  # a byte that no one reads
             assert_same(data, want)
+
+
+def test_columns_may_be_in_any_order(prepared):
+    want, table = load_dataset(prepared), parquet.read_table(prepared)
+    metadata = table.schema.metadata
+    for order in (table.column_names[::-1], sorted(table.column_names)):
+        parquet.write_table(table.select(order).replace_schema_metadata(metadata), prepared)
+        data = load_dataset(prepared)
+        assert_same(data, want)
+        assert data.key == want.key
+    parquet.write_table(table.drop_columns("split").replace_schema_metadata(metadata), prepared)
+    with pytest.raises(ValueError, match=r"data\.parquet is damaged .*expected the columns id, "):
+        load_dataset(prepared)
+
+
+def test_files_without_warnings_are_read(prepared):
+    """As versions that kept none wrote them."""
+    facts, table = read_whole(prepared)
+    table = table.drop_columns("warnings")
+    facts["key"] = file_key([content_hash(table)], facts)
+    metadata = {"sitenet": json.dumps(facts)}
+    want = load_dataset(prepared)
+    parquet.write_table(table.replace_schema_metadata(metadata), prepared)
+    assert_same(load_dataset(prepared), want)
+
+
+def test_warnings_about_structures_are_kept(tmp_path, monkeypatch):
+    crystals = toy_crystals(3)
+    doubts = [(), ("the formula differs",), ("no H, perhaps", "Z is 3")]
+    for crystal, texts in zip(crystals, doubts, strict=True):
+        crystal.warnings = texts
+    (tmp_path / "x.csv").write_text("id,y\n" + "".join(f"c{k},{k}\n" for k in range(3)))
+    remaining = iter(crystals)
+    monkeypatch.setattr("sitenet.data.source.Record.crystal", lambda *_: next(remaining))
+    prepare(tmp_path / "x.csv", tmp_path / "x.parquet")
+    loaded = load_dataset(tmp_path / "x.parquet").crystals
+    assert [getattr(c, "warnings", ()) for c in loaded] == doubts
+
+
+def test_a_dataset_is_prepared_by_one_process_at_a_time(tmp_path, small_parts):
+    """Neither are the parts of another process removed, nor those of the same settings shared."""
+    write_folder(tmp_path / "in", 7)
+    out = tmp_path / "data.parquet"
+
+    def check(done):
+        messages.append(refusal(Preparation()))
+        refusal(Preparation(False))  # which leaves the parts of this one
+        raise KeyboardInterrupt
+
+    def refusal(how):
+        code = (
+            "import sys\nfrom sitenet.data.dataset import Preparation\n"
+            "from sitenet.data.prepare import prepare\n"
+            f"prepare(sys.argv[1], sys.argv[2], how=Preparation({how.primitive}))"
+        )
+        command = [sys.executable, "-c", code, tmp_path / "in", out]
+        return subprocess.run(command, capture_output=True, text=True).stderr
+
+    messages = []
+    with pytest.raises(KeyboardInterrupt):
+        prepare(tmp_path / "in", out, advance=check)
+    assert f"another process is preparing {out}" in messages[0]
+    assert len(list(tmp_path.glob(".*.parts"))) == 1
 
 
 def test_a_file_that_another_program_rewrote_is_told(prepared):

@@ -13,7 +13,6 @@ import pytest
 
 from sitenet.crystal.crystal import CifError, read_cif
 from sitenet.data.readers import open_source
-from sitenet.data.source import unit_of
 
 CIF = """data_{name}
 _cell_length_a {a}
@@ -276,6 +275,12 @@ def test_jarvis_list(tmp_path):
         (b"[]", "expected a Matbench table"),
         (b'[{"x": 1}]', "expected a column atoms, got x"),
         (b'{"columns": ["y"], "data": [[1]], "index": [0]}', "expected a column structure, got y"),
+        (b'{"columns": ["structure", "y"], "data": [[{}]]}', "row 1: expected 2 cells .*, got 1"),
+        (b'{"columns": ["structure"], "data": [5]}', "row 1: expected 1 cells .*, got 0"),
+        (
+            b'{"columns": ["structure"], "data": [[{}]], "index": [1, 2]}',
+            "index holds 2 ids, data holds 1 rows",
+        ),
         (b'{"columns"', "damaged or no JSON file"),
         (b"\xff\xfe", "damaged or no JSON file"),
     ],
@@ -391,25 +396,6 @@ def test_paths_that_are_no_table(tmp_path):
     (tmp_path / "x.txt").unlink()
     with pytest.raises(ValueError, match="holds no CIF files"):
         open_source(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("name", "unit"),
-    [
-        ("band_gap_eV", "eV"),
-        ("formation_energy_eV_per_atom", "eV/atom"),
-        ("formation_energy_per_atom", "eV/atom"),
-        ("bulk_modulus_GPa", "GPa"),
-        ("volume_A3", "Å³"),
-        ("gap pbe", "eV"),
-        ("e_form", "eV/atom"),
-        ("optb88vdw_bandgap", "eV"),
-        ("target", ""),
-        ("log10(K_VRH)", ""),
-    ],
-)
-def test_units_come_from_names(name, unit):
-    assert unit_of(name) == unit
 
 
 def test_fingerprint_changes_with_the_files(tmp_path):

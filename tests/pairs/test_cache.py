@@ -1,7 +1,10 @@
 """Pairs kept beside a dataset: mapped the second time, rebuilt when they must be, shared."""
 
+import errno
 import json
 import multiprocessing
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +19,7 @@ from sitenet.pairs.cache import pairs_of_dataset
 from sitenet.pairs.finder import find_pairs
 from sitenet.pairs.pairs import Pairs
 from sitenet.pairs.store import PairStore, pair_options
+from sitenet.system.files import locked
 
 
 @pytest.fixture
@@ -111,6 +115,46 @@ def test_changed_content_has_its_own(tmp_path, found, prepared):
     assert len(found) == 8
 
 
+@pytest.mark.parametrize("error", [errno.EROFS, errno.EACCES, errno.ENOSPC])
+@pytest.mark.parametrize("name", ["locked", "StoreWriter", "Path.mkdir"])
+def test_a_cache_that_cannot_be_written_is_done_without(prepared, found, monkeypatch, name, error):
+    def fails(*_, **__):
+        raise OSError(error, os.strerror(error))
+
+    want = prepared.ids
+    with monkeypatch.context() as patched:
+        patched.setattr(cache if "." not in name else Path, name.rpartition(".")[2], fails)
+        with pytest.warns(UserWarning, match="kept in memory: their cache .* cannot be written"):
+            kept, store = pairs_of_dataset(prepared, SMALL)
+    assert kept.ids == want and own(store, kept)
+    # One that is complete is used.
+    pairs_of_dataset(prepared, SMALL)
+    found.clear()
+    with monkeypatch.context() as patched:
+        patched.setattr(cache if "." not in name else Path, name.rpartition(".")[2], fails)
+        _, store = pairs_of_dataset(prepared, SMALL)
+    assert found == [] and own(store, prepared)
+
+
+def test_what_a_killed_process_left_is_removed(prepared):
+    pairs_of_dataset(prepared, SMALL)
+    folder = prepared.path.with_name("data.pairs")
+    for name in (".0123.tmp", ".4567.tmp"):
+        (folder / name).mkdir()
+        (folder / name / "distance.bin").touch()
+    with locked(folder / ".4567.lock"):
+        pairs_of_dataset(prepared, SMALL.replace(max_sites=20))
+        assert [p.name for p in folder.glob(".*.tmp")] == [".4567.tmp"]
+
+
+def test_crystals_without_a_value_do_not_cost_the_cache(prepared, found):
+    prepared.targets[2] = np.nan
+    for computed in (7, 0):
+        found.clear()
+        kept, store = pairs_of_dataset(prepared.with_values(), SMALL)
+        assert len(kept) == 7 and own(store, kept) and len(found) == computed
+
+
 def test_an_interrupted_one_leaves_nothing_to_be_taken_for_whole(prepared, found, monkeypatch):
     def stop(done):
         raise KeyboardInterrupt
@@ -151,6 +195,8 @@ def test_what_a_model_cannot_take_is_left_out(tmp_path, found):
                 reasons = {x.id: x.reason for x in kept.left_out}
                 assert "no features of Fm" in reasons["c2"] or "Fm is not known" in reasons["c2"]
                 assert ("c1" in reasons) == (missing == "error")
+                kinds = {x.id: x.kind for x in kept.left_out}
+                assert kinds["c2"] == "element without features"
 
 
 def _use(data, results):
