@@ -250,21 +250,21 @@ class Duplicates:
             first = " = ".join(self.ids[k] for k in self.groups[0][:3])
             more = ", ..." if len(self.groups) > 1 or len(self.groups[0]) > 3 else ""
             sentences.append(
-                f"{self.count} of {len(self.ids)} crystals are duplicates, the same structure as "
+                f"duplicates: {self.count} of {len(self.ids)} crystals have the same structure as "
                 f"another one ({first}{more})"
             )
         differing = [k for k, names in enumerate(self.contradictions) if names]
         if differing:
             group, names = self.groups[differing[0]], self.contradictions[differing[0]]
             sentences.append(
-                f"{len(differing)} of {len(self.groups)} such structures have targets that differ "
-                f"(the first: {', '.join(names)} of {', '.join(self.ids[k] for k in group[:3])})"
+                f"targets differ in {len(differing)} of {len(self.groups)} such structures (the "
+                f"first: {', '.join(names)} of {', '.join(self.ids[k] for k in group[:3])})"
             )
         if self.repeated_ids:
             more = ", ..." * (len(self.repeated_ids) > 3)
             sentences.append(
-                f"{len(self.repeated_ids)} ids name several crystals "
-                f"({', '.join(self.repeated_ids[:3])}{more})"
+                f"several crystals share an id ({', '.join(self.repeated_ids[:3])}{more}; "
+                f"ids: {len(self.repeated_ids)})"
             )
         return "; ".join(sentences)
 

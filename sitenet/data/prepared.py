@@ -127,8 +127,8 @@ def read_whole(path: Path) -> tuple[dict[str, Any], pa.Table]:
             facts = json.loads(content)
             if facts["format"] != FORMAT:
                 raise ValueError(
-                    f"{path} has format {facts['format']}, this sitenet reads {FORMAT}: make it "
-                    "anew with sitenet prepare"
+                    f"{path} has format {facts['format']}, this sitenet reads {FORMAT}: prepare it "
+                    "again with sitenet prepare"
                 )
             columns = _in_order(file.schema_arrow.names, facts["names"])
             groups = [file.read_row_group(k).select(columns) for k in range(file.num_row_groups)]

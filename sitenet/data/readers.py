@@ -156,8 +156,10 @@ def _open_csv(
         cells = dict(zip(header, texts, strict=True)) | {n: values[n][k] for n in names}
         structure, block = cells[content], ""
         if kind == "file":
-            file, block = files.find(structure.strip())
-            structure = str(file)
+            structure = structure.strip()
+            if structure:
+                file, block = files.find(structure)
+                structure = str(file)
         if meaning.identity and meaning.identity.lower() == "file":
             cells[meaning.identity] = without_suffix(cells[meaning.identity].strip())
         records.append(meaning.record(row, cells, structure, block))

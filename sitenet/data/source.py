@@ -90,6 +90,8 @@ class Record:
     def _structures(self, disorder: str) -> list[tuple[str, Crystal | CifError]]:
         """The blocks of a CIF that hold a structure."""
         if self.kind == "file":
+            if not self.content:
+                raise Unusable("no file named", f"{self.where} names no file")
             return list(read_each(Path(self.content), disorder))
         try:
             structures = list(read_each(_cif_text(self.content), disorder))
@@ -193,4 +195,4 @@ class Source:
     def _files(self) -> Iterator[Path]:
         """The files that records in memory name."""
         if isinstance(self._records, list):
-            yield from (Path(r.content) for r in self._records if r.kind == "file")
+            yield from (Path(r.content) for r in self._records if r.kind == "file" and r.content)

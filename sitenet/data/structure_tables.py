@@ -64,9 +64,9 @@ def open_parquet(path: Path, targets: Sequence[str] | None, split_column: str | 
     available = [
         field.name
         for field in schema
-        if str(field.type).startswith(kinds)
-        and may_be_target(field.name)
-        and field.name != split_column
+        if may_be_target(field.name)
+        and field.name not in (content, split_column)
+        and (field.name in (targets or ()) or str(field.type).startswith(kinds))
     ]
     names = choose_targets(available, targets, path)
     meaning = Columns(path, schema.names, "cif", names, split_column)

@@ -124,7 +124,7 @@ def _open(folder: Path) -> PairStore | None:
     try:
         return PairStore.open(folder, folder.name)
     except ValueError as error:
-        warnings.warn(f"the cached pairs are made anew: {error}", stacklevel=4)
+        warnings.warn(f"the cached pairs are computed again: {error}", stacklevel=4)
         return None
 
 

@@ -131,3 +131,25 @@ def test_names_that_are_not_utf_8(tmp_path):
     loaded = load_dataset(tmp_path / "d.parquet")
     assert (loaded.ids, loaded.left_out) == (data.ids, data.left_out)
     np.testing.assert_equal(loaded.crystals[0].frac, data.crystals[0].frac)
+
+
+def test_a_row_without_a_name_is_left_out(tmp_path):
+    write(tmp_path, "a.cif")
+    write(tmp_path.parent, f"{tmp_path.name}.cif")  # is not what a blank name means
+    (tmp_path / "t.csv").write_text("id,y\na,1\n ,2\n")
+    source = open_source(tmp_path)
+    assert len(source.fingerprint()) == 64
+    data = read(source)
+    assert data.ids == ["a"]
+    assert [(x.kind, x.reason) for x in data.left_out] == [
+        ("no file named", f"{tmp_path / 't.csv'} row 3 names no file")
+    ]
+
+
+def test_numbers_that_a_parquet_file_holds_as_text_are_read_if_asked_for(tmp_path):
+    texts = [blocks("x")] * 2
+    pd.DataFrame({"cif": texts, "y": ["1.5", "n.d."]}).to_parquet(tmp_path / "t.parquet")
+    source = open_source(tmp_path / "t.parquet", ["y"])
+    np.testing.assert_equal([r.targets for r in source], [(1.5,), (np.nan,)])
+    with pytest.raises(ValueError, match="there is no numeric column"):
+        open_source(tmp_path / "t.parquet")

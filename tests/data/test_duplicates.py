@@ -120,8 +120,10 @@ def test_duplicates_and_contradictions_are_reported(tmp_path):
     assert duplicates.contradictions == [[], ["size_A"]]
     assert duplicates.count == 3
     text = duplicates.describe()
-    assert "3 of 12 crystals are duplicates" in text and "c1 = c5 = c9" in text
-    assert "1 of 2 such structures have targets that differ (the first: size_A of c2, c3)" in text
+    assert text == (
+        "duplicates: 3 of 12 crystals have the same structure as another one (c1 = c5 = c9, ...); "
+        "targets differ in 1 of 2 such structures (the first: size_A of c2, c3)"
+    )
     duplicates.write(tmp_path / "duplicates.csv")
     with open(tmp_path / "duplicates.csv", newline="") as file:
         rows = [tuple(row.values()) for row in csv.DictReader(file)]
@@ -133,7 +135,7 @@ def test_duplicates_and_contradictions_are_reported(tmp_path):
 def test_ids_of_several_crystals_are_reported():
     data = toy_dataset(4)
     data.ids[2] = "c0"
-    assert find_duplicates(data).describe() == "1 ids name several crystals (c0)"
+    assert find_duplicates(data).describe() == "several crystals share an id (c0; ids: 1)"
 
 
 def test_opening_a_dataset_reports_its_duplicates(tmp_path):
@@ -151,8 +153,8 @@ def test_opening_a_dataset_reports_its_duplicates(tmp_path):
     lines = []
     open_dataset(tmp_path, reporter=Lines())
     assert lines == [
-        "1 of 2 crystals are duplicates, the same structure as another one (c0 = other); 1 of 1 "
-        "such structures have targets that differ (the first: y of c0, other)"
+        "duplicates: 1 of 2 crystals have the same structure as another one (c0 = other); targets "
+        "differ in 1 of 1 such structures (the first: y of c0, other)"
     ]
 
 

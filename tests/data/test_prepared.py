@@ -240,7 +240,7 @@ def test_every_altered_byte_is_found(prepared):
 
 def test_columns_may_be_in_any_order(prepared):
     want, table = load_dataset(prepared), parquet.read_table(prepared)
-    metadata = table.schema.metadata
+    metadata = {"sitenet": parquet.read_metadata(prepared).metadata[b"sitenet"]}
     for order in (table.column_names[::-1], sorted(table.column_names)):
         parquet.write_table(table.select(order).replace_schema_metadata(metadata), prepared)
         data = load_dataset(prepared)
@@ -326,7 +326,9 @@ def test_changed_content_under_the_old_metadata_is_told(prepared):
 
 def test_another_format_is_told(prepared, monkeypatch):
     monkeypatch.setattr("sitenet.data.prepared.FORMAT", 99)
-    with pytest.raises(ValueError, match=r"has format \d+, this sitenet reads 99: make it anew"):
+    with pytest.raises(
+        ValueError, match=r"has format \d+, this sitenet reads 99: prepare it again"
+    ):
         load_dataset(prepared)
 
 
