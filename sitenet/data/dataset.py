@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from sitenet.crystal.crystal import Crystal
-from sitenet.data.duplicates import formula_groups, structure_groups
 from sitenet.data.failures import NO_VALUE
 from sitenet.data.failures import LeftOut as LeftOut
 from sitenet.data.failures import write_left_out as write_left_out
+from sitenet.data.groups import formula_groups, structure_groups
 from sitenet.data.source import Record, Source
 from sitenet.data.splits import Split as Split
 from sitenet.data.splits import split as split

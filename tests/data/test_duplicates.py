@@ -8,13 +8,8 @@ from toy_crystals import cif_of, toy_crystals, toy_dataset
 
 from sitenet.crystal.crystal import Crystal
 from sitenet.data.dataset import Dataset
-from sitenet.data.duplicates import (
-    NEAR,
-    VOLUME,
-    find_duplicates,
-    formula_groups,
-    structure_groups,
-)
+from sitenet.data.duplicates import find_duplicates
+from sitenet.data.groups import NEAR, VOLUME, formula_groups, structure_groups
 from sitenet.data.prepare import open_dataset
 from sitenet.data.splits import Split, shared_structures
 from sitenet.system.progress import Reporter
@@ -89,9 +84,10 @@ def test_shares_of_a_place_count():
         frac = np.zeros((2, 3)) + offset
         return Crystal(np.eye(3) * 3, frac, [26, 28], occupancy=[share, 1 - share])
 
-    crystals = [alloy(0.5), alloy(0.25), alloy(0.5, 0.3), alloy(0.7502), alloy(0.75)]
-    assert structure_groups(crystals).tolist() == [0, 1, 0, 3, 3]
-    assert formula_groups(crystals).tolist() == [0, 1, 0, 3, 3]
+    shares = [0.5, 0.25, 0.5, 0.7502, 0.75, 0.125, 0.125 + 1e-9, 0.125 - 1e-9]
+    crystals = [alloy(share, 0.1 * k) for k, share in enumerate(shares)]
+    assert structure_groups(crystals).tolist() == [0, 1, 0, 3, 3, 5, 5, 5]
+    assert formula_groups(crystals).tolist() == [0, 1, 0, 3, 3, 5, 5, 5]
 
 
 def test_equal_formulas():
