@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,7 +83,7 @@ def reasons(left_out: Sequence[LeftOut]) -> str:
     return f"{len(left_out)} left out ({kinds}); the first: {where}{first.reason}"
 
 
-def write_left_out(left_out: Sequence[LeftOut], path: Path) -> None:
+def write_left_out(left_out: Iterable[LeftOut], path: Path) -> None:
     """Write a CSV of structures that could not be used: id, where, reason, kind."""
     rows = ((x.id, x.where, x.reason, x.kind) for x in left_out)
     write_csv(path, ("id", "where", "reason", "kind"), rows)
