@@ -156,17 +156,10 @@ def _finished(row: Record, result: Crystal | Exception, how: Preparation) -> Cry
     if isinstance(result, Exception):
         return LeftOut.of(row.id, row.where, result)
     try:
-        return _in_its_cell(result, row.id, how)
+        crystal = result.primitive() if how.primitive else result
     except Exception as error:  # no structure may end a run over many
         return LeftOut.of(row.id, row.where, error)
-
-
-def _in_its_cell(crystal: Crystal, name: str, how: Preparation) -> Crystal:
-    warnings = getattr(crystal, "warnings", ())
-    crystal = crystal.primitive() if how.primitive else crystal
-    crystal.name = name
-    if warnings:
-        setattr(crystal, "warnings", warnings)  # noqa: B010
+    crystal.name = row.id
     return crystal
 
 

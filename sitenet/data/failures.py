@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sitenet.crystal.crystal import CifError
 from sitenet.system.files import write_csv
 
 NO_VALUE = "no target value"
@@ -56,7 +55,6 @@ class LeftOut:
 _KINDS: tuple[tuple[type[Exception], str], ...] = (
     (FileNotFoundError, "no such file"),
     (OSError, "unreadable file"),
-    (CifError, "unreadable CIF"),
     (ValueError, "structure not usable"),
 )
 

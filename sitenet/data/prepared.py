@@ -52,7 +52,7 @@ def table_of(data: Dataset) -> pa.Table:
     arrays = {name: pa.array(values, _SCHEMA[name]) for name, values in columns.items()}
     for k, name in enumerate(data.names):
         arrays[_TARGET + name] = pa.array(data.targets[:, k])
-    warnings = ["\n".join(getattr(c, "warnings", ())) for c in data.crystals]
+    warnings = ["\n".join(c.warnings) for c in data.crystals]
     arrays[_WARNINGS] = pa.array(warnings, pa.string())
     return pa.table(arrays)
 
@@ -65,17 +65,15 @@ def _crystals(table: pa.Table) -> Iterator[Crystal]:
         warnings = batch.column(_WARNINGS).to_pylist() if has_warnings else [""] * len(batch)
         for i in range(len(batch)):
             oxidation, occupancy = columns["oxidation"][i], columns["occupancy"][i]
-            crystal = Crystal(
+            yield Crystal(
                 cells[i],
                 columns["frac"][i].values.to_numpy().reshape(-1, 3),
                 columns["numbers"][i].values.to_numpy().astype(np.int64),
                 oxidation.values.to_numpy() if oxidation.is_valid else None,
                 occupancy.values.to_numpy() if occupancy.is_valid else None,
                 columns["id"][i].as_py(),
+                tuple(filter(None, warnings[i].split("\n"))),
             )
-            if warnings[i]:
-                setattr(crystal, "warnings", tuple(warnings[i].split("\n")))  # noqa: B010
-            yield crystal
 
 
 def content_hash(table: pa.Table) -> bytes:

@@ -102,9 +102,7 @@ class Record:
         ]
 
     def _at_this_row(self, error: CifError) -> CifError:
-        moved = CifError(self.where, error.block, error.reason)
-        vars(moved).update(vars(error), file=self.where)  # its kind too
-        return moved
+        return CifError(self.where, error.block, error.reason, error.kind)
 
     def _only(self, structures: list[tuple[str, Crystal | CifError]]) -> Crystal:
         """The structure that the row means: that of its block, or the only one."""
@@ -117,12 +115,10 @@ class Record:
                 )
             result = structures[names.index(self.block)][1]
         elif len(structures) > 1:
-            advice = f": name one, as {Path(self.content).name}#{names[0]}"
-            raise Unusable(
-                "several structures in one row",
-                f"{holder} holds {len(names)} structures ({_listed(names)}), expected one"
-                + advice * (self.kind == "file"),
-            )
+            reason = f"{holder} holds {len(names)} structures ({_listed(names)}), expected one"
+            if self.kind == "file":
+                reason += f": name one, as {Path(self.content).name}#{names[0]}"
+            raise Unusable("several structures in one row", reason)
         else:
             result = structures[0][1]
         if isinstance(result, CifError):
@@ -131,11 +127,14 @@ class Record:
 
 
 def _unique(names: Sequence[str]) -> list[str]:
-    """Names of blocks; those without a name, or with that of another one, become their number."""
-    counts = Counter(names)
-    return [
-        name if name and counts[name] == 1 else str(number) for number, name in enumerate(names, 1)
+    """Names of blocks; those without a name, or with that of another one, become their number, and
+    all of them where such a number is another one's name."""
+    counts, numbers = Counter(names), [str(k) for k in range(1, len(names) + 1)]
+    unique = [
+        name if name and counts[name] == 1 else number
+        for name, number in zip(names, numbers, strict=True)
     ]
+    return unique if len(set(unique)) == len(names) else numbers
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -146,7 +145,7 @@ def _cif_text(content: Any) -> str | bytes:
     if isinstance(content, bytes) and content.strip():
         return content
     if not isinstance(content, str) or not content.strip():
-        raise CifError("", None, f"expected CIF text, got {content!r}")
+        raise CifError("", None, f"expected CIF text, got {content!r:.60}", "no CIF text")
     return content if "\n" in content else content + "\n"
 
 

@@ -55,12 +55,15 @@ def test_an_exact_name_comes_first_and_an_unclear_one_is_not_guessed(tmp_path):
 def test_every_structure_of_a_file_is_a_row(tmp_path):
     (tmp_path / "two.cif").write_text(blocks("first", "second"))
     (tmp_path / "one.cif").write_text(blocks("x"))
+    (tmp_path / "number.cif").write_text(blocks("2", ""))
     (tmp_path / "same.cif").write_text("data_global\n_cell_length_a 1\n" + blocks("p", "p", ""))
     data = read(open_source(tmp_path, ()))
-    assert data.ids == ["one", "same/1", "same/2", "same/3", "two/first", "two/second"]
+    assert data.ids == [
+        *("number/1", "number/2", "one", "same/1", "same/2", "same/3", "two/first", "two/second")
+    ]
     assert [c.name for c in data.crystals] == data.ids
     count, left_out = prepare(tmp_path, tmp_path / "d.parquet", ())
-    assert (count, left_out) == (6, [])
+    assert (count, left_out) == (8, [])
     assert load_dataset(tmp_path / "d.parquet").ids == data.ids
 
 
@@ -93,10 +96,14 @@ def test_a_row_names_one_structure_of_a_file(tmp_path):
 
 def test_a_text_with_several_structures_is_refused(tmp_path):
     texts = [blocks("x"), blocks("p", "q")]
-    pd.DataFrame({"cif": texts, "y": [1.0, 2.0]}).to_parquet(tmp_path / "t.PARQUET")
-    data = read(open_source(tmp_path / "t.PARQUET"))
-    assert len(data) == 1
-    assert "row 2: the CIF text holds 2 structures (p, q), expected one" in data.left_out[0].reason
+    for k, column in enumerate((texts, [text.encode() for text in texts])):
+        path = tmp_path / f"{k}.PARQUET"
+        pd.DataFrame({"cif": column, "y": [1.0, 2.0]}).to_parquet(path)
+        data = read(open_source(path))
+        assert len(data) == 1
+        (lost,) = data.left_out
+        assert lost.kind == "several structures in one row"
+        assert "row 2: the CIF text holds 2 structures (p, q), expected one" in lost.reason
 
 
 def test_texts_may_be_bytes_and_row_labels_are_kept(tmp_path):

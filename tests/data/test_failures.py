@@ -9,15 +9,11 @@ from sitenet.crystal.crystal import CifError
 from sitenet.data.failures import LeftOut, Unusable, kind_of, printable, reasons, write_left_out
 
 
-class Odd(CifError):
-    kind = "odd block"
-
-
 @pytest.mark.parametrize(
     ("error", "kind"),
     [
         (Unusable("no luck", "x 1"), "no luck"),
-        (Odd("a.cif", None, "x"), "odd block"),
+        (CifError("a.cif", None, "x", "odd block"), "odd block"),
         (FileNotFoundError(2, "none", "a.cif"), "no such file"),
         (PermissionError(13, "denied", "a.cif"), "unreadable file"),
         (CifError("a.cif", None, "x"), "unreadable CIF"),

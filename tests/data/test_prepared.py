@@ -272,7 +272,19 @@ def test_warnings_about_structures_are_kept(tmp_path, monkeypatch):
     monkeypatch.setattr("sitenet.data.source.Record.crystal", lambda *_: next(remaining))
     prepare(tmp_path / "x.csv", tmp_path / "x.parquet")
     loaded = load_dataset(tmp_path / "x.parquet").crystals
-    assert [getattr(c, "warnings", ()) for c in loaded] == doubts
+    assert [c.warnings for c in loaded] == doubts
+
+
+def test_warnings_outlast_the_search_for_primitive_cells(tmp_path):
+    (crystal,) = toy_crystals(1, sites=(2, 2))
+    large = crystal.supercell(4)
+    large.name = "large"
+    text = cif_of(large).replace("loop_", "_chemical_formula_sum 'Xe7 Kr'\nloop_")
+    (tmp_path / "large.cif").write_text(text)
+    prepare(tmp_path, tmp_path / "x.parquet", ())
+    (loaded,) = load_dataset(tmp_path / "x.parquet").crystals
+    assert len(loaded) == 2 < len(large)
+    assert len(loaded.warnings) == 1 and "_chemical_formula_sum" in loaded.warnings[0]
 
 
 def test_a_dataset_is_prepared_by_one_process_at_a_time(tmp_path, small_parts):
