@@ -125,7 +125,7 @@ def _first_of_each(groups: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Preparation:
-    """How structures are made into a dataset.
+    """Settings by which structures are turned into a dataset.
 
     Attributes:
         primitive: whether to find the primitive cell of each.
@@ -199,7 +199,7 @@ def read(
 
 
 def collect(parts: Iterable[Part], source: Source, advance: Callable[[int], None]) -> Dataset:
-    """A dataset of what a ``Reader`` made of a source's records, part by part."""
+    """Assemble a dataset from the results of a ``Reader``, part by part."""
     records: list[Record] = []
     crystals: list[Crystal] = []
     left_out: list[LeftOut] = []

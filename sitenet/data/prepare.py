@@ -47,8 +47,8 @@ def prepare(
     """Write a source's crystals to a dataset file, in bounded memory.
 
     They are written part by part into a folder beside ``out``, and joined at the end; a run that
-    was killed goes on with the parts that are missing. A file that was made of the same source with
-    the same settings is left as it is.
+    was killed goes on with the parts that are missing. A file that was prepared from the same
+    source with the same settings is left as it is.
 
     Args:
         source: what ``open_source`` takes, or a source.

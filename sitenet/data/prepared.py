@@ -115,13 +115,13 @@ def read_whole(path: Path) -> tuple[dict[str, Any], pa.Table]:
     """The metadata of a dataset file and its rows, both checked.
 
     Raises:
-        ValueError: the file is damaged or was altered, is no dataset, or of another format.
+        ValueError: the file is damaged or was altered, is not a dataset, or has another format.
     """
     try:
         with parquet.ParquetFile(path, page_checksum_verification=True) as file:
             content = (file.metadata.metadata or {}).get(b"sitenet")
             if content is None:
-                raise ValueError(f"{path} is no dataset of sitenet prepare")
+                raise ValueError(f"{path} was not written by sitenet prepare")
             facts = json.loads(content)
             if facts["format"] != FORMAT:
                 raise ValueError(
@@ -131,7 +131,7 @@ def read_whole(path: Path) -> tuple[dict[str, Any], pa.Table]:
             columns = _in_order(file.schema_arrow.names, facts["names"])
             groups = [file.read_row_group(k).select(columns) for k in range(file.num_row_groups)]
     except (OSError, pa.ArrowException, json.JSONDecodeError, KeyError) as error:
-        raise ValueError(f"{path} is damaged or no dataset: {error}") from None
+        raise ValueError(f"{path} is damaged or not a dataset: {error}") from None
     if facts.get("key") != file_key(list(map(content_hash, groups)), facts):
         raise ValueError(f"{path} was altered: its content does not match its checksum")
     return facts, pa.concat_tables(groups)
@@ -150,7 +150,7 @@ def load_dataset(path: str | Path) -> Dataset:
     """Load a dataset that ``prepare`` wrote.
 
     Raises:
-        ValueError: the file is damaged or was altered, is no dataset, or of another format.
+        ValueError: the file is damaged or was altered, is not a dataset, or has another format.
     """
     path = Path(path)
     facts, table = read_whole(path)

@@ -65,7 +65,7 @@ def open_source(
     if name.endswith((".json", ".json.gz")):
         return open_json(path, targets, split_column)
     raise ValueError(
-        f"{path} is no table of crystals: expected a folder, a CIF, *.csv, *.parquet, *.json.gz "
+        f"{path} is not a table of crystals: expected a folder, a CIF, *.csv, *.parquet, *.json.gz "
         "or *.json"
     )
 

@@ -60,8 +60,8 @@ class Record:
                 try:
                     crystal = read(self.content, disorder)
                 except (KeyError, TypeError, IndexError, AttributeError) as error:
-                    reason = f"no {self.kind} structure: {error!r}"
-                    raise Unusable(f"no {self.kind} structure", reason) from None
+                    reason = f"not a {self.kind} structure: {error!r}"
+                    raise Unusable(f"not a {self.kind} structure", reason) from None
             case _:
                 crystal = self.content
         return crystal

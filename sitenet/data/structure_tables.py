@@ -53,7 +53,7 @@ def open_parquet(path: Path, targets: Sequence[str] | None, split_column: str | 
     try:
         schema = parquet.read_schema(path)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is damaged or no Parquet file: {error}") from None
+        raise ValueError(f"{path} is damaged or not a Parquet file: {error}") from None
     content = column_called(schema.names, "cif")
     if content is None:
         raise ValueError(f"{path}: expected a column cif, got {', '.join(schema.names)}")
@@ -84,7 +84,7 @@ def open_json(path: Path, targets: Sequence[str] | None, split_column: str | Non
         with opened(path, "rt", encoding="utf-8-sig") as file:
             content = json.load(file, object_hook=_packed)
     except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise ValueError(f"{path} is damaged or no JSON file: {error}") from None
+        raise ValueError(f"{path} is damaged or not a JSON file: {error}") from None
     if isinstance(content, dict) and {"columns", "data"} <= set(content):
         rows = _matbench_rows(path, content)
         return _of_dicts(path, rows, "structure", "pymatgen", targets, split_column)

@@ -14,7 +14,7 @@ from sitenet.crystal.elements import element_number
 from sitenet.data.failures import Unusable
 
 _CROWDED = 1.1  # sum of the occupancies of one site beyond which it is refused, as in CIFs
-_DUMMIES = ("X", "Va", "Vac", "Vacancy", "Void")  # what stands for no atom
+_DUMMIES = ("X", "Va", "Vac", "Vacancy", "Void")  # symbols that stand for a vacancy or nothing
 
 
 def from_pymatgen_json(text: str, disorder: str) -> Crystal:
@@ -25,7 +25,7 @@ def from_pymatgen_json(text: str, disorder: str) -> Crystal:
         disorder: what to do about partial occupancy, as in ``read_cif``.
 
     Raises:
-        Unusable: a species is no element, or a site is partly occupied or overfull.
+        Unusable: a species is not an element, or a site is partly occupied or overfull.
     """
     content = json.loads(text)
     numbers, frac, oxidation, occupancy = [], [], [], []
@@ -70,7 +70,7 @@ def from_jarvis_dict(content: Mapping[str, Any], disorder: str) -> Crystal:
     """A crystal from the dict of a JARVIS ``Atoms``, which are ordered.
 
     Raises:
-        Unusable: a symbol is no element, or lists differ in length.
+        Unusable: a symbol is not an element, or lists differ in length.
     """
     cell = np.array(content["lattice_mat"], dtype=np.float64)
     coords = np.array(content["coords"], dtype=np.float64)

@@ -53,7 +53,7 @@ class TextTable:
         """The cells of a column, decimal commas as points where that is what they are.
 
         Raises:
-            ValueError: it cannot be told whether commas in its numbers are decimal ones.
+            ValueError: it is unclear whether commas in its numbers are decimal commas.
         """
         place = self.header.index(name)
         cells = [row[place].strip() for _, row in self.rows]
@@ -96,7 +96,7 @@ def read_text_table(path: Path, is_header: Callable[[Sequence[str]], bool]) -> T
             not, they are called id, target, target1, target2, ..., as in CGCNN's ``id_prop.csv``.
 
     Raises:
-        ValueError: it is no text, rows differ in length, or the separator is not clear.
+        ValueError: it is not a text file, rows differ in length, or the separator is unclear.
     """
     text = _decoded(path)
     directive = _DIRECTIVE.match(text)
@@ -111,7 +111,7 @@ def read_text_table(path: Path, is_header: Callable[[Sequence[str]], bool]) -> T
             errors.append(error)
     if len(tables) > 1:
         names = " and ".join(_SEPARATORS[x] for x in separators)
-        raise ValueError(f"{path}: the separator is not clear, {names} both divide every row")
+        raise ValueError(f"{path}: the separator is unclear, {names} both divide every row")
     if not tables:
         raise errors[0]
     return tables[0]
@@ -123,12 +123,12 @@ def _decoded(path: Path) -> str:
         try:
             data = gzip.decompress(data)
         except (OSError, EOFError, zlib.error) as error:
-            raise ValueError(f"{path} is damaged or no CSV file: {error}") from None
+            raise ValueError(f"{path} is damaged or not a CSV file: {error}") from None
     bom = next((bom for bom in _BOMS if data.startswith(bom)), b"")
     data = data[len(bom) :]
     if not bom and b"\0" in data[:4096]:
         raise ValueError(
-            f"{path} is damaged or no CSV file: it is no text in UTF-8, nor in UTF-16 with a byte "
+            f"{path} is damaged or not a CSV file: it is neither UTF-8 nor UTF-16 with a byte "
             "order mark"
         )
     encoding = _BOMS.get(bom, "utf-8")
@@ -138,15 +138,15 @@ def _decoded(path: Path) -> str:
         if bom:
             row = data[: error.start].decode(encoding, "ignore").count("\n") + 1
             raise ValueError(
-                f"{path} row {row} is damaged: no {encoding.upper()}: {error.reason}"
+                f"{path} row {row} is damaged: not {encoding.upper()}: {error.reason}"
             ) from None
     try:  # Latin-1 as Windows has it, without the codes that stand for nothing
         return data.decode("cp1252")
     except UnicodeDecodeError as error:
         row = data.count(b"\n", 0, error.start) + 1
         raise ValueError(
-            f"{path} row {row} is damaged or no CSV file: byte {data[error.start]:#x} is neither "
-            "UTF-8 nor Latin-1"
+            f"{path} row {row} is damaged or not a CSV file: byte {data[error.start]:#x} is "
+            "neither UTF-8 nor Latin-1"
         ) from None
 
 
@@ -178,7 +178,7 @@ def _split(
     try:
         rows = _rows(text, separator)
     except csv.Error as error:
-        raise ValueError(f"{path} is damaged or no CSV file: {error}") from None
+        raise ValueError(f"{path} is damaged or not a CSV file: {error}") from None
     if not rows:
         raise ValueError(f"{path} is empty")
     rows = [(number + skipped_line, row) for number, row in rows]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Protocol
 
-# Spelling in names -> unit. Case matters: mS is no MS.
+# Spelling in names -> unit. Case matters: mS and MS differ.
 _UNITS = {
     **{name: name for name in ("eV", "meV", "keV", "Ry", "Ha", "J", "mJ", "kJ", "cal", "kcal")},
     **{name: name for name in ("Pa", "kPa", "MPa", "GPa", "TPa", "bar", "kbar", "Mbar", "N")},

@@ -70,10 +70,10 @@ def test_every_structure_of_a_file_is_a_row(tmp_path):
 def test_a_bad_block_loses_no_other(tmp_path):
     text = blocks("p", "q", "r").replace("data_q\n_cell_length_a", "data_q\n_cell_length_x")
     (tmp_path / "three.cif").write_text(text)
-    source, done = open_source(tmp_path, ()), []
-    data = read(source, advance=done.append)
+    source, progress = open_source(tmp_path, ()), []
+    data = read(source, advance=progress.append)
     assert data.ids == ["three/p", "three/r"]
-    assert sum(done) == len(source) == 1
+    assert sum(progress) == len(source) == 1
     (lost,) = data.left_out
     assert lost.id == "three/q" and "no cell" in lost.reason
 

@@ -13,14 +13,14 @@ from sitenet.data.source import Record
 
 def test_crystals_come_with_ids_and_targets(tmp_path):
     crystals = write_folder(tmp_path)
-    done = []
-    data = read(open_source(tmp_path), advance=done.append)
+    progress = []
+    data = read(open_source(tmp_path), advance=progress.append)
     assert data.ids == [c.name for c in data.crystals] == [c.name for c in crystals]
     assert (data.names, data.units) == (("size_A",), ("Å",))
     np.testing.assert_allclose(data.targets[:, 0], toy_targets(crystals), atol=1e-6)
     for got, want in zip(data.crystals, crystals, strict=True):
         assert len(got) == len(want) and got.volume == pytest.approx(want.volume)
-    assert sum(done) == len(data) == 12
+    assert sum(progress) == len(data) == 12
     assert (data.left_out, data.key, data.path) == ([], None, None)
 
 

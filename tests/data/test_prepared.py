@@ -63,9 +63,9 @@ def test_what_goes_in_comes_out(tmp_path, small_parts):
     rows = [f"{row},{k % 3 or ''},fold{k}" for k, row in enumerate(table[1:])]
     (tmp_path / "in" / "targets.csv").write_text("\n".join([table[0] + ",other_GPa,split", *rows]))
     source = open_source(tmp_path / "in", ["other_GPa", "size_A"])
-    out, done = tmp_path / "data.parquet", []
-    count, left_out = prepare(source, out, advance=done.append)
-    assert (count, len(left_out), sum(done)) == (11, 1, 12)
+    out, progress = tmp_path / "data.parquet", []
+    count, left_out = prepare(source, out, advance=progress.append)
+    assert (count, len(left_out), sum(progress)) == (11, 1, 12)
     data, want = load_dataset(out), read(source)
     assert_same(data, want)
     assert np.isnan(data.targets[:, 0]).any() and data.units == ("GPa", "Å")
@@ -87,8 +87,10 @@ def test_charges_and_disorder_come_out(tmp_path, monkeypatch):
     )
     crystals[2].oxidation = np.linspace(-1, 2, len(crystals[2]))
     (tmp_path / "x.csv").write_text("id,y\n" + "".join(f"c{k},{k}\n" for k in range(3)))
-    made = iter(crystals)
-    monkeypatch.setattr("sitenet.data.source.Record.crystal", lambda self, disorder: next(made))
+    remaining = iter(crystals)
+    monkeypatch.setattr(
+        "sitenet.data.source.Record.crystal", lambda self, disorder: next(remaining)
+    )
     prepare(tmp_path / "x.csv", tmp_path / "x.parquet")
     for got, want in zip(load_dataset(tmp_path / "x.parquet").crystals, crystals, strict=True):
         for name in ("cell", "frac", "numbers", "oxidation", "occupancy"):
@@ -121,22 +123,22 @@ def test_goes_on_after_a_kill(tmp_path, small_parts):
     killed = subprocess.run([sys.executable, "-c", KILLED, tmp_path / "in", out])
     assert killed.returncode == -signal.SIGKILL and not out.exists()
     small_parts.clear()
-    done = []
-    assert prepare(tmp_path / "in", out, advance=done.append)[0] == 18
+    progress = []
+    assert prepare(tmp_path / "in", out, advance=progress.append)[0] == 18
     assert small_parts == [f"c{k}" for k in range(10, 18)]
-    assert sum(done) == 18
+    assert sum(progress) == 18
     assert_same(load_dataset(out), load_dataset(tmp_path / "whole.parquet"))
     assert load_dataset(out).key == load_dataset(tmp_path / "whole.parquet").key
     assert not list(tmp_path.glob(".*"))
 
 
-def test_an_equal_file_is_left_as_it_is_and_another_is_made_anew(tmp_path, small_parts):
+def test_an_equal_file_is_left_as_it_is_and_another_is_written_again(tmp_path, small_parts):
     write_folder(tmp_path / "in", 7)
     out = tmp_path / "data.parquet"
-    first, done = prepare(tmp_path / "in", out), []
+    first, progress = prepare(tmp_path / "in", out), []
     small_parts.clear()
-    assert prepare(tmp_path / "in", out, advance=done.append) == first
-    assert (small_parts, done) == ([], [7])
+    assert prepare(tmp_path / "in", out, advance=progress.append) == first
+    assert (small_parts, progress) == ([], [7])
 
     def changed(step, how=Preparation()):  # noqa: B008
         step()
@@ -313,18 +315,18 @@ def test_a_dataset_is_prepared_by_one_process_at_a_time(tmp_path, small_parts):
     assert len(list(tmp_path.glob(".*.parts"))) == 1
 
 
-def test_a_file_that_another_program_rewrote_is_told(prepared):
+def test_a_file_that_another_program_rewrote_is_refused(prepared):
     table = parquet.read_table(prepared)
     values = table.column("target:size_A").to_pylist()
     values[3] += 1
     place = table.schema.get_field_index("target:size_A")
     changed = table.set_column(place, "target:size_A", [values])
     parquet.write_table(changed.replace_schema_metadata(None), prepared)
-    with pytest.raises(ValueError, match="no dataset of sitenet prepare"):
+    with pytest.raises(ValueError, match="was not written by sitenet prepare"):
         load_dataset(prepared)
 
 
-def test_changed_content_under_the_old_metadata_is_told(prepared):
+def test_changed_content_under_the_old_metadata_is_refused(prepared):
     metadata = parquet.read_metadata(prepared).metadata
     table = parquet.read_table(prepared)
     values = table.column("target:size_A").to_pylist()
@@ -336,7 +338,7 @@ def test_changed_content_under_the_old_metadata_is_told(prepared):
         load_dataset(prepared)
 
 
-def test_another_format_is_told(prepared, monkeypatch):
+def test_another_format_is_refused(prepared, monkeypatch):
     monkeypatch.setattr("sitenet.data.prepared.FORMAT", 99)
     with pytest.raises(
         ValueError, match=r"has format \d+, this sitenet reads 99: prepare it again"
@@ -344,7 +346,7 @@ def test_another_format_is_told(prepared, monkeypatch):
         load_dataset(prepared)
 
 
-def test_a_damaged_part_is_made_anew(tmp_path, small_parts):
+def test_a_damaged_part_is_written_again(tmp_path, small_parts):
     write_folder(tmp_path / "in", 7)
 
     def stop(done):

@@ -201,7 +201,7 @@ def test_matbench_json(tmp_path, name, opened):
     assert crystal.oxidation is None and crystal.occupancy is None
     assert second.crystal().oxidation.tolist() == [4, 4]
     assert math.isnan(second.targets[0])
-    with pytest.raises(ValueError, match="no pymatgen structure"):
+    with pytest.raises(ValueError, match="not a pymatgen structure"):
         third.crystal()
 
 
@@ -209,7 +209,7 @@ def test_matbench_json(tmp_path, name, opened):
     ("lattice", "sites"),
     [(None, []), ({}, []), ({"matrix": [[1]]}, [{}]), ({"matrix": SI.tolist()}, [{"abc": [0]}])],
 )
-def test_a_structure_that_is_none_is_told(tmp_path, lattice, sites):
+def test_a_structure_that_is_none_is_refused(tmp_path, lattice, sites):
     write_matbench(tmp_path / "t.json", [[{"lattice": lattice, "sites": sites}, 0]], opened=open)
     (record,) = open_source(tmp_path / "t.json")
     with pytest.raises(ValueError, match=r"structure|must"):
@@ -264,7 +264,7 @@ def test_jarvis_list(tmp_path):
         np.testing.assert_allclose(record.crystal().frac, frac, atol=1e-12)
     with pytest.raises(ValueError, match="unknown element 'Q'"):
         records[2].crystal()
-    with pytest.raises(ValueError, match="no jarvis structure"):
+    with pytest.raises(ValueError, match="not a jarvis structure"):
         records[3].crystal()
 
 
@@ -281,8 +281,8 @@ def test_jarvis_list(tmp_path):
             b'{"columns": ["structure"], "data": [[{}]], "index": [1, 2]}',
             "index holds 2 ids, data holds 1 rows",
         ),
-        (b'{"columns"', "damaged or no JSON file"),
-        (b"\xff\xfe", "damaged or no JSON file"),
+        (b'{"columns"', "damaged or not a JSON file"),
+        (b"\xff\xfe", "damaged or not a JSON file"),
     ],
 )
 @pytest.mark.parametrize("name", ["t.json", "t.json.gz"])
@@ -339,7 +339,10 @@ def test_true_and_false_are_numbers(tmp_path):
         ("id,y\na,1,2\n", "row 2: expected 2 cells, got 3"),
         ("id,y,y\na,1,2\n", "two columns have one name"),
         ('id,y\n"a\n', "damaged"),
-        ("id,y\n\x81,1\n", "row 2 is damaged or no CSV file: byte 0x81 is neither UTF-8 nor Latin"),
+        (
+            "id,y\n\x81,1\n",
+            "row 2 is damaged or not a CSV file: byte 0x81 is neither UTF-8 nor Latin",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_csv_is_said(tmp_path, table, message):
@@ -350,7 +353,7 @@ def test_what_is_wrong_with_a_csv_is_said(tmp_path, table, message):
         open_source(tmp_path / "t.csv")
 
 
-def test_a_missing_cif_is_told_when_it_is_read(tmp_path):
+def test_a_missing_cif_is_reported_when_it_is_read(tmp_path):
     (tmp_path / "t.csv").write_text("id,y\nnone,1\n")
     (record,) = open_source(tmp_path)
     with pytest.raises(OSError, match=r"none\.cif"):
@@ -391,7 +394,7 @@ def test_paths_that_are_no_table(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no such file or folder: .*nothing"):
         open_source(tmp_path / "nothing")
     (tmp_path / "x.txt").touch()
-    with pytest.raises(ValueError, match=r"x\.txt is no table of crystals"):
+    with pytest.raises(ValueError, match=r"x\.txt is not a table of crystals"):
         open_source(tmp_path / "x.txt")
     (tmp_path / "x.txt").unlink()
     with pytest.raises(ValueError, match="holds no CIF files"):

@@ -74,15 +74,15 @@ def test_a_gzipped_table(tmp_path):
     [
         ("id;y;z\na;1;2\nb;3\n", r"row 3: expected 3 cells, got 2 \(separator: semicolon\)"),
         ("id\ty\na\t1\nb\t2\t3\n", r"row 3: expected 2 cells, got 3 \(separator: tab\)"),
-        ("id,y;z\na,1;2\nb,3;4\n", "separator is not clear, comma and semicolon both divide"),
+        ("id,y;z\na,1;2\nb,3;4\n", "separator is unclear, comma and semicolon both divide"),
         ("id;y\na;1,234\nb;12,345\n", r"row 2: 1,234 in column y may be 1\.234 or 1234"),
         ("id;y\na;0,5\nb;1.5\n", r"column y has both decimal commas .*: 0,5 in row 2, 1\.5 in row"),
         ("id;y\na;0,5\nb;1.234,5\n", "row 3: expected a number for y, got '1.234,5'"),
         ('id,y\na,1\nb,"1,5"\n', "row 3: expected a number for y, got '1,5'"),
         ("id,y\na,1\nb,1_5\n", "row 3: expected a number for y, got '1_5'"),
         ("id,y\na,1\n\x81,2\n".encode("latin-1"), "row 3 is damaged .* byte 0x81 is neither UTF-8"),
-        ("id,y\na,1\n".encode("utf-16-le"), "no text in UTF-8, nor in UTF-16 with a byte order"),
-        (codecs.BOM_UTF8 + b"id,y\na,1\n\xe9,2\n", "row 3 is damaged: no UTF-8"),
+        ("id,y\na,1\n".encode("utf-16-le"), "neither UTF-8 nor UTF-16 with a byte order"),
+        (codecs.BOM_UTF8 + b"id,y\na,1\n\xe9,2\n", "row 3 is damaged: not UTF-8"),
     ],
 )
 def test_what_is_unclear_is_refused_by_row(tmp_path, text, message):

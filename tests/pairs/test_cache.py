@@ -50,10 +50,10 @@ def own(store, data, config=SMALL):
 
 
 def test_pairs_in_memory(computed):
-    data, done = toy_dataset(6), []
-    kept, store = pairs_of_dataset(data, SMALL, advance=done.append)
+    data, progress = toy_dataset(6), []
+    kept, store = pairs_of_dataset(data, SMALL, advance=progress.append)
     assert kept is data and own(store, data)
-    assert computed == data.ids and sum(done) == 6
+    assert computed == data.ids and sum(progress) == 6
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -62,9 +62,9 @@ def test_the_second_time_pairs_are_mapped(prepared, computed, workers):
     assert own(store, prepared)
     assert computed == (prepared.ids if workers == 1 else [])
     computed.clear()
-    done = []
-    _, again = pairs_of_dataset(prepared, SMALL, advance=done.append)
-    assert computed == [] and sum(done) == 8
+    progress = []
+    _, again = pairs_of_dataset(prepared, SMALL, advance=progress.append)
+    assert computed == [] and sum(progress) == 8
     assert own(again, prepared)
     (folder,) = prepared.path.with_name("data.pairs").glob("[!.]*")
     with open("/proc/self/maps") as maps:
