@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from test_golden import FILES, inputs, pairs_of, read
+from golden_files import FILES, inputs, pairs_of, read
 
 from sitenet.config import SiteNetConfig
 from sitenet.crystal.crystal import Crystal
