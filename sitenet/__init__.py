@@ -42,8 +42,8 @@ _MODULE_OF = {
     "evaluate": "inference.evaluate",
     "explain": "inference.explain",
     "explain_files": "inference.explain_files",
-    "Explanation": "inference.explain",
-    "DatasetExplanation": "inference.explain",
+    "Explanation": "inference.explanation",
+    "DatasetExplanation": "inference.explanation",
     "train": "training.train",
     "tune": "training.tune",
     "matbench": "training.matbench",
@@ -79,10 +79,10 @@ if TYPE_CHECKING:
     from sitenet.estimator import SiteNetClassifier as SiteNetClassifier
     from sitenet.estimator import SiteNetRegressor as SiteNetRegressor
     from sitenet.inference.evaluate import evaluate as evaluate
-    from sitenet.inference.explain import DatasetExplanation as DatasetExplanation
-    from sitenet.inference.explain import Explanation as Explanation
     from sitenet.inference.explain import explain as explain
     from sitenet.inference.explain_files import explain_files as explain_files
+    from sitenet.inference.explanation import DatasetExplanation as DatasetExplanation
+    from sitenet.inference.explanation import Explanation as Explanation
     from sitenet.inference.predict import predict as predict
     from sitenet.inference.predict_files import predict_files as predict_files
     from sitenet.model.calibration import Calibration as Calibration

@@ -79,8 +79,8 @@ def predict(
         print_rows(outcome.header, outcome.rows, as_json)
     elif as_json:
         print_json({"out": str(out), "predicted": outcome.count, "left_out": outcome.reasons})
-    if outcome.left_out:
-        reporter().say(outcome.summary())
+    if summary := outcome.summary():
+        reporter().say(summary)
     if outcome.count == 0:
         raise typer.Exit(1)
 
@@ -103,13 +103,15 @@ def evaluate(
     from sitenet.inference.evaluate import evaluate
     from sitenet.model.checkpoint import load
     from sitenet.system.devices import choose_device
+    from sitenet.system.files import writable_folder
 
+    if out is not None:
+        writable_folder(out)
     net = load(model).to(choose_device(device)).eval()
     predictions, left_out = evaluate(
         net, data, target or None, primitive, disorder, workers, reporter()
     )
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
         predictions.write(out / "predictions.csv")
         write_left_out(left_out, out / "left_out.csv")
         predictions.plot(out, [], reporter())
@@ -146,8 +148,10 @@ def explain(
     from sitenet.inference.explain_files import explain_files
     from sitenet.model.checkpoint import load
     from sitenet.system.devices import choose_device
-    from sitenet.system.files import write_columns
+    from sitenet.system.files import writable_file, writable_folder, write_columns
 
+    if out is not None:
+        (writable_file if out.suffix else writable_folder)(out)
     net = load(model).to(choose_device(device)).eval()
     explained = explain_files(
         net,
@@ -165,7 +169,6 @@ def explain(
     if out is None:
         print_columns(shown.columns(rows), as_json)
         return
-    out.parent.mkdir(parents=True, exist_ok=True)
     match out.suffix.lower():
         case "":
             explained.write(out, reporter())

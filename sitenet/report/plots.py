@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from sitenet.inference.evaluate import Predictions
-    from sitenet.inference.explain import Explained
+    from sitenet.inference.explanation import Explained
     from sitenet.system.progress import Reporter
 
 MANY = 2000  # crystals from which a parity plot counts instead of drawing each

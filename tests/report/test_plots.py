@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from sitenet.inference.attention_histograms import DistanceTally
+from sitenet.inference.attention_histograms import DistanceHistogram
 from sitenet.report import plots
 
 pytest.importorskip("matplotlib")
@@ -78,7 +78,7 @@ def test_learning_curve_of_one_epoch_or_none(tmp_path):
 def tally_of(pairs, copies=1):
     """Random pairs at random distances, of a model with 2 blocks and 3 heads."""
     rng = np.random.default_rng(0)
-    tally = DistanceTally(2, 3)
+    tally = DistanceHistogram(2, 3)
     distance = 1 + 11 * rng.random(pairs)
     distance[: pairs // 20] = 0
     weights = 10 ** rng.normal(-2 - distance[:, None, None] / 10, 0.3, (pairs, 2, 3))
@@ -133,7 +133,7 @@ def test_columns_hold_equally_many_pairs():
 
 
 def test_attention_without_pairs(tmp_path):
-    tally = DistanceTally(1, 1)
+    tally = DistanceHistogram(1, 1)
     tally.add(np.zeros(1), np.ones((1, 1, 1)), np.ones(1, dtype=int))
     with pytest.raises(ValueError, match="no pairs but self pairs"):
         plots.plot_attention(SimpleNamespace(by_distance=tally), tmp_path / "a.png")
