@@ -147,10 +147,12 @@ def explain(
     """Show which atoms a model attends to, and at which distances."""
     from sitenet.inference.explain_files import explain_files
     from sitenet.model.checkpoint import load
+    from sitenet.report.packages import check_format
     from sitenet.system.devices import choose_device
     from sitenet.system.files import writable_file, writable_folder, write_columns
 
     if out is not None:
+        check_format(out)
         (writable_file if out.suffix else writable_folder)(out)
     net = load(model).to(choose_device(device)).eval()
     explained = explain_files(
@@ -177,7 +179,7 @@ def explain(
         case ".html":
             if one is None:
                 raise ValueError("an HTML report is on one crystal; name a folder for many")
-            from sitenet.report.report import crystal_report
+            from sitenet.report.crystal_page import crystal_report
 
             settings = {"max_sites": max_sites, "merge": merge, "primitive": False}
             crystal_report(net, one.crystal, out, **settings)
@@ -201,7 +203,7 @@ def report(
     as_json: options.Json = False,
 ) -> None:
     """Write a self-contained HTML page about a training run."""
-    from sitenet.report.report import run_report
+    from sitenet.report.run_page import run_report
 
     out = out or run / "report.html"
     run_report(run, out)
