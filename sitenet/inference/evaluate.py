@@ -73,6 +73,7 @@ class Predictions:
         values: np.ndarray,
         encodings: np.ndarray,
         coverage: float = COVERAGE,
+        structures: Any = None,
     ) -> Predictions:
         """Collect the predictions of parts of a dataset.
 
@@ -83,6 +84,8 @@ class Predictions:
             values: (crystals, targets), one part after another.
             encodings: (crystals, encoding), likewise.
             coverage: Share of true values that the intervals should hold.
+            structures: The same crystals as ``unlike_training`` takes them, such as the pairs that
+                the model has used; None takes the crystals of the dataset.
         """
         index = np.concatenate([np.asarray(i, dtype=int) for i in parts.values()])
         crystals = [data.crystals[i] for i in index]
@@ -94,7 +97,7 @@ class Predictions:
             data.targets[index],
             values,
             half_widths(model, encodings, coverage),
-            unlike_training(model, encodings, crystals) if crystals else [],
+            unlike_training(model, encodings, crystals if structures is None else structures),
             list(map(structure_warnings, crystals)),
             model.lowest,
         )
@@ -210,7 +213,8 @@ def evaluate(
     encodings = np.array([encoding for _, encoding in outputs])
     encodings = encodings.reshape(len(outputs), model.encoding_size)
     parts = {"all": np.arange(len(dataset))}
-    return Predictions.of(model, dataset, parts, values, encodings), dataset.left_out
+    predictions = Predictions.of(model, dataset, parts, values, encodings, structures=store)
+    return predictions, dataset.left_out
 
 
 def _open(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
@@ -13,7 +13,10 @@ from sitenet.model.calibration import half_widths
 if TYPE_CHECKING:
     from sitenet.crystal.crystal import Crystal
     from sitenet.model.ensemble import Model
-    from sitenet.pairs.store import Columns
+    from sitenet.pairs.pairs import Pairs
+    from sitenet.pairs.store import Columns, PairStore
+
+    Structures: TypeAlias = Pairs | PairStore | Sequence[Crystal | Columns]
 
 COVERAGE = 0.9  # of intervals, unless stated otherwise
 LIKENESS = ["like_training", "unlike_because"]  # columns of ``likeness_cells``
@@ -80,7 +83,7 @@ def predictions_of(
     ids: Sequence[str],
     values: np.ndarray,
     encodings: np.ndarray,
-    crystals: Sequence[Crystal | Columns],
+    structures: Structures,
     warnings: Sequence[str],
     coverage: float,
 ) -> list[Prediction]:
@@ -91,14 +94,14 @@ def predictions_of(
         ids: (crystals,).
         values: (crystals, targets).
         encodings: (crystals, encoding).
-        crystals: The crystals, or the columns of their pairs.
+        structures: As in ``unlike_training``.
         warnings: (crystals,).
         coverage: Share of true values that the intervals should hold.
     """
     if not len(ids):
         return []
     low, high = intervals(values, half_widths(model, encodings, coverage), model.lowest)
-    unlike = unlike_training(model, encodings, crystals)
+    unlike = unlike_training(model, encodings, structures)
     known = np.isfinite(low)
     return [
         Prediction(
@@ -127,14 +130,24 @@ def intervals(
 
 
 def unlike_training(
-    model: Model, encodings: np.ndarray, crystals: Sequence[Crystal | Columns]
+    model: Model, encodings: np.ndarray, structures: Structures
 ) -> list[str] | None:
-    """Why each crystal is unlike the training set, "" if it is not; None if not calibrated."""
+    """Say why each crystal is unlike the training set; "" if it is not.
+
+    Args:
+        model: Calibrated or not.
+        encodings: (crystals, encoding).
+        structures: The same crystals: the pairs that the model has used, as a batch, a store or
+            columns; or Crystals.
+
+    Returns:
+        A reason per crystal; None if the model is not calibrated.
+    """
     calibration = model.calibration
     if calibration is None:
         return None
     if hasattr(calibration, "unlike"):
-        return calibration.unlike(encodings, crystals)
+        return calibration.unlike(encodings, structures)
     far = "its encoding is far from those of the training crystals"
     return ["" if inside else far for inside in calibration.inside(encodings)]
 

@@ -61,7 +61,7 @@ def _add_prediction(page: Page, model: Model, e: Explanation) -> None:
         [e.name],
         e.predicted[None],
         e.encoding[None],
-        [e.crystal],
+        e.pairs,
         [structure_warnings(e.crystal)],
         COVERAGE,
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import errno
 import fcntl
 import hashlib
 import json
@@ -87,10 +86,10 @@ def writable_file(path: str | Path) -> Path:
     """
     path = Path(path)
     if path.is_dir():
-        raise IsADirectoryError(errno.EISDIR, "expected a file to write, got a folder", str(path))
+        raise IsADirectoryError(f"expected a file to write, got a folder: {path}")
     writable_folder(path.parent)
     if path.exists() and not os.access(path, os.W_OK):
-        raise PermissionError(errno.EACCES, "the file is read-only", str(path))
+        raise PermissionError(f"the file is read-only: {path}")
     return path
 
 
