@@ -4,6 +4,7 @@ import csv
 import os
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -161,7 +162,8 @@ def test_what_is_left_out_is_listed_and_summed_up_by_reason(with_bad, tmp_path):
     rows = read_csv(tmp_path / "y.csv")
     assert [row[0] for row in rows] == ["id", "c0", "c3", "c5", "c6", "c9", "c10"]
     left = read_csv(tmp_path / "y.left_out.csv")
-    assert left[0] == ["id", "where", "reason"]
+    assert left[0] == ["id", "where", "reason", "kind"]
+    assert Counter(row[3] for row in left[1:]) == outcome.reasons
     assert [row[0] for row in left[1:]] == ["c1", "c2", "c4", "c7", "c8"]
     assert left[1][1] == f"{with_bad} row 3" and "No such file" in left[4][2]
     assert "of Xe is not known" in left[5][2]
