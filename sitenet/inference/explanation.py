@@ -18,7 +18,6 @@ from sitenet.inference.attention_histograms import (
     ElementHistogram,
     weight_names,
 )
-from sitenet.inference.structures import site_labels
 from sitenet.pairs.pairs import Pairs
 
 if TYPE_CHECKING:
@@ -176,7 +175,7 @@ class Explanation(Explained):
                 frac = self.crystal.frac[find_places(self.crystal).first]
                 return {
                     "site": np.arange(len(received)),
-                    "element": np.array(site_labels(self.crystal)),
+                    "element": np.array(self.crystal.site_labels()),
                     **dict(zip("xyz", frac.T, strict=True)),
                     "received": received.mean(1),
                     "kept": self.kept.mean((1, 2)),
@@ -209,7 +208,7 @@ class Explanation(Explained):
 
     @cached_property
     def _row_labels(self) -> list[str]:
-        labels = site_labels(self.crystal)
+        labels = self.crystal.site_labels()
         return [labels[site] for site in self._first_sites]
 
     @cached_property

@@ -8,18 +8,13 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
-
 from sitenet.config import SiteNetConfig
 from sitenet.crystal.crystal import CifError, Crystal, read_cif
-from sitenet.crystal.disorder import find_places
-from sitenet.crystal.elements import SYMBOLS
+from sitenet.crystal.exchange import is_a, package_of, refusal
 from sitenet.data.dataset import Preparation
 from sitenet.data.source import Record
 
-_EXPECTED = (
-    "expected a Crystal, a path, CIF text, a pymatgen Structure or its as_dict(), or ASE Atoms"
-)
+_EXPECTED = "a Crystal, a path, CIF text, a pymatgen Structure or its as_dict(), or ASE Atoms"
 
 
 def as_crystal(structure: Any, disorder: str = "error") -> Crystal:
@@ -42,22 +37,12 @@ def as_crystal(structure: Any, disorder: str = "error") -> Crystal:
         return read_cif(structure, disorder)
     if isinstance(structure, dict):
         return _from_dict(structure, disorder)
-    if _is_a(structure, "ase", "Atoms"):
+    package = package_of(structure)
+    if package == "ase":
         return Crystal.from_ase(structure)
-    if _is_a(structure, "pymatgen", "IStructure"):
+    if package == "pymatgen":
         return Crystal.from_pymatgen(structure, disorder)
-    kind = type(structure).__name__
-    if _is_a(structure, "pymatgen", "IMolecule"):
-        raise TypeError(f"{_EXPECTED}, got a pymatgen {kind}, which has no cell")
-    raise TypeError(f"{_EXPECTED}, got {kind}")
-
-
-def _is_a(structure: Any, package: str, name: str) -> bool:
-    """Whether an object is of a class of an optional package, or of one derived from it."""
-    return any(
-        cls.__name__ == name and cls.__module__.partition(".")[0] == package
-        for cls in type(structure).__mro__
-    )
+    raise refusal(structure, _EXPECTED)
 
 
 def _from_dict(content: dict[str, Any], disorder: str) -> Crystal:
@@ -68,9 +53,13 @@ def _from_dict(content: dict[str, Any], disorder: str) -> Crystal:
         return Record("", "dict", "pymatgen", text).crystal(disorder)
     kind = content.get("@class")
     if kind is not None:
-        raise TypeError(f"{_EXPECTED}, got the dict of a {kind}, which has no lattice and sites")
+        raise TypeError(
+            f"expected {_EXPECTED}, got the dict of a {kind}, which has no lattice and sites"
+        )
     keys = ", ".join(map(repr, list(content)[:5])) or "none"
-    raise TypeError(f"{_EXPECTED}, got a dict without lattice and sites; its keys are {keys}")
+    raise TypeError(
+        f"expected {_EXPECTED}, got a dict without lattice and sites; its keys are {keys}"
+    )
 
 
 def _plain(value: Any) -> Any:
@@ -86,11 +75,7 @@ def is_single(structures: Any) -> bool:
         return True
     if not isinstance(structures, Iterable):
         return True
-    return (
-        _is_a(structures, "ase", "Atoms")
-        or _is_a(structures, "pymatgen", "IStructure")
-        or _is_a(structures, "pymatgen", "IMolecule")
-    )
+    return bool(package_of(structures)) or is_a(structures, "pymatgen", "IMolecule")
 
 
 def preparation(
@@ -143,18 +128,3 @@ def numbered(number: int, crystal: Crystal | None = None) -> Iterator[None]:
 def title(crystal: Crystal) -> str:
     """The name of a crystal, or its formula if it has none."""
     return crystal.name or crystal.reduced_formula
-
-
-def site_labels(crystal: Crystal) -> list[str]:
-    """Label each site by its symbol, or by its species and their shares: ``Fe0.5Ni0.5``."""
-    if hasattr(crystal, "site_labels"):
-        return crystal.site_labels()
-    symbols = [SYMBOLS[number] for number in crystal.numbers]
-    if crystal.occupancy is None:
-        return symbols
-    places = find_places(crystal)
-    labels = [""] * len(places)
-    for row in np.argsort(-crystal.occupancy, kind="stable"):
-        share = crystal.occupancy[row]
-        labels[places.place[row]] += symbols[row] + ("" if share == 1 else f"{share:.3g}")
-    return labels

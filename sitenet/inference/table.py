@@ -154,4 +154,4 @@ def unlike_training(
 
 def structure_warnings(crystal: Crystal) -> str:
     """Doubts about a crystal's structure, as one text."""
-    return "; ".join(getattr(crystal, "warnings", ()))
+    return "; ".join(crystal.warnings)

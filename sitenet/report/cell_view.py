@@ -11,7 +11,6 @@ import numpy as np
 
 from sitenet.crystal.disorder import find_places
 from sitenet.crystal.elements import SYMBOLS
-from sitenet.inference.structures import site_labels
 from sitenet.report.packages import plotly
 from sitenet.report.plots import GREY
 
@@ -44,7 +43,7 @@ def cell_view(crystal: Crystal, values: Mapping[str, np.ndarray], label: str) ->
     frac = crystal.frac[find_places(crystal).first]
     site, position = _drawn_sites(frac)
     position = position @ crystal.cell
-    labels, radius = site_labels(crystal), _radii(crystal)[site]
+    labels, radius = crystal.site_labels(), _radii(crystal)[site]
     _add_edges(view, crystal.cell)
     bonds = _segments(*_bonds(position, radius))
     view.add_scatter3d(**bonds, **LINE, line={"color": BOND_COLOUR, "width": 5})

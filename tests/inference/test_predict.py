@@ -129,7 +129,7 @@ def test_other_objects_are_refused_by_name():
 
     water = Molecule(["O", "H", "H"], [[0, 0, 0], [1, 0, 0], [0, 1, 0]])
     for wrong, message in (
-        (water, "got a pymatgen Molecule, which has no cell"),
+        (water, "got Molecule, which has no cell"),
         (water.as_dict(), "got the dict of a Molecule, which has no lattice"),
         (Composition("NaCl"), "got Composition"),
         (Lattice.cubic(3), "got Lattice"),
