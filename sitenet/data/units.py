@@ -123,8 +123,11 @@ def _spelled(factor: tuple[str, int]) -> str:
 
 
 class _Target(Protocol):
-    name: str
-    unit: str
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def unit(self) -> str: ...
 
 
 # Words in names that tell quantities apart.

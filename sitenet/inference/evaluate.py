@@ -14,7 +14,7 @@ from sitenet.data.dataset import Dataset, LeftOut
 from sitenet.data.prepare import open_dataset
 from sitenet.data.prepared import is_prepared, load_dataset
 from sitenet.data.readers import open_source
-from sitenet.data.source import Source
+from sitenet.data.source import Source, same_quantity
 from sitenet.inference.metrics import class_scores, regression_scores
 from sitenet.inference.predict import from_store
 from sitenet.inference.structures import preparation
@@ -193,8 +193,8 @@ def evaluate(
         The predictions, all in the split "all", and what was left out.
 
     Raises:
-        ValueError: The columns do not hold what the model predicts: another number of columns,
-            another unit, or, unless ``targets`` names them, another name.
+        ValueError: The columns do not hold what the model predicts: their number, unit or
+            quantity differs, or, unless ``targets`` names them, their name.
     """
     reporter = reporter or Reporter()
     opened = _open(data, targets, [target.name for target in model.targets])
@@ -257,11 +257,8 @@ def _check_columns(targets: Sequence[Target], data: Source | Dataset, is_named: 
         predicted = ", ".join(target.name for target in targets)
         raise ValueError(f"the model predicts {predicted}; got {', '.join(columns)}")
     for target, column, unit in zip(targets, columns, data.units, strict=True):
-        if unit and target.unit and unit != target.unit:
-            raise ValueError(
-                f"the units differ: column {column} is in {unit}, the model predicts "
-                f"{target.name} in {target.unit}"
-            )
+        if complaint := same_quantity(target, column, unit):
+            raise ValueError(complaint)
         if column != target.name and not is_named:
             raise ValueError(
                 f"the model predicts {target.name}, the data have {column}; if that is the same "

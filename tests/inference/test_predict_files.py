@@ -159,6 +159,7 @@ def with_bad(folder):
 def test_what_is_left_out_is_listed_and_summed_up_by_reason(with_bad, tmp_path):
     outcome = predict_files(MODEL, [with_bad], tmp_path / "y.csv")
     assert outcome.count == 6 and sum(outcome.reasons.values()) == 5
+    assert sorted(outcome.reasons.values()) == [1, 1, 1, 2]
     rows = read_csv(tmp_path / "y.csv")
     assert [row[0] for row in rows] == ["id", "c0", "c3", "c5", "c6", "c9", "c10"]
     left = read_csv(tmp_path / "y.left_out.csv")
