@@ -42,14 +42,14 @@ _MODULE_OF = {
     "evaluate": "inference.evaluate",
     "explain": "inference.explain",
     "explain_files": "inference.explain_files",
-    "Explanation": "inference.explain",
-    "DatasetExplanation": "inference.explain",
+    "Explanation": "inference.explanation",
+    "DatasetExplanation": "inference.explanation",
     "train": "training.train",
     "tune": "training.tune",
     "matbench": "training.matbench",
     "plot_attention": "report.plots",
-    "crystal_report": "report.report",
-    "run_report": "report.report",
+    "crystal_report": "report.crystal_page",
+    "run_report": "report.run_page",
     "SiteNetClassifier": "estimator",
     "SiteNetRegressor": "estimator",
     "info": "system.environment",
@@ -79,10 +79,10 @@ if TYPE_CHECKING:
     from sitenet.estimator import SiteNetClassifier as SiteNetClassifier
     from sitenet.estimator import SiteNetRegressor as SiteNetRegressor
     from sitenet.inference.evaluate import evaluate as evaluate
-    from sitenet.inference.explain import DatasetExplanation as DatasetExplanation
-    from sitenet.inference.explain import Explanation as Explanation
     from sitenet.inference.explain import explain as explain
     from sitenet.inference.explain_files import explain_files as explain_files
+    from sitenet.inference.explanation import DatasetExplanation as DatasetExplanation
+    from sitenet.inference.explanation import Explanation as Explanation
     from sitenet.inference.predict import predict as predict
     from sitenet.inference.predict_files import predict_files as predict_files
     from sitenet.model.calibration import Calibration as Calibration
@@ -98,10 +98,10 @@ if TYPE_CHECKING:
     from sitenet.published.checkpoint import to_published as to_published
     from sitenet.published.config import from_published_config as from_published_config
     from sitenet.published.config import is_published_config as is_published_config
+    from sitenet.report.crystal_page import crystal_report as crystal_report
     from sitenet.report.plots import plot_attention as plot_attention
     from sitenet.report.plots import plot_predictions as plot_predictions
-    from sitenet.report.report import crystal_report as crystal_report
-    from sitenet.report.report import run_report as run_report
+    from sitenet.report.run_page import run_report as run_report
     from sitenet.system.environment import info as info
     from sitenet.training.matbench import matbench as matbench
     from sitenet.training.train import train as train

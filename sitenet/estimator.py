@@ -17,7 +17,8 @@ from sitenet.config import SiteNetConfig
 from sitenet.crystal.crystal import Crystal
 from sitenet.data.dataset import Dataset
 from sitenet.data.source import unit_of
-from sitenet.inference.predict import as_crystal, predict
+from sitenet.inference.predict import predict
+from sitenet.inference.structures import as_crystal
 from sitenet.system.progress import Reporter
 from sitenet.system.workers import default_workers, in_order
 from sitenet.training.train import train

@@ -79,8 +79,8 @@ def predict(
         print_rows(outcome.header, outcome.rows, as_json)
     elif as_json:
         print_json({"out": str(out), "predicted": outcome.count, "left_out": outcome.reasons})
-    if outcome.left_out:
-        reporter().say(outcome.summary())
+    if summary := outcome.summary():
+        reporter().say(summary)
     if outcome.count == 0:
         raise typer.Exit(1)
 
@@ -103,13 +103,15 @@ def evaluate(
     from sitenet.inference.evaluate import evaluate
     from sitenet.model.checkpoint import load
     from sitenet.system.devices import choose_device
+    from sitenet.system.files import writable_folder
 
+    if out is not None:
+        writable_folder(out)
     net = load(model).to(choose_device(device)).eval()
     predictions, left_out = evaluate(
         net, data, target or None, primitive, disorder, workers, reporter()
     )
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
         predictions.write(out / "predictions.csv")
         write_left_out(left_out, out / "left_out.csv")
         predictions.plot(out, [], reporter())
@@ -145,9 +147,13 @@ def explain(
     """Show which atoms a model attends to, and at which distances."""
     from sitenet.inference.explain_files import explain_files
     from sitenet.model.checkpoint import load
+    from sitenet.report.packages import check_format
     from sitenet.system.devices import choose_device
-    from sitenet.system.files import write_columns
+    from sitenet.system.files import writable_file, writable_folder, write_columns
 
+    if out is not None:
+        check_format(out)
+        (writable_file if out.suffix else writable_folder)(out)
     net = load(model).to(choose_device(device)).eval()
     explained = explain_files(
         net,
@@ -165,7 +171,6 @@ def explain(
     if out is None:
         print_columns(shown.columns(rows), as_json)
         return
-    out.parent.mkdir(parents=True, exist_ok=True)
     match out.suffix.lower():
         case "":
             explained.write(out, reporter())
@@ -174,7 +179,7 @@ def explain(
         case ".html":
             if one is None:
                 raise ValueError("an HTML report is on one crystal; name a folder for many")
-            from sitenet.report.report import crystal_report
+            from sitenet.report.crystal_page import crystal_report
 
             settings = {"max_sites": max_sites, "merge": merge, "primitive": False}
             crystal_report(net, one.crystal, out, **settings)
@@ -198,7 +203,7 @@ def report(
     as_json: options.Json = False,
 ) -> None:
     """Write a self-contained HTML page about a training run."""
-    from sitenet.report.report import run_report
+    from sitenet.report.run_page import run_report
 
     out = out or run / "report.html"
     run_report(run, out)

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sitenet.system.distributed import is_first
-from sitenet.system.files import text_rows
+from sitenet.system.files import cell_text, text_rows
 from sitenet.system.progress import Reporter
 
 talk = Console(stderr=True)
@@ -48,14 +48,13 @@ def _plain(content: Any) -> Any:
     return content
 
 
-def print_rows(header: Sequence[str], rows: Sequence[Sequence[str]], as_json: bool) -> None:
+def print_rows(header: Sequence[str], rows: Sequence[Sequence[Any]], as_json: bool) -> None:
     """A table on standard output: for people on a terminal, CSV in a pipe."""
     if as_json:
-        names, first = header[1:], header[0]
-        print_json(
-            [{first: row[0]} | dict(zip(names, map(_read, row[1:]), strict=True)) for row in rows]
-        )
-    elif sys.stdout.isatty():
+        print_json([dict(zip(header, row, strict=True)) for row in rows])
+        return
+    rows = [list(map(cell_text, row)) for row in rows]
+    if sys.stdout.isatty():
         table = Table(box=None, pad_edge=False)
         for k, name in enumerate(header):
             table.add_column(name, justify="left" if k == 0 else "right")
@@ -64,14 +63,6 @@ def print_rows(header: Sequence[str], rows: Sequence[Sequence[str]], as_json: bo
         Console().print(table)
     else:
         csv.writer(sys.stdout, lineterminator="\n").writerows([header, *rows])
-
-
-def _read(cell: str) -> float | str | None:
-    """A cell of text as JSON has it."""
-    try:
-        return float(cell)
-    except ValueError:
-        return cell or None
 
 
 def print_columns(columns: Mapping[str, np.ndarray], as_json: bool) -> None:

@@ -20,11 +20,14 @@ class CifError(ValueError):
         file: path of the file, or "CIF text".
         block: name of the data block, or None if it is the file as a whole.
         reason: what is wrong.
+        kind: short fixed phrase, the same for all files with such a fault.
     """
 
-    def __init__(self, file: str, block: str | None, reason: str) -> None:
+    def __init__(
+        self, file: str, block: str | None, reason: str, kind: str = "unreadable CIF"
+    ) -> None:
         super().__init__(file, block, reason)
-        self.file, self.block, self.reason = file, block, reason
+        self.file, self.block, self.reason, self.kind = file, block, reason, kind
 
     def __str__(self) -> str:
         return f"{location(self.file, self.block)}: {self.reason}"
@@ -57,7 +60,7 @@ def read_structure(block: Block, limits: Limits, disorder: str) -> Structure:
         Unreadable: there is none, or it is not sound.
     """
     if block.problem is not None:
-        raise Unreadable(block.problem)
+        raise Unreadable(block.problem, "malformed block")
     cell, operations, doubts = read_cell(block, limits)
     sites = read_sites(block)
     is_full = sites.occupancy == 1
@@ -65,19 +68,26 @@ def read_structure(block: Block, limits: Limits, disorder: str) -> Structure:
         row = int(np.argmin(is_full))
         raise Unreadable(
             f"partial occupancy ({sites.labels[row]:.40}: {sites.occupancy[row]:g}); "
-            f'disorder="average" reads it, to be averaged over'
+            f'disorder="average" reads it, to be averaged over',
+            "partial occupancy",
         )
     volume = abs(float(np.linalg.det(cell)))
     if volume < limits.site_volume * sites.occupancy.sum():  # before images become one atom
-        raise Unreadable(crowded_cell(sites.occupancy.sum(), volume, limits.site_volume))
+        raise Unreadable(
+            crowded_cell(sites.occupancy.sum(), volume, limits.site_volume),
+            "too little room for the atoms",
+        )
     if len(is_full) * len(operations) > 10 * limits.sites:  # they are not all on special positions
-        raise Unreadable(f"more than {limits.sites} sites (limit)")
+        raise Unreadable(f"more than {limits.sites} sites (limit)", "too many sites")
     frac, source = expand(sites.frac, sites.rounding, amount_on_place(sites), operations, cell)
     if len(frac) > limits.sites:
-        raise Unreadable(f"{len(frac)} sites, more than {limits.sites} (limit)")
+        raise Unreadable(f"{len(frac)} sites, more than {limits.sites} (limit)", "too many sites")
     frac, source, occupancy = merge_coincident_sites(sites, cell, frac, source)
     if volume < limits.site_volume * occupancy.sum():
-        raise Unreadable(crowded_cell(occupancy.sum(), volume, limits.site_volume))
+        raise Unreadable(
+            crowded_cell(occupancy.sum(), volume, limits.site_volume),
+            "too little room for the atoms",
+        )
     numbers, oxidation = sites.numbers[source], sites.oxidation[source]
     hydrogens = float(sites.hydrogens[source] @ occupancy)
     contents = Contents(cell, volume, frac, numbers, occupancy, hydrogens)

@@ -30,7 +30,16 @@ class Limits:
 
 
 class Unreadable(Exception):
-    """Why a block cannot be read; becomes a CifError, which names the file and the block."""
+    """Why a block cannot be read; becomes a CifError, which names the file and the block.
+
+    Args:
+        reason: what is wrong.
+        kind: short fixed phrase, the same for all files with such a fault.
+    """
+
+    def __init__(self, reason: str, kind: str = "unreadable CIF") -> None:
+        super().__init__(reason)
+        self.kind = kind
 
 
 def shown(text: str, most: int = 60) -> str:
@@ -55,7 +64,7 @@ def read_text(source: bytes | Path, limits: Limits) -> str:
         with open(source, "rb") as file:
             data = file.read(limits.file_bytes + 1)
         if len(data) > limits.file_bytes:
-            raise Unreadable(f"larger than {limits.file_bytes} bytes (limit)")
+            raise Unreadable(f"larger than {limits.file_bytes} bytes (limit)", "file too large")
     else:
         data = source
     if data.startswith(b"\x1f\x8b"):
@@ -79,15 +88,21 @@ def _unpacked(data: bytes, limits: Limits) -> bytes:
         try:
             text += unpacker.decompress(data, limits.file_bytes + 1 - len(text))
         except zlib.error as error:
-            raise Unreadable(f"not a sound gzip file: {error}") from None
+            raise Unreadable(f"not a sound gzip file: {error}", "damaged gzip file") from None
         if len(text) > limits.file_bytes:
-            raise Unreadable(f"unpacks to more than {limits.file_bytes} bytes (limit)")
+            raise Unreadable(
+                f"unpacks to more than {limits.file_bytes} bytes (limit)", "file too large"
+            )
         if not unpacker.eof:
-            raise Unreadable("not a sound gzip file: it does not end where it should")
+            raise Unreadable(
+                "not a sound gzip file: it does not end where it should", "damaged gzip file"
+            )
         data = unpacker.unused_data
         if not data:
             return text
-    raise Unreadable(f"a gzip file of more than {MOST_MEMBERS} members (limit)")
+    raise Unreadable(
+        f"a gzip file of more than {MOST_MEMBERS} members (limit)", "damaged gzip file"
+    )
 
 
 # Tags in lower case, with an underscore for the dot of later dictionaries.
@@ -177,7 +192,7 @@ def read_blocks(text: str, limits: Limits) -> list[Block]:
         Unreadable: the text is too long.
     """
     if len(text) > limits.file_bytes:
-        raise Unreadable(f"longer than {limits.file_bytes} characters (limit)")
+        raise Unreadable(f"longer than {limits.file_bytes} characters (limit)", "file too large")
     try:
         document = gemmi.cif.read_string(text, 0)
     except (ValueError, RuntimeError):
@@ -236,7 +251,7 @@ def _read_leniently(text: str) -> list[Block]:
     """Split text that breaks the rules. Quotes that do not close end with their line, values that
     belong to no tag are skipped, and only loops that matter must have whole lines."""
     if len(text) > _LENIENT_BYTES:
-        raise Unreadable("not a CIF, and too large to be read leniently")
+        raise Unreadable("not a CIF, and too large to be read leniently", "file too large")
     blocks = [Block("")]
     tags: list[str] = []
     values: list[str] = []

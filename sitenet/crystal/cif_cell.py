@@ -44,9 +44,12 @@ def read_cell(block: Block, limits: Limits) -> CellWithSymmetry:
         if angles[k - 3] is None:  # then it is 90 degrees, where symmetry leaves no choice
             other = _cell_of([*values[:k], 80.0, *values[k + 1 :]], limits)
             if fits(operations, other):
-                raise Unreadable(f"no cell ({tag} is missing)")
+                raise Unreadable(f"no cell ({tag} is missing)", "no cell")
     if not fits(operations, cell):
-        raise Unreadable(f"the cell ({_described(values)}) does not have its symmetry")
+        raise Unreadable(
+            f"the cell ({_described(values)}) does not have its symmetry",
+            "cell without its symmetry",
+        )
     return CellWithSymmetry(cell, operations, _doubts(block, operations, values))
 
 
@@ -56,13 +59,13 @@ def _length(block: Block, tag: str) -> float:
         text = block.value(tag + unit)
         if text is not None:
             return _number(tag + unit, text) * angstrom
-    raise Unreadable(f"no cell ({tag} is missing)")
+    raise Unreadable(f"no cell ({tag} is missing)", "no cell")
 
 
 def _number(tag: str, text: str) -> float:
     value = gemmi.cif.as_number(text)
     if not np.isfinite(value):
-        raise Unreadable(f"impossible cell ({tag} is {number_problem(text)})")
+        raise Unreadable(f"impossible cell ({tag} is {number_problem(text)})", "impossible cell")
     return value
 
 
@@ -73,16 +76,18 @@ def _described(values: list[float]) -> str:
 def _cell_of(values: list[float], limits: Limits) -> np.ndarray:
     lengths, angles = np.array(values[:3]), np.radians(values[3:])
     if not ((lengths > 0).all() and (angles > 0).all()):
-        raise Unreadable(f"impossible cell ({_described(values)})")
+        raise Unreadable(f"impossible cell ({_described(values)})", "impossible cell")
     if (lengths > limits.edge).any():
-        raise Unreadable(f"cell longer than {limits.edge:g} A (limit): {_described(values)}")
+        raise Unreadable(
+            f"cell longer than {limits.edge:g} A (limit): {_described(values)}", "cell too long"
+        )
     # As in pymatgen: c along z, a in the plane of x and z.
     cos, sin = np.cos(angles), np.sin(angles)
     cos[abs(cos) < 1e-15] = 0
     x = (cos[2] - cos[0] * cos[1]) / sin[1] if sin[1] > 1e-9 else np.inf
     y_squared = sin[0] ** 2 - x**2
     if not ((angles < np.pi).all() and y_squared > 1e-6):
-        raise Unreadable(f"impossible cell ({_described(values)})")
+        raise Unreadable(f"impossible cell ({_described(values)})", "impossible cell")
     directions = [[sin[1], 0, cos[1]], [x, np.sqrt(y_squared), cos[0]], [0, 0, 1]]
     return lengths[:, None] * np.array(directions)
 
@@ -100,7 +105,7 @@ def _read_operations(block: Block, cell: list[float]) -> Operations:
     try:
         operations = _stated_operations(block, cell)
     except ValueError as error:
-        raise Unreadable(str(error)) from None
+        raise Unreadable(str(error), "symmetry not understood") from None
     if operations is None:
         _refuse_other_symmetry(block, "")
         return operations_from_triplets(("x,y,z",))
@@ -141,7 +146,9 @@ _NO_SYMMETRY = frozenset(
 def _refuse_other_symmetry(block: Block, *parts: str) -> None:
     """Refuse a block with a symmetry that is not understood, under a tag with one of the parts."""
     if (block.number(blocks.MODULATION) or 0) > 0:
-        raise Unreadable("a modulated structure (superspace group) is not read")
+        raise Unreadable(
+            "a modulated structure (superspace group) is not read", "symmetry not understood"
+        )
     for tag, column in block.columns.items():
         is_symmetry = tag.startswith(blocks.ANY_SYMMETRY) and tag not in _UNDERSTOOD
         is_symmetry = is_symmetry and any(part in tag for part in parts)
@@ -150,7 +157,8 @@ def _refuse_other_symmetry(block: Block, *parts: str) -> None:
             if value and (len(column) > 1 or value.replace(" ", "").lower() not in _NO_SYMMETRY):
                 raise Unreadable(
                     f"symmetry is stated by {tag} ({shown(value)}) only, which is not understood; "
-                    f"symmetry operations are needed"
+                    f"symmetry operations are needed",
+                    "symmetry not understood",
                 )
 
 

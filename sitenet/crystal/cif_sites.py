@@ -42,7 +42,7 @@ def read_sites(block: Block) -> Sites:
     if "dum" in flags or not occupancy.all():
         rows = [k for k in range(count) if flags[k] != "dum" and occupancy[k] > 0]
         if not rows:
-            raise Unreadable("no sites (none is occupied)")
+            raise Unreadable("no sites (none is occupied)", "no sites")
         table = {tag: [column[k] for k in rows] for tag, column in table.items()}
         occupancy, labels = occupancy[rows], table[blocks.LABEL]
     texts = [table[tag] for tag in blocks.FRACT]
@@ -82,20 +82,23 @@ def _table(block: Block) -> dict[str, list[str]]:
     table = {tag: block.columns[tag] for tag in _COLUMNS if tag in block.columns}
     if blocks.FRACT[0] not in table:
         what = "Cartesian coordinates only; " if blocks.CARTN in block.columns else ""
-        raise Unreadable(f"no sites ({what}{blocks.FRACT[0]} is missing)")
+        raise Unreadable(f"no sites ({what}{blocks.FRACT[0]} is missing)", "no sites")
     labels = table.get(blocks.LABEL) or table.get(blocks.SYMBOL)
     if labels is None:
-        raise Unreadable("sites have neither _atom_site_type_symbol nor _atom_site_label")
+        raise Unreadable(
+            "sites have neither _atom_site_type_symbol nor _atom_site_label", "no sites"
+        )
     for tag in blocks.FRACT:
         if tag not in table:
-            raise Unreadable(f"no sites ({tag} is missing)")
+            raise Unreadable(f"no sites ({tag} is missing)", "no sites")
     table.setdefault(blocks.LABEL, labels)
     count = len(table[blocks.FRACT[0]])
     for tag, column in table.items():
         if len(column) != count:
             raise Unreadable(
                 f"{tag} has {len(column)} values, {blocks.FRACT[0]} has {count}: "
-                f"columns of _atom_site_ differ in length"
+                f"columns of _atom_site_ differ in length",
+                "columns of different lengths",
             )
     return table
 
@@ -109,7 +112,9 @@ def _coordinates(column: list[str], labels: list[str]) -> np.ndarray:
     if not sound.all():
         row = int(np.argmin(sound))
         problem = number_problem(column[row])
-        raise Unreadable(f"coordinates of {labels[row]:.40} are unknown: {problem}")
+        raise Unreadable(
+            f"coordinates of {labels[row]:.40} are unknown: {problem}", "unknown coordinates"
+        )
     return values
 
 
@@ -133,7 +138,10 @@ def _occupancies(column: list[str], labels: list[str], flags: list[str]) -> np.n
     sound = (values >= 0) & (values <= CROWDED)
     for row in np.flatnonzero(~sound):
         if flags[row] != "dum":
-            raise Unreadable(f"occupancy of {labels[row]:.40} is {number_problem(column[row])}")
+            raise Unreadable(
+                f"occupancy of {labels[row]:.40} is {number_problem(column[row])}",
+                "impossible occupancy",
+            )
     return np.where(values >= FULL, 1.0, values)
 
 
@@ -169,12 +177,12 @@ def _species(
         if isinstance(species, Unnamed):
             if is_placeholder(key[0]) and _shares_its_place(site, frac, occupancy):
                 continue  # a vacancy
-            raise Unreadable(f"{species} (site {labels[site]:.40})")
+            raise Unreadable(f"{species} (site {labels[site]:.40})", "unknown element")
         for each in species:
             sources.append(site)
             rows.append(each)
     if not rows:
-        raise Unreadable("no sites (none is occupied)")
+        raise Unreadable("no sites (none is occupied)", "no sites")
     return np.array(sources), rows
 
 
@@ -240,7 +248,8 @@ def merge_coincident_sites(
             a, b = sites.labels[i[k]], sites.labels[j[k]]
             raise Unreadable(
                 f"two atoms in one place ({shown(a)[1:-1]} and {shown(b)[1:-1]}, "
-                f"{distance[k]:.3f} A apart)"
+                f"{distance[k]:.3f} A apart)",
+                "two atoms in one place",
             )
         keep = ~np.isin(source, j[crowded])
         frac, source = frac[keep], source[keep]
@@ -251,5 +260,5 @@ def merge_coincident_sites(
     total = np.bincount(place, occupancy)[place]
     if total.max() > CROWDED:
         label = sites.labels[source[np.argmax(total)]]
-        raise Unreadable(f"two atoms in one place ({shown(label)[1:-1]})")
+        raise Unreadable(f"two atoms in one place ({shown(label)[1:-1]})", "two atoms in one place")
     return frac, source, occupancy / np.maximum(total, 1)

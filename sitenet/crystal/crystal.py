@@ -355,10 +355,12 @@ def _open(
             kind = type(source).__name__
             raise TypeError(f"expected a path, CIF text or its bytes, got {kind}")
         blocks = read_blocks(text, limits)
-    except (Unreadable, ValueError) as error:
+    except Unreadable as error:
+        raise CifError(file, None, str(error), error.kind) from None
+    except ValueError as error:
         raise CifError(file, None, str(error)) from None
     if not blocks:
-        raise CifError(file, None, "no data block")
+        raise CifError(file, None, "no data block", "no data block")
     return file, [block for block in blocks if has_sites(block)] or blocks[:1], limits
 
 
@@ -366,13 +368,15 @@ def _read(file: str, block: Block, disorder: str, limits: Limits) -> Crystal:
     try:
         structure = read_structure(block, limits, disorder)
         return Crystal(**structure._asdict(), name=block.name or None)
-    except (Unreadable, ValueError) as error:
+    except Unreadable as error:
+        raise CifError(file, block.name, str(error), error.kind) from None
+    except ValueError as error:
         raise CifError(file, block.name, str(error)) from None
 
 
 def _report(file: str, crystal: Crystal, strict: bool) -> None:
     """Warn the caller of ``read_cif`` or ``read_cifs`` of all doubts, or refuse the crystal."""
     if strict and crystal.warnings:
-        raise CifError(file, crystal.name, "; ".join(crystal.warnings))
+        raise CifError(file, crystal.name, "; ".join(crystal.warnings), "contradictory CIF")
     for text in crystal.warnings:
         warnings.warn(f"{location(file, crystal.name)}: {text}", CifWarning, stacklevel=3)

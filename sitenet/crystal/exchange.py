@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 def package_of(structure: Any) -> str:
     """``"pymatgen"`` for a Structure, ``"ase"`` for Atoms (and MSONAtoms), ``""`` for others."""
-    if _is_a(structure, "ase", "Atoms"):
+    if is_a(structure, "ase", "Atoms"):
         return "ase"
-    return "pymatgen" if _is_a(structure, "pymatgen", "IStructure") else ""
+    return "pymatgen" if is_a(structure, "pymatgen", "IStructure") else ""
 
 
-def _is_a(structure: Any, module: str, name: str) -> bool:
+def is_a(structure: Any, module: str, name: str) -> bool:
     """Whether an object is of a class of an optional package, or of one derived from it."""
     return any(
         cls.__name__ == name and cls.__module__.partition(".")[0] == module
@@ -38,7 +38,7 @@ def refusal(structure: Any, expected: str) -> TypeError:
         hint = f", which Crystal.from_{package_of(structure)} converts"
     elif isinstance(structure, dict):
         hint = "; make a Structure or Atoms of it first"
-    elif _is_a(structure, "pymatgen", "IMolecule"):
+    elif is_a(structure, "pymatgen", "IMolecule"):
         hint = ", which has no cell"
     return TypeError(f"expected {expected}, got {type(structure).__name__}{hint}")
 

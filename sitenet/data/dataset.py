@@ -1,7 +1,8 @@
-"""Crystals with ids and targets as arrays: read from a source, and split."""
+"""Crystals with ids and targets as arrays, read from a source."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -9,18 +10,14 @@ from pathlib import Path
 import numpy as np
 
 from sitenet.crystal.crystal import Crystal
+from sitenet.data.failures import NO_VALUE
+from sitenet.data.failures import LeftOut as LeftOut
+from sitenet.data.failures import write_left_out as write_left_out
+from sitenet.data.groups import formula_groups, structure_groups
 from sitenet.data.source import Record, Source
-from sitenet.system.files import write_csv
+from sitenet.data.splits import Split as Split
+from sitenet.data.splits import split as split
 from sitenet.system.workers import default_workers, in_order
-
-
-@dataclass(frozen=True)
-class LeftOut:
-    """A structure that could not be used, and why."""
-
-    id: str
-    where: str
-    reason: str
 
 
 @dataclass(eq=False)
@@ -34,8 +31,8 @@ class Dataset:
         names: of the targets.
         units: of the targets.
         split: (crystals,) value of the source's split column, "" where there is none.
-        left_out: what the source held beside these.
-        key: hash of the content, of prepared datasets.
+        left_out: structures of the source that could not be used.
+        key: hash of the content, for prepared datasets.
         path: the file it was loaded from, if any.
     """
 
@@ -48,6 +45,7 @@ class Dataset:
     left_out: list[LeftOut] = field(default_factory=list)
     key: str | None = None
     path: Path | None = None
+    _groups: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -64,6 +62,7 @@ class Dataset:
             split=pick(self.split),
             key=None,
             path=None,
+            _groups={kind: _first_of_each(groups[index]) for kind, groups in self._groups.items()},
         )
 
     def with_targets(self, names: Sequence[str] | None) -> Dataset:
@@ -72,18 +71,52 @@ class Dataset:
         Raises:
             ValueError: there is no such target, or there are several and none is named.
         """
+        listed = ", ".join(self.names) or "none"
         if names is None:
             if len(self.names) != 1:
-                found = ", ".join(self.names) or "none"
-                raise ValueError(f"say which target to learn; there is {found}")
+                raise ValueError(f"say which target to learn; there is {listed}")
             return self
         missing = [n for n in names if n not in self.names]
         if missing:
-            found = ", ".join(self.names) or "none"
-            raise ValueError(f"no target {', '.join(missing)}; there is {found}")
+            raise ValueError(f"no target {', '.join(missing)}; there is {listed}")
         columns = [self.names.index(n) for n in names]
         units = tuple(self.units[c] for c in columns)
         return replace(self, targets=self.targets[:, columns], names=tuple(names), units=units)
+
+    def with_values(self) -> Dataset:
+        """The crystals that have a value of at least one target; the others are left out."""
+        has_value = np.isfinite(self.targets).any(1)
+        if has_value.all() or not self.names:
+            return self
+        reason = f"no value of {', '.join(self.names)}"
+        lost = [self.ids[k] for k in np.flatnonzero(~has_value)]
+        kept = self.select(np.flatnonzero(has_value))
+        left_out = [*self.left_out, *(LeftOut(name, name, reason, NO_VALUE) for name in lost)]
+        key = self.key
+        if key is not None:  # that of the crystals that are left, to cache their pairs by
+            key = hashlib.sha256(key.encode() + np.packbits(has_value).tobytes()).hexdigest()
+        return replace(kept, left_out=left_out, key=key, path=self.path)
+
+    def groups(self, kind: str) -> np.ndarray:
+        """The number of each crystal's first equal one, (crystals,).
+
+        Args:
+            kind: what to compare: "structure", "formula" or "none".
+        """
+        if kind == "none":
+            return np.arange(len(self))
+        compare = {"structure": structure_groups, "formula": formula_groups}.get(kind)
+        if compare is None:
+            raise ValueError(f"group must be 'structure', 'formula' or 'none', got {kind!r}")
+        if kind not in self._groups:
+            self._groups[kind] = compare(self.crystals)
+        return self._groups[kind]
+
+
+def _first_of_each(groups: np.ndarray) -> np.ndarray:
+    """Groups numbered by the first member that is left."""
+    _, first, number = np.unique(groups, return_index=True, return_inverse=True)
+    return first[number]
 
 
 # ---------------------------------------------------------------------------------------------
@@ -92,8 +125,12 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Preparation:
-    """How structures are made into a dataset: whether cells are made primitive, and what is done
-    about partial occupancy."""
+    """Settings by which structures are turned into a dataset.
+
+    Attributes:
+        primitive: whether to find the primitive cell of each.
+        disorder: what to do about partial occupancy, "error" or "average".
+    """
 
     primitive: bool = True
     disorder: str = "error"
@@ -103,32 +140,40 @@ USUAL = Preparation()
 
 
 def read_records(records: list[Record], how: Preparation) -> list[tuple[Record, Crystal | LeftOut]]:
-    """The crystal of each record, or why there is none; the records without their content."""
-    done: list[tuple[Record, Crystal | LeftOut]] = []
+    """The crystals of records, or why there are none; the records without their content.
+
+    A record of a file with several structures yields several.
+    """
+    results: list[tuple[Record, Crystal | LeftOut]] = []
     for record in records:
-        slim = replace(record, content=None)  # the content need not travel back
-        try:
-            crystal = record.crystal(how.disorder)
-            if how.primitive:
-                crystal = crystal.primitive()
-            crystal.name = record.id
-            done.append((slim, crystal))
-        except (ValueError, OSError) as error:
-            done.append((slim, LeftOut(record.id, record.where, str(error))))
-        except Exception as error:  # no structure may end a run over many
-            reason = f"{type(error).__name__}: {error}"
-            done.append((slim, LeftOut(record.id, record.where, reason)))
-    return done
+        for row, result in record.crystals(how.disorder):
+            slim = replace(row, content=None)  # the content need not travel back
+            results.append((slim, _finished(row, result, how)))
+    return results
+
+
+def _finished(row: Record, result: Crystal | Exception, how: Preparation) -> Crystal | LeftOut:
+    if isinstance(result, Exception):
+        return LeftOut.of(row.id, row.where, result)
+    try:
+        crystal = result.primitive() if how.primitive else result
+    except Exception as error:  # no structure may end a run over many
+        return LeftOut.of(row.id, row.where, error)
+    crystal.name = row.id
+    return crystal
 
 
 class Reader:
-    """``read_records`` with its settings, for processes to receive."""
+    """``read_records`` with its settings, to be sent to processes."""
 
     def __init__(self, how: Preparation) -> None:
         self.how = how
 
-    def __call__(self, records: list[Record]) -> list[tuple[Record, Crystal | LeftOut]]:
-        return read_records(records, self.how)
+    def __call__(self, records: list[Record]) -> Part:
+        return len(records), read_records(records, self.how)
+
+
+Part = tuple[int, list[tuple[Record, Crystal | LeftOut]]]  # with the number of records
 
 
 def read(
@@ -137,13 +182,13 @@ def read(
     workers: int | None = None,
     advance: Callable[[int], None] = lambda done: None,
 ) -> Dataset:
-    """All crystals of a source in memory.
+    """Read all crystals of a source into memory.
 
     Args:
         source: see ``open_source``.
         how: settings.
         workers: processes; None chooses.
-        advance: is told how many more records have been read.
+        advance: called with the number of records that have been read since the last call.
 
     Returns:
         A dataset; what could not be used is in its ``left_out``.
@@ -153,19 +198,19 @@ def read(
     return collect(parts, source, advance)
 
 
-def collect(parts: Iterable[list], source: Source, advance: Callable[[int], None]) -> Dataset:
-    """What a ``Reader`` made of a source's records, part by part, as a dataset."""
+def collect(parts: Iterable[Part], source: Source, advance: Callable[[int], None]) -> Dataset:
+    """Assemble a dataset from the results of a ``Reader``, part by part."""
     records: list[Record] = []
     crystals: list[Crystal] = []
     left_out: list[LeftOut] = []
-    for part in parts:
-        for record, result in part:
+    for count, results in parts:
+        for record, result in results:
             if isinstance(result, LeftOut):
                 left_out.append(result)
             else:
                 records.append(record)
                 crystals.append(result)
-        advance(len(part))
+        advance(count)
     shape = len(records), len(source.targets)
     targets = np.array([r.targets for r in records], dtype=np.float64).reshape(shape)
     return Dataset(
@@ -177,68 +222,3 @@ def collect(parts: Iterable[list], source: Source, advance: Callable[[int], None
         [r.split for r in records],
         left_out,
     )
-
-
-# ---------------------------------------------------------------------------------------------
-# Splits
-
-
-@dataclass(frozen=True)
-class Split:
-    """Numbers of the crystals to learn from, to choose the best epoch by, and to test on."""
-
-    train: np.ndarray
-    valid: np.ndarray
-    test: np.ndarray
-
-    def without_test(self) -> Split:
-        """The same, but to learn from the test's crystals too."""
-        return Split(np.sort(np.concatenate([self.train, self.test])), self.valid, self.test[:0])
-
-
-def split(data: Dataset, valid: float, test: float, seed: int, fold: str | None = None) -> Split:
-    """Divide a dataset.
-
-    Args:
-        data: where its split column says ``train`` of some crystals, that holds, and so do
-            ``valid`` (or ``val``) and ``test``; what it says of the others leaves them out.
-        valid: part of the crystals for validation, drawn from those to learn from where the column
-            names none.
-        test: likewise for the test.
-        seed: of the random order, the same for the same number of crystals.
-        fold: the value of the split column whose rows are the test.
-
-    Raises:
-        ValueError: no crystal is in that fold, or none is left to learn from.
-    """
-    names = np.array([_PARTS.get(s.lower(), s.lower()) for s in data.split], dtype=object)
-    order = np.random.default_rng(seed).permutation(len(data))
-    rest, parts = order, {}
-    if fold is not None:
-        held = names == str(fold).lower()
-        if not held.any():
-            found = ", ".join(sorted(set(data.split) - {""})) or "nothing"
-            raise ValueError(f"no crystal is in fold {fold!r}; the split column says {found}")
-        parts["test"] = np.flatnonzero(held)
-        rest = order[~held[order]]
-    elif (names == "train").any():
-        rest = order[(names == "train")[order]]
-        parts = {n: np.flatnonzero(names == n) for n in ("valid", "test") if (names == n).any()}
-    for name, share in (("test", test), ("valid", valid)):
-        if name not in parts:
-            count = max(round(share * len(data)), 1) if share else 0
-            parts[name], rest = np.sort(rest[:count]), rest[count:]
-    if not len(rest):
-        raise ValueError(
-            f"nothing is left to learn from: {len(parts['valid'])} crystals for validation, "
-            f"{len(parts['test'])} for the test"
-        )
-    return Split(np.sort(rest), parts["valid"], parts["test"])
-
-
-_PARTS = {"val": "valid", "validation": "valid", "training": "train", "testing": "test"}
-
-
-def write_left_out(left_out: Sequence[LeftOut], path: Path) -> None:
-    """A CSV of what could not be used: id, where, reason."""
-    write_csv(path, ("id", "where", "reason"), ((x.id, x.where, x.reason) for x in left_out))

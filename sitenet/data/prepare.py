@@ -14,7 +14,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as parquet
 
-from sitenet.data.dataset import USUAL, Dataset, LeftOut, Preparation, Reader, collect, read
+from sitenet.data.dataset import USUAL, Dataset, Preparation, Reader, collect, read
+from sitenet.data.duplicates import find_duplicates
+from sitenet.data.failures import LeftOut, printable, reasons
 from sitenet.data.prepared import (
     FORMAT,
     content_hash,
@@ -27,11 +29,11 @@ from sitenet.data.prepared import (
 from sitenet.data.readers import open_source
 from sitenet.data.source import Source
 from sitenet.system.distributed import barrier, is_first, world
-from sitenet.system.files import new_file
+from sitenet.system.files import locked, new_file
 from sitenet.system.progress import Reporter
 from sitenet.system.workers import default_workers, in_order
 
-PART = 2000  # crystals that are prepared, written and, after a kill, redone together
+PART = 2000  # records that are read, written and, after a kill, read again together
 
 
 def prepare(
@@ -42,11 +44,11 @@ def prepare(
     workers: int | None = None,
     advance: Callable[[int], None] = lambda done: None,
 ) -> tuple[int, list[LeftOut]]:
-    """Make a dataset file of a source, in bounded memory.
+    """Write a source's crystals to a dataset file, in bounded memory.
 
-    A part of the crystals is read, written and renamed at a time, into a folder beside ``out``; a
-    run that was killed goes on with the parts that are missing, and they become one file at the
-    end. A file that was made of the same source with the same settings is left as it is.
+    They are written part by part into a folder beside ``out``, and joined at the end; a run that
+    was killed goes on with the parts that are missing. A file that was prepared from the same
+    source with the same settings is left as it is.
 
     Args:
         source: what ``open_source`` takes, or a source.
@@ -54,13 +56,15 @@ def prepare(
         targets: as in ``open_source``.
         how: settings.
         workers: processes; None chooses.
-        advance: is told how many more records are done, those of an earlier run too.
+        advance: called with the number of records done since the last call, those of an earlier run
+            included.
 
     Returns:
         The number of crystals, and what was left out.
 
     Raises:
-        ValueError: the source cannot be read, or not one of its crystals can be used.
+        ValueError: the source cannot be read, not one of its crystals can be used, or another
+            process is preparing the same file.
     """
     if not isinstance(source, Source):
         source = open_source(source, targets)
@@ -74,33 +78,61 @@ def prepare(
         "primitive": how.primitive,
         "disorder": how.disorder,
     }
-    done = _finished(out, settings)
-    if done is not None:
+    earlier = _finished(out, settings)
+    if earlier is not None:
         advance(len(source))
-        return done
-    key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
-    folder = out.with_name(f".{out.name}.{key}.parts")
-    for other in out.parent.glob(f".{glob.escape(out.name)}.*.parts"):
-        if other != folder:  # of other settings
-            shutil.rmtree(other)
+        return earlier
+    folder = _parts_folder(out, settings)
+    _remove_abandoned(out, folder)
     folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder / _LOCK, wait=False) as alone:
+        if not alone:
+            raise ValueError(f"another process is preparing {out}")
+        paths = _write_parts(folder, source, how, workers, advance)
+        return _join(paths, out, settings, source)
+
+
+_LOCK = "lock"  # in a folder of parts, held by the process that writes them
+
+
+def _parts_folder(out: Path, settings: dict[str, Any]) -> Path:
+    key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+    return out.with_name(f".{out.name}.{key}.parts")
+
+
+def _remove_abandoned(out: Path, folder: Path) -> None:
+    """Remove parts of other settings that no process is writing any more."""
+    for other in out.parent.glob(f".{glob.escape(out.name)}.*.parts"):
+        if other != folder:
+            with locked(other / _LOCK, wait=False) as abandoned:
+                if abandoned:
+                    shutil.rmtree(other)
+
+
+def _write_parts(
+    folder: Path,
+    source: Source,
+    how: Preparation,
+    workers: int | None,
+    advance: Callable[[int], None],
+) -> list[Path]:
+    """Write the parts that are missing; returns the files of all of them."""
     workers = default_workers(len(source)) if workers is None else workers
     records = iter(source)
-    for number in itertools.count():
-        path = folder / f"{number:05d}.parquet"
-        part = list(itertools.islice(records, PART))
-        if not part:
-            break
-        if not _is_whole(path):
-            data = collect(in_order(Reader(how), part, workers), source, advance)
-            _write(table_of(data), path, {"left_out": [vars(x) for x in data.left_out]})
-        else:
+    paths: list[Path] = []
+    while part := list(itertools.islice(records, PART)):
+        path = folder / f"{len(paths):05d}.parquet"
+        paths.append(path)
+        if _is_whole(path):
             advance(len(part))
-    return _join(folder, out, settings, source, number)
+            continue
+        data = collect(in_order(Reader(how), part, workers), source, advance)
+        _write(table_of(data), path, {"left_out": [vars(x) for x in data.left_out]})
+    return paths
 
 
 def _finished(out: Path, settings: dict[str, Any]) -> tuple[int, list[LeftOut]] | None:
-    """What ``prepare`` returned when it made this sound file with these settings, if it did."""
+    """What ``prepare`` returned for a sound file that it wrote with these settings, else None."""
     if not is_prepared(out):
         return None
     try:
@@ -132,15 +164,15 @@ def _facts(path: Path) -> dict[str, Any]:
 
 
 def _join(
-    folder: Path, out: Path, settings: dict, source: Source, parts: int
+    paths: list[Path], out: Path, settings: dict[str, Any], source: Source
 ) -> tuple[int, list[LeftOut]]:
-    paths = [folder / f"{k:05d}.parquet" for k in range(parts)]
+    """Join the parts into one file and remove them."""
     left_out = [LeftOut(**x) for p in paths for x in _facts(p)["left_out"]]
     count = sum(parquet.read_metadata(p).num_rows for p in paths)
+    folder = _parts_folder(out, settings)
     if not count:
-        reasons = f": {left_out[0].where}: {left_out[0].reason}" if left_out else ""
         shutil.rmtree(folder)
-        raise ValueError(f"{source.path}: not one crystal can be used{reasons}")
+        raise ValueError(_none_usable(source.path, left_out))
     schema = parquet.read_schema(paths[0]).remove_metadata()
     hashes = []
     with (
@@ -171,6 +203,8 @@ def open_dataset(
 ) -> Dataset:
     """Open crystals with their properties, whatever holds them.
 
+    Crystals without a value of any target are left out. Duplicates are reported.
+
     Args:
         data: a source or what ``open_source`` takes, a file written by ``prepare``, or a Dataset.
         targets: properties to keep; None takes the only one, () none.
@@ -179,29 +213,49 @@ def open_dataset(
         prepared_as: a file to prepare a source into, so that several processes can share it: the
             first process writes it, all load it. None reads the source into memory.
         workers: worker processes; None chooses.
-        reporter: shows progress.
+        reporter: shows progress and the duplicates.
 
     Raises:
         ValueError: the source cannot be read, or none of its structures can be used.
     """
-    if isinstance(data, Dataset):
-        return data.with_targets(targets)
-    if not isinstance(data, Source) and is_prepared(data):
-        return load_dataset(data).with_targets(targets)
     reporter = reporter or Reporter()
-    source = data if isinstance(data, Source) else open_source(data, targets, split_column)
+    if isinstance(data, Dataset):
+        dataset = data.with_targets(targets)
+    elif not isinstance(data, Source) and is_prepared(data):
+        dataset = load_dataset(data).with_targets(targets)
+    else:
+        source = data if isinstance(data, Source) else open_source(data, targets, split_column)
+        dataset = _read(source, how, prepared_as, workers, reporter)
+    dataset = dataset.with_values()
+    if not len(dataset):
+        path = data.path if isinstance(data, (Source, Dataset)) else data
+        raise ValueError(_none_usable(path, dataset.left_out))
+    if is_first() and (text := find_duplicates(dataset).describe()):
+        reporter.say(text)
+    return dataset
+
+
+def _read(
+    source: Source,
+    how: Preparation,
+    prepared_as: Path | None,
+    workers: int | None,
+    reporter: Reporter,
+) -> Dataset:
+    """Read a source into memory, or prepare it for several processes to share."""
     if prepared_as is None:
         if world() > 1:
             raise ValueError("several processes need a file to share the dataset: a run folder")
         with reporter.bar("reading structures", len(source)) as advance:
-            dataset = read(source, how, workers, advance)
-        if not len(dataset):
-            first = dataset.left_out[0] if dataset.left_out else None
-            reason = f": {first.where}: {first.reason}" if first else ""
-            raise ValueError(f"{source.path}: none of the structures can be used{reason}")
-        return dataset
+            return read(source, how, workers, advance)
     if is_first():
         with reporter.bar("reading structures", len(source)) as advance:
-            prepare(source, prepared_as, targets, how, workers, advance)
+            prepare(source, prepared_as, None, how, workers, advance)
     barrier()
     return load_dataset(prepared_as)
+
+
+def _none_usable(path: str | Path | None, left_out: Sequence[LeftOut]) -> str:
+    why = reasons(left_out)
+    where = "the dataset" if path is None else printable(str(path))
+    return f"{where}: not one structure can be used" + (f": {why}" if why else "")

@@ -31,9 +31,12 @@ _SCHEMA = {
     "split": pa.string(),
 }
 _TARGET = "target:"  # prefix of the targets' columns
+_WARNINGS = "warnings"  # absent from files of versions that kept none; one per line
 
 
 def table_of(data: Dataset) -> pa.Table:
+    """The crystals as rows, in the order of columns by which they are hashed."""
+
     def plain(values: np.ndarray | None) -> list | None:
         return None if values is None else values.ravel().tolist()
 
@@ -49,6 +52,8 @@ def table_of(data: Dataset) -> pa.Table:
     arrays = {name: pa.array(values, _SCHEMA[name]) for name, values in columns.items()}
     for k, name in enumerate(data.names):
         arrays[_TARGET + name] = pa.array(data.targets[:, k])
+    warnings = ["\n".join(c.warnings) for c in data.crystals]
+    arrays[_WARNINGS] = pa.array(warnings, pa.string())
     return pa.table(arrays)
 
 
@@ -56,6 +61,8 @@ def _crystals(table: pa.Table) -> Iterator[Crystal]:
     for batch in table.to_batches():
         columns = {name: batch.column(name) for name in _SCHEMA}
         cells = columns["cell"].flatten().to_numpy().reshape(-1, 3, 3)
+        has_warnings = _WARNINGS in batch.schema.names
+        warnings = batch.column(_WARNINGS).to_pylist() if has_warnings else [""] * len(batch)
         for i in range(len(batch)):
             oxidation, occupancy = columns["oxidation"][i], columns["occupancy"][i]
             yield Crystal(
@@ -65,6 +72,7 @@ def _crystals(table: pa.Table) -> Iterator[Crystal]:
                 oxidation.values.to_numpy() if oxidation.is_valid else None,
                 occupancy.values.to_numpy() if occupancy.is_valid else None,
                 columns["id"][i].as_py(),
+                tuple(filter(None, warnings[i].split("\n"))),
             )
 
 
@@ -88,8 +96,8 @@ def content_hash(table: pa.Table) -> bytes:
 
 def file_key(parts: list[bytes], facts: dict[str, Any]) -> str:
     """A hash of a dataset file: of its row groups and of what its metadata say."""
-    told = json.dumps({k: v for k, v in facts.items() if k != "key"}, sort_keys=True)
-    return hashlib.sha256(b"".join(parts) + told.encode()).hexdigest()
+    settings = json.dumps({k: v for k, v in facts.items() if k != "key"}, sort_keys=True)
+    return hashlib.sha256(b"".join(parts) + settings.encode()).hexdigest()
 
 
 def is_prepared(path: str | Path) -> bool:
@@ -104,31 +112,45 @@ def is_prepared(path: str | Path) -> bool:
 
 
 def read_whole(path: Path) -> tuple[dict[str, Any], pa.Table]:
-    """What the metadata of a dataset file say, and its rows, both checked."""
+    """The metadata of a dataset file and its rows, both checked.
+
+    Raises:
+        ValueError: the file is damaged or was altered, is not a dataset, or has another format.
+    """
     try:
         with parquet.ParquetFile(path, page_checksum_verification=True) as file:
             content = (file.metadata.metadata or {}).get(b"sitenet")
             if content is None:
-                raise ValueError(f"{path} is no dataset of sitenet prepare")
+                raise ValueError(f"{path} was not written by sitenet prepare")
             facts = json.loads(content)
             if facts["format"] != FORMAT:
                 raise ValueError(
-                    f"{path} has format {facts['format']}, this sitenet reads {FORMAT}: make it "
-                    "anew with sitenet prepare"
+                    f"{path} has format {facts['format']}, this sitenet reads {FORMAT}: prepare it "
+                    "again with sitenet prepare"
                 )
-            groups = [file.read_row_group(k) for k in range(file.num_row_groups)]
+            columns = _in_order(file.schema_arrow.names, facts["names"])
+            groups = [file.read_row_group(k).select(columns) for k in range(file.num_row_groups)]
     except (OSError, pa.ArrowException, json.JSONDecodeError, KeyError) as error:
-        raise ValueError(f"{path} is damaged or no dataset: {error}") from None
+        raise ValueError(f"{path} is damaged or not a dataset: {error}") from None
     if facts.get("key") != file_key(list(map(content_hash, groups)), facts):
-        raise ValueError(f"{path} was altered: its checksum is another one")
+        raise ValueError(f"{path} was altered: its content does not match its checksum")
     return facts, pa.concat_tables(groups)
 
 
+def _in_order(names: list[str], targets: list[str]) -> list[str]:
+    """The columns of a file in the order of ``table_of``, whatever theirs is."""
+    expected = [*_SCHEMA, *(_TARGET + name for name in targets)]
+    expected += [_WARNINGS] * (_WARNINGS in names)
+    if sorted(expected) != sorted(names):
+        raise KeyError(f"expected the columns {', '.join(expected)}, got {', '.join(names)}")
+    return expected
+
+
 def load_dataset(path: str | Path) -> Dataset:
-    """A dataset that ``prepare`` wrote.
+    """Load a dataset that ``prepare`` wrote.
 
     Raises:
-        ValueError: the file is damaged or was altered, is no dataset, or of another format.
+        ValueError: the file is damaged or was altered, is not a dataset, or has another format.
     """
     path = Path(path)
     facts, table = read_whole(path)

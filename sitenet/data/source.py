@@ -1,41 +1,24 @@
 """One row of a table of crystals, and the table as a whole.
 
-A source is read record by record; a record knows where it stands and how to make its crystal, so
-that a structure that cannot be used is named and the rest goes on.
+A source is read record by record. A record knows where it stands and how to read its structures,
+so that one that cannot be used is named and the rest goes on.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
+import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from sitenet.crystal.crystal import CifError, Crystal, read_cif
-from sitenet.crystal.disorder import FULL
-from sitenet.crystal.elements import NUMBERS
-
-# What a column's name ends with -> its unit.
-UNITS = {
-    "eV_per_atom": "eV/atom",
-    "eV/atom": "eV/atom",
-    "eV": "eV",
-    "GPa": "GPa",
-    "K": "K",
-    "A3": "Å³",
-    "A": "Å",
-    "bandgap": "eV",
-    "band_gap": "eV",
-    "gap pbe": "eV",
-    "gap expt": "eV",
-    "e_form": "eV/atom",
-    "energy_per_atom": "eV/atom",
-    "energy_peratom": "eV/atom",
-}
+from sitenet.crystal.crystal import CifError, Crystal, read_each
+from sitenet.data.failures import Unusable
+from sitenet.data.structures import from_jarvis_dict, from_pymatgen_json
+from sitenet.data.units import same_quantity as same_quantity
+from sitenet.data.units import unit_of as unit_of
 
 
 @dataclass(frozen=True)
@@ -43,12 +26,14 @@ class Record:
     """One row of a source.
 
     Attributes:
-        id: what it is called in results.
+        id: name in tables of results.
         where: file and row, for messages.
-        kind: what ``content`` is: "file", "cif", "pymatgen", "jarvis" or "crystal".
-        content: a path, CIF text, JSON text, a dict, or a Crystal.
-        targets: one number a target, NaN where missing.
+        kind: form of ``content``: "file", "cif", "pymatgen", "jarvis" or "crystal".
+        content: a path, CIF text or its bytes, JSON text, a dict, or a Crystal.
+        targets: one number per target, NaN where missing.
         split: the value of the source's split column, or "".
+        block: the CIF block to read, "" for the only structure.
+        several: whether each structure of a file is a row of its own.
     """
 
     id: str
@@ -57,51 +42,138 @@ class Record:
     content: Any
     targets: tuple[float, ...] = ()
     split: str = ""
+    block: str = ""
+    several: bool = False
 
     def crystal(self, disorder: str = "error") -> Crystal:
-        """The structure, as it stands in the source.
+        """Read the structure, as it stands in the source.
 
         Raises:
             ValueError: it cannot be used (CifError where it is a CIF), with the reason.
+            OSError: its file cannot be read.
         """
         match self.kind:
-            case "file":
-                crystal = read_cif(Path(self.content), disorder)
-            case "cif":
-                try:
-                    crystal = read_cif(_text(self.content), disorder)
-                except CifError as error:
-                    raise CifError(self.where, error.block, error.reason) from None
+            case "file" | "cif":
+                crystal = self._only(self._structures(disorder))
             case "pymatgen" | "jarvis":
-                make = _from_pymatgen_json if self.kind == "pymatgen" else _from_jarvis_dict
+                read = from_pymatgen_json if self.kind == "pymatgen" else from_jarvis_dict
                 try:
-                    crystal = make(self.content, disorder)
+                    crystal = read(self.content, disorder)
                 except (KeyError, TypeError, IndexError, AttributeError) as error:
-                    raise ValueError(f"no {self.kind} structure: {error!r}") from None
+                    reason = f"not a {self.kind} structure: {error!r}"
+                    raise Unusable(f"not a {self.kind} structure", reason) from None
             case _:
                 crystal = self.content
         return crystal
 
+    def crystals(self, disorder: str = "error") -> Iterator[tuple[Record, Crystal | Exception]]:
+        """Read every structure: a file of several yields a row for each, named ``id/block``.
 
-def _text(content: Any) -> str:
+        Yields:
+            The row, and its crystal or the exception that says why there is none.
+        """
+        try:
+            if not self.several:
+                yield self, self.crystal(disorder)
+                return
+            structures = self._structures(disorder)
+        except Exception as error:  # no structure may end a run over many
+            yield self, error
+            return
+        if len(structures) == 1:
+            yield self, structures[0][1]
+            return
+        names = _unique([name for name, _ in structures])
+        for name, (_, result) in zip(names, structures, strict=True):
+            yield replace(self, id=f"{self.id}/{name}", block=name), result
+
+    def _structures(self, disorder: str) -> list[tuple[str, Crystal | CifError]]:
+        """The blocks of a CIF that hold a structure."""
+        if self.kind == "file":
+            if not self.content:
+                raise Unusable("no file named", f"{self.where} names no file")
+            return list(read_each(Path(self.content), disorder))
+        try:
+            structures = list(read_each(_cif_text(self.content), disorder))
+        except CifError as error:
+            raise self._at_this_row(error) from None
+        return [
+            (name, self._at_this_row(x) if isinstance(x, CifError) else x) for name, x in structures
+        ]
+
+    def _at_this_row(self, error: CifError) -> CifError:
+        return CifError(self.where, error.block, error.reason, error.kind)
+
+    def _only(self, structures: list[tuple[str, Crystal | CifError]]) -> Crystal:
+        """The structure that the row means: that of its block, or the only one."""
+        names = _unique([name for name, _ in structures])
+        holder = f"{self.content}" if self.kind == "file" else f"{self.where}: the CIF text"
+        if self.block:
+            if self.block not in names:
+                raise Unusable(
+                    "no such block", f"{holder} holds {_listed(names)}, not {self.block!r}"
+                )
+            result = structures[names.index(self.block)][1]
+        elif len(structures) > 1:
+            reason = f"{holder} holds {len(names)} structures ({_listed(names)}), expected one"
+            if self.kind == "file":
+                reason += f": name one, as {Path(self.content).name}#{names[0]}"
+            raise Unusable("several structures in one row", reason)
+        else:
+            result = structures[0][1]
+        if isinstance(result, CifError):
+            raise result
+        return result
+
+
+def _unique(names: Sequence[str]) -> list[str]:
+    """Names of blocks; those without a name, or with that of another one, become their number, and
+    all of them where such a number is another one's name."""
+    counts, numbers = Counter(names), [str(k) for k in range(1, len(names) + 1)]
+    unique = [
+        name if name and counts[name] == 1 else number
+        for name, number in zip(names, numbers, strict=True)
+    ]
+    return unique if len(set(unique)) == len(names) else numbers
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + ", ..." * (len(names) > 5)
+
+
+def _cif_text(content: Any) -> str | bytes:
+    if isinstance(content, bytes) and content.strip():
+        return content
     if not isinstance(content, str) or not content.strip():
-        raise CifError("", None, f"expected CIF text, got {content!r}")
+        raise CifError("", None, f"expected CIF text, got {content!r:.60}", "no CIF text")
     return content if "\n" in content else content + "\n"
 
 
 class Source:
     """A table of crystals: iterate over it to get its records.
 
+    Args:
+        path: what it was opened from.
+        records: the records, in memory or read as they are iterated over.
+        targets: names of the properties that they carry.
+        units: their units; None takes those that the names state.
+
     Attributes:
         path: what it was opened from.
-        targets: names of the properties its records carry.
+        targets: names of the properties that its records carry.
         units: their units, "" where the name does not say.
     """
 
-    def __init__(self, path: Path, records: Sequence[Record] | Any, targets: Sequence[str]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        records: Sequence[Record] | Any,
+        targets: Sequence[str],
+        units: Sequence[str] | None = None,
+    ) -> None:
         self.path = path
         self.targets = tuple(targets)
-        self.units = tuple(map(unit_of, targets))
+        self.units = tuple(map(unit_of, targets) if units is None else units)
         self._records = records
 
     def __len__(self) -> int:
@@ -111,61 +183,15 @@ class Source:
         return iter(self._records)
 
     def fingerprint(self) -> str:
-        """A hash of names, sizes and times of the files: another one once they have changed."""
+        """A hash of the names, sizes and times of the files, which changes when they do."""
         digest = hashlib.sha256()
-        for path in (self.path, *_files(self._records)):
+        for path in (self.path, *self._files()):
             facts = path.stat() if path.is_file() else None
-            found = (facts.st_size, facts.st_mtime_ns) if facts else "none"
-            digest.update(f"{path.absolute()} {found}\n".encode())
+            state = f"{facts.st_size, facts.st_mtime_ns}" if facts else "none"
+            digest.update(os.fsencode(path.absolute()) + f" {state}\n".encode())
         return digest.hexdigest()
 
-
-def _files(records: Any) -> Iterator[Path]:
-    """The files that records in memory name."""
-    if isinstance(records, list):
-        yield from (Path(r.content) for r in records if r.kind == "file")
-
-
-def unit_of(name: str) -> str:
-    """The unit that the name of a column ends with, or ""."""
-    for ending, unit in UNITS.items():
-        if name == ending or name.endswith(("_" + ending, " " + ending)):
-            return unit
-    return ""
-
-
-def _from_pymatgen_json(text: str, disorder: str) -> Crystal:
-    """A crystal from the JSON of a pymatgen Structure, without pymatgen."""
-    content = json.loads(text)
-    numbers, frac, oxidation, occupancy = [], [], [], []
-    for k, site in enumerate(content["sites"]):
-        for species in site["species"]:
-            element = str(species["element"])
-            if element not in NUMBERS:
-                raise ValueError(f"site {k}: unknown element {element!r}")
-            numbers.append(NUMBERS[element])
-            frac.append(site["abc"])
-            oxidation.append(species.get("oxidation_state") or 0.0)
-            occupancy.append(species.get("occu", 1.0))
-    partial = min(occupancy, default=1) < FULL
-    if partial and disorder != "average":
-        raise ValueError('partial occupancy; disorder="average" averages over it')
-    return Crystal(
-        content["lattice"]["matrix"],
-        np.reshape(frac, (-1, 3)),
-        np.array(numbers, dtype=np.int64),
-        np.array(oxidation) if any(oxidation) else None,
-        np.minimum(occupancy, 1) if partial else None,
-    )
-
-
-def _from_jarvis_dict(content: dict, disorder: str) -> Crystal:
-    """A crystal from the dict of a JARVIS Atoms, which are ordered, without jarvis-tools."""
-    cell = np.array(content["lattice_mat"], dtype=np.float64)
-    coords = np.array(content["coords"], dtype=np.float64)
-    if content.get("cartesian"):
-        coords = coords @ np.linalg.inv(cell)
-    unknown = [e for e in content["elements"] if e.strip() not in NUMBERS]
-    if unknown:
-        raise ValueError(f"unknown element {unknown[0]!r}")
-    return Crystal(cell, coords, np.array([NUMBERS[e.strip()] for e in content["elements"]]))
+    def _files(self) -> Iterator[Path]:
+        """The files that records in memory name."""
+        if isinstance(self._records, list):
+            yield from (Path(r.content) for r in self._records if r.kind == "file" and r.content)

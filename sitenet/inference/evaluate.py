@@ -1,8 +1,8 @@
-"""What a model predicts of crystals whose properties are known, and how far off it is."""
+"""Predictions of crystals whose properties are known, and their errors."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,19 +10,29 @@ from typing import Any
 import numpy as np
 
 import sitenet
-from sitenet.data.dataset import Dataset, LeftOut, Preparation
+from sitenet.data.dataset import Dataset, LeftOut
 from sitenet.data.prepare import open_dataset
+from sitenet.data.prepared import is_prepared, load_dataset
 from sitenet.data.readers import open_source
+from sitenet.data.source import Source, same_quantity
 from sitenet.inference.metrics import class_scores, regression_scores
 from sitenet.inference.predict import from_store
+from sitenet.inference.structures import preparation
+from sitenet.inference.table import (
+    COVERAGE,
+    LIKENESS,
+    Cell,
+    intervals,
+    likeness_cells,
+    structure_warnings,
+    unlike_training,
+)
 from sitenet.model.calibration import half_widths
 from sitenet.model.ensemble import Model
 from sitenet.model.sitenet import Target
 from sitenet.pairs.cache import pairs_of_dataset
-from sitenet.system.files import write_csv
+from sitenet.system.files import cell_text, write_csv
 from sitenet.system.progress import Reporter
-
-COVERAGE = 0.9  # of the intervals that are written, unless said otherwise
 
 
 @dataclass(eq=False)
@@ -31,22 +41,27 @@ class Predictions:
 
     Attributes:
         ids: (crystals,).
-        split: (crystals,) "valid", "test" or the like.
-        targets: of the model.
-        truth: (crystals, targets), NaN where missing.
+        formulas: (crystals,) reduced formulas.
+        split: (crystals,) "train", "valid", "test" or "all".
+        targets: What the model predicts.
+        truth: (crystals, targets), NaN where unknown.
         values: (crystals, targets); probabilities for classes.
         half_width: (crystals, targets) of the intervals, infinite where there is none.
-        inside: (crystals,) whether each is like the training set.
-        lowest: the lowest value that a prediction can have.
+        unlike: (crystals,) why each is unlike the training set, "" if it is not; None if the model
+            is not calibrated.
+        warnings: (crystals,) doubts about each structure.
+        lowest: The lowest value that the model can predict.
     """
 
     ids: list[str]
+    formulas: list[str]
     split: list[str]
     targets: list[Target]
     truth: np.ndarray
     values: np.ndarray
     half_width: np.ndarray
-    inside: np.ndarray
+    unlike: list[str] | None
+    warnings: list[str]
     lowest: float = -np.inf
 
     @classmethod
@@ -58,70 +73,93 @@ class Predictions:
         values: np.ndarray,
         encodings: np.ndarray,
         coverage: float = COVERAGE,
+        structures: Any = None,
     ) -> Predictions:
-        """Predictions of parts of a dataset, one part after another."""
+        """Collect the predictions of parts of a dataset.
+
+        Args:
+            model: The model that predicted them.
+            data: Crystals with their true values.
+            parts: Name of the split -> numbers of its crystals.
+            values: (crystals, targets), one part after another.
+            encodings: (crystals, encoding), likewise.
+            coverage: Share of true values that the intervals should hold.
+            structures: The same crystals as ``unlike_training`` takes them, such as the pairs that
+                the model has used; None takes the crystals of the dataset.
+        """
         index = np.concatenate([np.asarray(i, dtype=int) for i in parts.values()])
-        inside = np.ones(len(index), dtype=bool)
-        if model.calibration is not None and len(index):
-            inside = model.calibration.inside(encodings)
+        crystals = [data.crystals[i] for i in index]
         return cls(
             [data.ids[i] for i in index],
+            [crystal.reduced_formula for crystal in crystals],
             [name for name, i in parts.items() for _ in i],
             model.targets,
             data.targets[index],
             values,
             half_widths(model, encodings, coverage),
-            inside,
+            unlike_training(model, encodings, crystals if structures is None else structures),
+            list(map(structure_warnings, crystals)),
             model.lowest,
         )
 
     def scores(self, mean: np.ndarray | None = None, median: np.ndarray | None = None) -> dict:
-        """Errors by split and target.
+        """Compute errors by split and target.
 
         Args:
-            mean: (targets,) of the training crystals: what predicting it would give stands beside,
-                as ``mae_of_mean``.
-            median: likewise, ``mae_of_median``.
+            mean: (targets,) of the training crystals; adds ``mae_of_mean``, the error of
+                predicting it for every crystal.
+            median: (targets,), likewise; adds ``mae_of_median``.
         """
-        found: dict[str, dict[str, dict[str, float]]] = {}
+        constants = {"mae_of_mean": mean, "mae_of_median": median}
+        by_split: dict[str, dict[str, dict[str, float]]] = {}
         for name in dict.fromkeys(self.split):
             chosen = np.array([s == name for s in self.split])
-            found[name] = {}
-            for k, target in enumerate(self.targets):
-                truth, y = self.truth[chosen, k], self.values[chosen, k]
-                if target.kind == "class":
-                    found[name][target.name] = class_scores(truth, y)
-                    continue
-                scores = regression_scores(truth, y)
-                for title, constant in (("mae_of_mean", mean), ("mae_of_median", median)):
-                    if constant is not None and scores["crystals"]:
-                        scores[title] = float(np.nanmean(np.abs(truth - constant[k])))
-                known = np.isfinite(truth)
-                width = self.half_width[chosen, k][known]
-                if len(width) and np.isfinite(width).all():
-                    scores["interval"] = float(width.mean())
-                    near = np.abs(y - truth)[known] <= width
-                    scores["coverage"] = float(near.mean())
-                found[name][target.name] = scores
-        return found
+            by_split[name] = {
+                target.name: self._scores(
+                    k, chosen, {n: c[k] for n, c in constants.items() if c is not None}
+                )
+                for k, target in enumerate(self.targets)
+            }
+        return by_split
+
+    def _scores(
+        self, k: int, chosen: np.ndarray, constants: Mapping[str, float]
+    ) -> dict[str, float]:
+        """Errors of one target, for the crystals of one split."""
+        truth, y = self.truth[chosen, k], self.values[chosen, k]
+        if self.targets[k].kind == "class":
+            return class_scores(truth, y)
+        scores = regression_scores(truth, y)
+        for name, constant in constants.items():
+            if scores["crystals"]:
+                scores[name] = float(np.nanmean(np.abs(truth - constant)))
+        known = np.isfinite(truth)
+        width = self.half_width[chosen, k][known]
+        if len(width) and np.isfinite(width).all():
+            scores["interval"] = float(width.mean())
+            scores["coverage"] = float((np.abs(y - truth)[known] <= width).mean())
+        return scores
 
     def write(self, path: Path) -> None:
-        """A CSV: id, split, then for each target its true value, prediction and interval."""
-        header = ["id", "split"]
+        """Write a CSV file: id, formula, split, true value, prediction and interval per target,
+        and doubts about the crystal."""
+        header = ["id", "formula", "split"]
         for target in self.targets:
             header += [target.name, f"{target.name}_predicted"]
             header += [f"{target.name}_low", f"{target.name}_high"] * (target.kind == "value")
-        write_csv(path, [*header, "like_training"], self._rows())
+        rows = (map(cell_text, row) for row in self._rows())
+        write_csv(path, [*header, *LIKENESS, "warnings"], map(list, rows))
 
-    def _rows(self) -> Any:
+    def _rows(self) -> Iterator[list[Cell]]:
+        low, high = intervals(self.values, self.half_width, self.lowest)
         for i, name in enumerate(self.ids):
-            row: list[Any] = [name, self.split[i]]
+            row: list[Cell] = [name, self.formulas[i], self.split[i]]
             for k, target in enumerate(self.targets):
-                row += [number(self.truth[i, k]), number(self.values[i, k])]
+                row += [float(self.truth[i, k]), float(self.values[i, k])]
                 if target.kind == "value":
-                    half_width = self.half_width[i, k]
-                    row += map(number, interval(self.values[i, k], half_width, self.lowest))
-            yield [*row, "yes" if self.inside[i] else "no"]
+                    row += [float(low[i, k]), float(high[i, k])]
+            unlike = None if self.unlike is None else self.unlike[i]
+            yield [*row, *likeness_cells(unlike), self.warnings[i]]
 
     def plot(
         self, folder: Path, history: Sequence[Mapping[str, Any]], reporter: Reporter
@@ -130,74 +168,99 @@ class Predictions:
         return sitenet.plot_predictions(self, folder, history, reporter)
 
 
-def interval(value: float, half_width: float, lowest: float = -np.inf) -> tuple[float, float]:
-    """Low and high end around a value; NaN where there is no interval. What a model never predicts
-    below ends there: no true value is lost where there is none."""
-    if not np.isfinite(half_width):
-        return np.nan, np.nan
-    return max(value - half_width, lowest), value + half_width
-
-
-def number(value: float) -> str:
-    """For tables: seven significant digits, nothing where it is not known."""
-    return f"{value:.7g}" if np.isfinite(value) else ""
-
-
 def evaluate(
     model: Model,
     data: str | Path | Dataset,
     targets: Sequence[str] | None = None,
-    primitive: bool = True,
-    disorder: str = "error",
+    primitive: bool | None = None,
+    disorder: str | None = None,
     workers: int | None = None,
     reporter: Reporter | None = None,
 ) -> tuple[Predictions, list[LeftOut]]:
     """Predict crystals whose properties are known.
 
     Args:
-        model: a SiteNet or an Ensemble.
-        data: a source, a file of ``sitenet prepare``, or a Dataset.
-        targets: columns with the true values of the model's targets, in their order; None takes
-            those of the same names, or the only one.
-        primitive: as in ``predict``.
-        disorder: as in ``read_cif``.
-        workers: processes that read structures and find pairs; None chooses.
-        reporter: is told how far it is.
+        model: A SiteNet or an Ensemble.
+        data: A source, a file of ``sitenet prepare``, or a Dataset.
+        targets: Columns with the true values of the model's targets, in their order; None takes
+            the columns that are named like the targets.
+        primitive: As in ``predict``.
+        disorder: As in ``predict``.
+        workers: Processes that read structures and find pairs; None chooses.
+        reporter: Shows progress.
 
     Returns:
-        The predictions (all in the split "all"), and what was left out.
+        The predictions, all in the split "all", and what was left out.
+
+    Raises:
+        ValueError: The columns do not hold what the model predicts: their number, unit or
+            quantity differs, or, unless ``targets`` names them, their name.
     """
     reporter = reporter or Reporter()
-    names = [t.name for t in model.targets]
+    opened = _open(data, targets, [target.name for target in model.targets])
+    _check_columns(model.targets, opened, is_named=targets is not None)
     dataset = open_dataset(
-        data,
-        _truth_columns(data, targets, names),
-        how=Preparation(primitive, disorder),
+        opened,
+        _names(opened),
+        how=preparation(model.config, primitive, disorder),
         workers=workers,
         reporter=reporter,
     )
-    if len(dataset.names) != len(names):
-        raise ValueError(f"the model predicts {', '.join(names)}; got {', '.join(dataset.names)}")
     with reporter.bar("finding pairs", len(dataset)) as advance:
         dataset, store = pairs_of_dataset(dataset, model.config, workers, advance)
-    found = from_store(model, store)
-    values = np.array([f[0] for f in found]).reshape(len(found), len(names))
-    encodings = np.array([f[1] for f in found])
+    outputs = from_store(model, store)
+    values = np.array([y for y, _ in outputs]).reshape(len(outputs), len(model.targets))
+    encodings = np.array([encoding for _, encoding in outputs])
+    encodings = encodings.reshape(len(outputs), model.encoding_size)
     parts = {"all": np.arange(len(dataset))}
-    return Predictions.of(model, dataset, parts, values, encodings), dataset.left_out
+    predictions = Predictions.of(model, dataset, parts, values, encodings, structures=store)
+    return predictions, dataset.left_out
 
 
-def _truth_columns(
+def _open(
     data: str | Path | Dataset, targets: Sequence[str] | None, names: list[str]
-) -> Sequence[str] | None:
-    """Columns of the true values: those asked for, else those with the names of the model's
-    targets if the data have them, else None for the only one."""
-    if targets is not None:
-        return targets
-    if isinstance(data, Dataset):
-        return names if set(names) <= set(data.names) else None
-    try:
-        open_source(data, names)
-    except ValueError:
-        return None
-    return names
+) -> Source | Dataset:
+    """Open data with the columns that are asked for, else those with the names of the model's
+    targets, else the only one."""
+    if not isinstance(data, Dataset):
+        if not is_prepared(data):
+            return _open_source(data, targets, names)
+        data = load_dataset(data)
+    if targets is None and set(names) <= set(data.names):
+        targets = names
+    return data.with_targets(targets)
+
+
+def _open_source(path: str | Path, targets: Sequence[str] | None, names: list[str]) -> Source:
+    if targets is None:
+        try:
+            return open_source(path, names)
+        except ValueError:  # no such columns; otherwise the next call raises it again
+            pass
+    return open_source(path, targets)
+
+
+def _names(data: Source | Dataset) -> Sequence[str]:
+    return data.names if isinstance(data, Dataset) else data.targets
+
+
+def _check_columns(targets: Sequence[Target], data: Source | Dataset, is_named: bool) -> None:
+    """Refuse true values that are not what the model predicts.
+
+    Args:
+        targets: What the model predicts.
+        data: Opened with one column per target.
+        is_named: Whether the user named the columns, and so vouches for them.
+    """
+    columns = _names(data)
+    if len(columns) != len(targets):
+        predicted = ", ".join(target.name for target in targets)
+        raise ValueError(f"the model predicts {predicted}; got {', '.join(columns)}")
+    for target, column, unit in zip(targets, columns, data.units, strict=True):
+        if complaint := same_quantity(target, column, unit):
+            raise ValueError(complaint)
+        if column != target.name and not is_named:
+            raise ValueError(
+                f"the model predicts {target.name}, the data have {column}; if that is the same "
+                f"quantity, name it with --target {column!r} or targets=[{column!r}]"
+            )

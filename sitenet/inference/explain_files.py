@@ -1,4 +1,4 @@
-"""What a model attends to in the crystals of files, folders and tables, and how far off it is: the
+"""What a model attends to in the crystals of files, folders and tables, and its errors on them: the
 paper's two figures, and the tables behind them."""
 
 from __future__ import annotations
@@ -10,11 +10,15 @@ from pathlib import Path
 
 import numpy as np
 
-from sitenet.data.dataset import LeftOut, write_left_out
+from sitenet.crystal.crystal import Crystal
+from sitenet.data.dataset import LeftOut, read_records, write_left_out
 from sitenet.data.readers import open_source
 from sitenet.data.source import Source
 from sitenet.inference.evaluate import Predictions
-from sitenet.inference.explain import DatasetExplanation, Explanation, explain_each
+from sitenet.inference.explain import PairsOfModel, explain_crystal
+from sitenet.inference.explanation import DatasetExplanation, Explanation
+from sitenet.inference.structures import preparation
+from sitenet.inference.table import structure_warnings
 from sitenet.model.ensemble import Model
 from sitenet.system.files import write_columns
 from sitenet.system.progress import Reporter
@@ -25,35 +29,44 @@ class Survey:
     """Crystals that were explained.
 
     Attributes:
-        explanation: of all of them.
-        single: of the crystal, where there is only one.
-        truth: (crystals, targets), NaN where not known.
-        left_out: what could not be used.
+        explanation: What the model attends to in all of them.
+        single: Explanation of the crystal, if there is only one.
+        truth: (crystals, targets), NaN where unknown.
+        formulas: (crystals,) reduced formulas.
+        warnings: (crystals,) doubts about each structure.
+        left_out: What could not be used.
     """
 
     explanation: DatasetExplanation
     single: Explanation | None
     truth: np.ndarray
+    formulas: list[str]
+    warnings: list[str]
     left_out: list[LeftOut]
 
     def write(self, folder: str | Path, reporter: Reporter | None = None) -> list[Path]:
-        """Write ``attention_by_distance.png``, ``parity.png`` where true values are known, tables
-        as CSV, and what was left out; plots need matplotlib."""
+        """Write tables as CSV, a list of what was left out, ``attention_by_distance.png``, and
+        ``parity.png`` if true values are known; the plots need matplotlib.
+
+        Returns:
+            The files written.
+        """
         folder, e = Path(folder), self.explanation
         folder.mkdir(parents=True, exist_ok=True)
         written = [folder / f"{rows}.csv" for rows in ("crystals", "elements", "distances")]
         for path in written:
             write_columns(path, e.columns(path.stem))
         write_left_out(self.left_out, folder / "left_out.csv")
-        count = len(e.names)
         predictions = Predictions(
             e.names,
-            ["all"] * count,
+            self.formulas,
+            ["all"] * len(e.names),
             e.targets,
             self.truth,
             e.predicted,
-            np.full(len(e.targets), np.inf),
-            np.ones(count, dtype=bool),
+            np.full(e.predicted.shape, np.inf),
+            None,
+            self.warnings,
         )
         written += predictions.plot(folder, [], reporter or Reporter())
         written.append(folder / "attention_by_distance.png")
@@ -67,53 +80,58 @@ def explain_files(
     *,
     max_sites: int | None = None,
     merge: bool = True,
-    primitive: bool = True,
-    disorder: str = "error",
+    primitive: bool | None = None,
+    disorder: str | None = None,
     reporter: Reporter | None = None,
 ) -> Survey:
     """Explain all crystals of files, folders and tables, in the memory of a few.
 
     Args:
-        model: a SiteNet or an Ensemble.
+        model: A SiteNet or an Ensemble.
         paths: CIFs, folders of CIFs, tables (``sitenet.data.readers.open_source``) or files of
-            ``sitenet prepare``. Columns called as the model's targets give the true values.
-        max_sites: as in ``explain``.
-        merge: as in ``explain``.
-        primitive: as in ``explain``.
-        disorder: as in ``read_cif``.
-        reporter: is told how far it is.
+            ``sitenet prepare``. Columns named like the model's targets give the true values.
+        max_sites: As in ``explain``.
+        merge: As in ``explain``.
+        primitive: As in ``explain``.
+        disorder: As in ``explain``.
+        reporter: Shows progress.
 
     Raises:
-        FileNotFoundError, ValueError: a path is none of these, or not one crystal can be used.
+        FileNotFoundError, ValueError: A path is none of these, or none of the crystals can be used.
     """
     reporter = reporter or Reporter()
-    sources = [_open(path, [t.name for t in model.targets]) for path in paths]
-    found = Survey(DatasetExplanation(model), None, np.empty(0), [])
+    how = preparation(model.config, primitive, disorder)
+    find = PairsOfModel(model, max_sites, merge)
+    sources = [_open(path, [target.name for target in model.targets]) for path in paths]
+    survey = Survey(DatasetExplanation(model), None, np.empty(0), [], [], [])
     truth: list[tuple[float, ...]] = []
-    nothing = (np.nan,) * len(model.targets)
+    unknown = (np.nan,) * len(model.targets)
     with reporter.bar("explaining", sum(map(len, sources))) as advance:
         for record in itertools.chain.from_iterable(sources):
-            try:
-                crystal = record.crystal(disorder)
-                crystal.name = record.id
-                found.single = next(explain_each(model, [crystal], max_sites, primitive, merge))
-            except (ValueError, OSError) as error:
-                found.left_out.append(LeftOut(record.id, record.where, str(error)))
-            else:
-                found.explanation.add(found.single)
-                truth.append(record.targets or nothing)
+            for row, content in read_records([record], how):
+                try:
+                    if isinstance(content, Crystal):
+                        survey.single = explain_crystal(model, content, find)
+                        survey.explanation.add(survey.single)
+                        survey.formulas.append(content.reduced_formula)
+                        survey.warnings.append(structure_warnings(content))
+                        truth.append(row.targets or unknown)
+                    else:
+                        survey.left_out.append(content)
+                except ValueError as error:
+                    survey.left_out.append(LeftOut.of(row.id, row.where, error))
             advance(1)
     if not truth:
-        first = found.left_out[0]
-        raise ValueError(f"not one crystal can be used: {first.where}: {first.reason}")
+        first = survey.left_out[0]
+        raise ValueError(f"none of the crystals can be used: {first.where}: {first.reason}")
     if len(truth) > 1:
-        found.single = None
-    found.truth = np.array(truth, dtype=np.float64)
-    return found
+        survey.single = None
+    survey.truth = np.array(truth, dtype=np.float64)
+    return survey
 
 
 def _open(path: str | Path, names: list[str]) -> Source:
-    """A source with the true values of the model's targets if it has them."""
+    """Open a source with the true values of the model's targets, if it has them."""
     try:
         return open_source(path, names)
     except ValueError:

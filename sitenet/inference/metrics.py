@@ -1,4 +1,5 @@
-"""How near predictions are, crystals without a true value left out; NaN if one is not a number."""
+"""Errors of predictions. Crystals without a true value are left out; a prediction that is not a
+number makes the errors NaN."""
 
 from __future__ import annotations
 
@@ -6,15 +7,15 @@ import numpy as np
 
 
 def regression_scores(truth: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
-    """Errors of predicted values.
+    """Compute errors of predicted values.
 
     Args:
         truth: (crystals,), NaN where missing.
         predicted: (crystals,) in the same unit.
 
     Returns:
-        ``crystals`` (with a known value), ``mae``, ``rmse``, ``max_error`` and ``r2`` (NaN where
-        the true values are all the same).
+        ``crystals`` (with a known value), ``mae``, ``rmse``, ``max_error`` and ``r2`` (NaN if
+        all true values are equal).
     """
     known = np.isfinite(truth)
     x, y = truth[known], predicted[known]
@@ -32,15 +33,15 @@ def regression_scores(truth: np.ndarray, predicted: np.ndarray) -> dict[str, flo
 
 
 def class_scores(truth: np.ndarray, probability: np.ndarray) -> dict[str, float]:
-    """Errors of predicted probabilities of the class 1.
+    """Compute errors of predicted probabilities of class 1.
 
     Args:
         truth: (crystals,) 0 or 1, NaN where missing.
         probability: (crystals,) in [0, 1].
 
     Returns:
-        ``crystals``, ``roc_auc`` (NaN where there is one class only), ``accuracy``, ``f1`` and
-        ``log_loss``.
+        ``crystals`` (with a known class), ``roc_auc`` (NaN if only one class occurs),
+        ``accuracy``, ``f1`` and ``log_loss``.
     """
     known = np.isfinite(truth)
     x, p = truth[known] > 0.5, probability[known]
@@ -60,7 +61,7 @@ def class_scores(truth: np.ndarray, probability: np.ndarray) -> dict[str, float]
 
 
 def roc_auc(truth: np.ndarray, score: np.ndarray) -> float:
-    """The chance that a crystal of class 1 scores above one of class 0, ties counting half.
+    """The probability that a crystal of class 1 scores above one of class 0; ties count half.
 
     Args:
         truth: (crystals,) bool.

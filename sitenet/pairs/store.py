@@ -25,6 +25,7 @@ from torch import Tensor
 from sitenet.config import SiteNetConfig
 from sitenet.crystal.crystal import Crystal
 from sitenet.crystal.elements import SYMBOLS, element_table, site_features
+from sitenet.data.failures import Unusable
 from sitenet.ops.rows import row_of_pair
 from sitenet.pairs.finder import find_pairs
 from sitenet.pairs.pairs import Pairs
@@ -99,8 +100,12 @@ class PairMaker:
         """Raise ValueError where the model lacks an element's features, by name."""
         unusable = self.unusable(crystal.numbers)
         if unusable:
-            site_features(unusable, self.missing)  # says which property is not known
-            raise ValueError(f"the model has no features of {SYMBOLS[unusable[0]]}")
+            reason = f"the model has no features of {SYMBOLS[unusable[0]]}"
+            try:
+                site_features(unusable, self.missing)
+            except ValueError as error:  # says which property is not known
+                reason = str(error)
+            raise Unusable("element without features", reason)
 
     def __call__(self, crystal: Crystal) -> Columns:
         self.check(crystal)

@@ -1,20 +1,20 @@
 """Self-contained HTML pages of text, tables and interactive figures; figures need plotly.
 
-A page holds all it needs, plotly's JavaScript too, and its content security policy keeps it from
-loading anything: it opens offline, and names in it are text, never markup.
+A page contains everything it needs, plotly's JavaScript included, and its content security policy
+forbids it to load anything. It opens offline, and names in it are text, never markup.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from html import escape
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 import sitenet
+from sitenet.report.packages import plotly
 from sitenet.report.plots import BLUE, FAINT, GREY
 from sitenet.system.files import write_text
 
@@ -39,11 +39,12 @@ th, td {{ padding: 0.15rem 0.8rem; text-align: left; white-space: nowrap; }}
 td.number, th.number {{ text-align: right; }}
 th {{ position: sticky; top: 0; background: white; border-bottom: 1px solid {GREY}; }}
 tr:nth-child(even) td {{ background: #f5f7f9; }}
+summary {{ cursor: pointer; color: {GREY}; }}
 pre {{ background: #f5f7f9; padding: 0.8rem; overflow: auto; font-size: 0.85rem; }}
 footer {{ margin-top: 3rem; font-size: 0.85rem; }}
 """
 
-# The page's own scripts and styles, nothing from elsewhere.
+# Allow only the page's own scripts and styles.
 _POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 )
@@ -63,7 +64,7 @@ class Page:
         self._figures = 0
 
     def cards(self, values: Mapping[str, str]) -> None:
-        """Add a row of large values, each with its name."""
+        """Add a row of large values with their names below."""
         cards = "".join(
             f'<div class="card"><b>{escape(value)}</b>{escape(name)}</div>'
             for name, value in values.items()
@@ -71,7 +72,7 @@ class Page:
         self._parts.append(f'<div class="cards">{cards}</div>')
 
     def section(self, heading: str, *paragraphs: str) -> None:
-        """Begin a section, with text."""
+        """Begin a section with paragraphs of text."""
         self._parts.append(f"<h2>{escape(heading)}</h2>")
         for paragraph in paragraphs:
             self.text(paragraph)
@@ -81,7 +82,7 @@ class Page:
         self._parts.append(f"<p>{escape(paragraph)}</p>")
 
     def table(self, columns: Mapping[str, Sequence[Any] | np.ndarray], caption: str = "") -> None:
-        """Add a table of columns by name; numbers are rounded to 4 digits."""
+        """Add a table of columns by name; floats have 4 digits, NaN is left empty."""
         numeric = {n: np.asarray(c).dtype.kind in "iuf" for n, c in columns.items()}
         kind = {name: ' class="number"' if is_one else "" for name, is_one in numeric.items()}
         head = "".join(f"<th{kind[name]}>{escape(name)}</th>" for name in columns)
@@ -98,12 +99,14 @@ class Page:
             f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
         )
 
-    def preformatted(self, text: str) -> None:
-        """Add text as it stands, in a fixed width."""
-        self._parts.append(f"<pre>{escape(text)}</pre>")
+    def preformatted(self, summary: str, text: str) -> None:
+        """Add text in a fixed width, folded away under a summary."""
+        self._parts.append(
+            f"<details><summary>{escape(summary)}</summary><pre>{escape(text)}</pre></details>"
+        )
 
     def figure(self, figure: Figure) -> None:
-        """Add a plotly figure. Its texts are markup to plotly: ``escape`` those from files."""
+        """Add a plotly figure. Plotly takes its texts for markup: ``escape`` those from files."""
         self._figures += 1
         figure.update_layout(
             template="none",
@@ -145,19 +148,7 @@ class Page:
         write_text(path, text)
 
 
-def plotly(module: str) -> Any:
-    """A module of plotly.
-
-    Raises:
-        ImportError: it is not installed; says how to.
-    """
-    try:
-        return import_module(f"plotly.{module}")
-    except ImportError:
-        raise ImportError("reports need plotly: pip install 'sitenet[report]'") from None
-
-
 def _text(value: Any) -> str:
     if isinstance(value, (float, np.floating)):
-        return f"{value:.4g}"
+        return f"{value:.4g}" if np.isfinite(value) else ""
     return str(value)

@@ -1,12 +1,11 @@
 """Plots of predictions, training and attention; needs matplotlib.
 
-Figures are made without pyplot, so nothing here touches its state or needs a display. They are
-returned, and written if a path is given, whose suffix names the format: .png, .pdf, .svg.
+Figures are drawn without pyplot, so they neither touch its state nor need a display. Each function
+returns its figure, and writes it if a path is given; the suffix names the format: .png, .pdf, .svg.
 """
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,8 +13,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from sitenet.inference.attention_histograms import BINS_PER_ANGSTROM, WEIGHT_EDGES, distance_edges
+from sitenet.inference.attention_histograms import (
+    BINS_PER_ANGSTROM,
+    WEIGHT_EDGES,
+    distance_edges,
+    weight_titles,
+)
 from sitenet.inference.metrics import regression_scores
+from sitenet.report.packages import has_matplotlib, need_matplotlib
 from sitenet.system.files import new_file
 
 if TYPE_CHECKING:
@@ -23,10 +28,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from sitenet.inference.evaluate import Predictions
-    from sitenet.inference.explain import Explained
+    from sitenet.inference.explanation import Explained
     from sitenet.system.progress import Reporter
 
-MANY = 2000  # crystals from which a parity plot counts instead of drawing each
+MANY = 2000  # crystals above which a parity plot shows counts, not points
 BLUE, ORANGE, GREY, FAINT = "#2563a8", "#d9661f", "#5b6470", "#d9dde2"
 
 
@@ -39,18 +44,19 @@ def parity(
     unit: str = "",
     title: str = "",
 ) -> Figure:
-    """Plot predicted against true values, with the mean absolute error, R2 and their number.
+    """Plot predicted against true values, with the mean absolute error, R2 and the number of
+    crystals.
 
     Args:
         truth: (crystals,) true values; crystals where either value is not finite are left out.
-        predicted: (crystals,).
-        path: the file to write, if any.
-        name: of the property, for the axes.
-        unit: of both.
-        title: above the plot.
+        predicted: (crystals,) predicted values.
+        path: File to write, if any.
+        name: Name of the property, for the axes.
+        unit: Unit of both.
+        title: Title above the plot.
 
     Raises:
-        ValueError: the two have different lengths, or there is nothing to plot.
+        ValueError: The two have different lengths, or there is nothing to plot.
 
     Source: figure 5 of the paper, for more than 2000 crystals.
     """
@@ -72,17 +78,17 @@ def parity(
     if len(x) <= MANY:
         axes.scatter(x, y, s=14, color=BLUE, alpha=0.45, linewidths=0, zorder=2)
     else:
-        _count(figure, axes, x, y, limits)
+        _draw_counts(figure, axes, x, y, limits)
     axes.set(xlim=limits, ylim=limits, aspect="equal")
     axes.set_xlabel(label(f"true {name}", unit))
     axes.set_ylabel(label(f"predicted {name}", unit))
     if title:
         axes.set_title(title)
     behind = {"facecolor": "white", "alpha": 0.85, "linewidth": 0, "pad": 3}
-    found = regression_scores(x, y)
-    lines = [f"MAE {found['mae']:.3g} {unit}".rstrip()]
-    if np.isfinite(found["r2"]):
-        lines.append(f"R² {found['r2']:.3f}")
+    scores = regression_scores(x, y)
+    lines = [f"MAE {scores['mae']:.3g} {unit}".rstrip()]
+    if np.isfinite(scores["r2"]):
+        lines.append(f"R² {scores['r2']:.3f}")
     lines.append(f"{len(x):,} crystal{'s' if len(x) > 1 else ''}")
     axes.text(
         0.04, 0.96, "\n".join(lines), transform=axes.transAxes, va="top", bbox=behind, zorder=4
@@ -90,8 +96,8 @@ def parity(
     return _written(figure, path)
 
 
-def _count(figure: Figure, axes: Axes, x: np.ndarray, y: np.ndarray, limits: tuple) -> None:
-    """Count crystals in 100 x 100 bins, colours logarithmic from 1 to 1000 as published."""
+def _draw_counts(figure: Figure, axes: Axes, x: np.ndarray, y: np.ndarray, limits: tuple) -> None:
+    """Draw the number of crystals in 100 x 100 bins, in the published colours from 1 to 1000."""
     from matplotlib.colors import LogNorm
 
     count, edges, _ = np.histogram2d(x, y, bins=100, range=(limits, limits))
@@ -111,14 +117,14 @@ def learning_curve(
     """Plot the mean absolute errors of training and validation, and the learning rate, by epoch.
 
     Args:
-        history: one mapping an epoch, as the lines of ``metrics.jsonl``: ``epoch``, ``train_mae``,
+        history: One mapping per epoch, as the lines of ``metrics.jsonl``: ``epoch``, ``train_mae``,
             ``valid_mae``, ``learning_rate``; values may be None or absent.
-        path: the file to write, if any.
-        unit: of the errors.
-        title: above the plot.
+        path: File to write, if any.
+        unit: Unit of the errors.
+        title: Title above the plot.
 
     Raises:
-        ValueError: no epoch has an error.
+        ValueError: No epoch has an error.
     """
     epoch, train, valid, rate = (
         np.array([np.nan if (x := row.get(key)) is None else x for row in history], dtype=float)
@@ -162,12 +168,13 @@ def learning_curve(
 
 
 def _log_scale(axes: Axes, values: np.ndarray) -> None:
-    """A logarithmic y axis with plain numbers at 1, 2 and 5."""
+    """Make the y axis logarithmic, with plain numbers at 1, 2 and 5, or fewer on long axes."""
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     axes.set_yscale("log")
     axes.set_ylim(values.min() / 1.15, values.max() * 1.15)
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    is_short = values.max() < 300 * values.min()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if is_short else (1,), numticks=8))
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
 
@@ -178,50 +185,52 @@ def plot_attention(
     *,
     title: str = "",
 ) -> Figure:
-    """Plot attention weights against distance, one panel for each block and head.
+    """Plot attention weights against distance, one panel per block and head.
 
-    Self pairs stand apart, to the left. Many pairs are counted: a column's colours are the shares
-    of its pairs that have a weight, and the line is the mean weight. Few pairs are drawn each.
+    Self pairs are in a column of their own on the left. Few pairs are drawn as points. Many are
+    counted: the colours of a column show the share of its pairs per weight, and a line the mean
+    weight.
 
     Args:
-        explanation: of one crystal or of many.
-        path: the file to write, if any.
-        title: above the panels.
+        explanation: What a model attends to, in one crystal or in many.
+        path: File to write, if any.
+        title: Title above the panels.
 
     Raises:
-        ValueError: there are no pairs but self pairs.
+        ValueError: There are only self pairs.
 
-    Source: figure 6 of the paper: columns of equally many pairs, at most 10,000, with 500 bins of
-    weight from 1e-6 to 1; colours logarithmic from 1e-4 to 1; up to 15 angstrom. Here a column is
-    at least 1/64 angstrom wide, and where pairs are few there are fewer columns and bins.
+    Source: figure 6 of the paper: columns with equal numbers of pairs, at most 10,000, and 500 bins
+    of weight from 1e-6 to 1; logarithmic colours from 1e-4 to 1; up to 15 angstrom. Here a column
+    is at least 1/64 angstrom wide, and few pairs have fewer columns and bins.
     """
-    tally = explanation.by_distance
-    blocks, heads = tally.self_attention.shape
-    if not tally.pairs.any():
+    histogram = explanation.by_distance
+    blocks, heads = histogram.self_attention.shape
+    if not histogram.pairs.any():
         raise ValueError("there are no pairs but self pairs to plot")
-    few = max(np.count_nonzero(c) for c in tally.counts.reshape(blocks * heads, -1)) <= MANY
+    titles = iter(weight_titles(blocks, heads, explanation.members))
+    few = max(np.count_nonzero(c) for c in histogram.counts.reshape(blocks * heads, -1)) <= MANY
     figure = _figure(1.0 + 2.7 * heads, 0.8 + 2.2 * blocks, wspace=0.01)
     panels = figure.subplots(
         blocks, 2 * heads, sharex="col", sharey=True, squeeze=False, width_ratios=[1, 14] * heads
     )
     for block, head in np.ndindex(blocks, heads):
         own, others = panels[block, 2 * head : 2 * head + 2]
-        counts, self_counts = tally.counts[block, head], tally.self_counts[block, head]
+        counts, self_counts = histogram.counts[block, head], histogram.self_counts[block, head]
         if few:
             _draw_points(own, others, counts, self_counts)
         else:
-            image = _draw_shares(own, others, counts, self_counts, tally.pairs)
-            _draw_mean(others, tally.attention[:, block, head], tally.pairs)
+            image = _draw_shares(own, others, counts, self_counts, histogram.pairs)
+            _draw_mean(others, histogram.attention[:, block, head], histogram.pairs)
         own.set(yscale="log", ylim=(1e-6, 1), xlim=(0, 1), xticks=[])
         for axes in (own, others):
             axes.minorticks_off()
-        others.set_xlim(0, min(15, distance_edges()[np.flatnonzero(tally.pairs)[-1] + 1] + 0.1))
-        others.set_title(f"block {block + 1}, head {head + 1}", fontsize=9)
+        others.set_xlim(0, min(15, distance_edges()[np.flatnonzero(histogram.pairs)[-1] + 1] + 0.1))
+        others.set_title(next(titles), fontsize=9)
         others.tick_params(left=False)
         if block == blocks - 1:
             own.set_xlabel("self", fontsize=8)
     if few:
-        seen = np.flatnonzero(tally.counts.any((0, 1, 2)) | tally.self_counts.any((0, 1)))
+        seen = np.flatnonzero(histogram.counts.any((0, 1, 2)) | histogram.self_counts.any((0, 1)))
         low, high = np.log10(WEIGHT_EDGES[[seen[0], seen[-1] + 1]])
         own.set_ylim(10 ** np.floor(low), 10 ** np.ceil(high))
     else:
@@ -245,7 +254,7 @@ def _draw_points(own: Axes, others: Axes, counts: np.ndarray, self_counts: np.nd
 def _draw_shares(
     own: Axes, others: Axes, counts: np.ndarray, self_counts: np.ndarray, pairs: np.ndarray
 ) -> Any:
-    """Draw the shares of a column's pairs by weight; returns the image, for the colour bar."""
+    """Draw the share of each column's pairs per weight; return the image, for the colour bar."""
     from matplotlib.colors import LogNorm
 
     begin, end = _columns(pairs, min(10_000, pairs.sum() / 500))
@@ -273,11 +282,11 @@ def _draw_mean(axes: Axes, attention: np.ndarray, pairs: np.ndarray) -> None:
 
 
 def _columns(pairs: np.ndarray, number: float) -> tuple[np.ndarray, np.ndarray]:
-    """The bins of distance in columns of equally many pairs, as far as bins allow.
+    """Group bins of distance into columns with equal numbers of pairs, as far as bins allow.
 
     Returns:
-        The first bin of each column and the one after its last, which is the next column's first
-        unless there is a gap of more than 0.1 angstrom.
+        The first bin of each column, and the bin after its last: the first of the next column,
+        unless a gap of more than 0.1 angstrom lies between.
     """
     occupied = np.flatnonzero(pairs)
     before = np.cumsum(pairs[occupied]) - pairs[occupied]
@@ -290,22 +299,21 @@ def _columns(pairs: np.ndarray, number: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 # ---------------------------------------------------------------------------------------------
-# What all plots share
+# Style
 
 
 def _figure(width: float, height: float, wspace: float = 0.02) -> Figure:
-    """An empty figure; sizes in inches, the space between panels as a part of their width."""
-    try:
-        from matplotlib.figure import Figure
-        from matplotlib.layout_engine import ConstrainedLayoutEngine
-    except ImportError:
-        raise ImportError("plots need matplotlib: pip install 'sitenet[plot]'") from None
+    """Create a figure; sizes in inches, the space between panels as a share of their width."""
+    need_matplotlib()
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
     layout = ConstrainedLayoutEngine(wspace=wspace)
     return Figure(figsize=(width, height), dpi=200, layout=layout)
 
 
 def _panel(axes: Axes) -> Axes:
-    """Axes with two thin spines and a faint grid behind."""
+    """Give axes two thin spines and a faint grid."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(GREY)
     axes.tick_params(color=GREY, labelsize=9)
@@ -319,7 +327,7 @@ def _colour_bar(figure: Figure, image: Any, axes: Any, name: str, **options: Any
 
 
 def label(name: str, unit: str) -> str:
-    """A name with its unit, for axes and columns."""
+    """Name and unit, for axes and columns."""
     return f"{name.strip()} ({unit})" if unit else name.strip()
 
 
@@ -336,13 +344,13 @@ def plot_predictions(
     history: Sequence[Mapping[str, Any]],
     reporter: Reporter,
 ) -> list[Path]:
-    """Write parity plots of the test crystals (of the validation crystals where there is no test),
-    and the learning curve where there is a history.
+    """Write parity plots of the test crystals, or of the validation crystals if there is no test,
+    and the learning curve if there is a history.
 
     Returns:
-        The files written: none, with a line to the reporter, where matplotlib is missing.
+        The files written; none, with a line to the reporter, if matplotlib is missing.
     """
-    if importlib.util.find_spec("matplotlib") is None:
+    if not has_matplotlib():
         reporter.say("no plots: they need matplotlib, pip install 'sitenet[plot]'")
         return []
     targets = predictions.targets

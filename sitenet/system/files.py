@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import fcntl
+import hashlib
+import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -33,6 +35,24 @@ def new_file(path: str | Path, sync: bool = True) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def writable_folder(path: str | Path) -> Path:
+    """Create a folder unless it exists, and check that files can be written there.
+
+    Raises:
+        OSError: It is a file, or cannot be created or written to; the error names it.
+    """
+    path = Path(path)
+    path.mkdir(parents=True, exist_ok=True)
+    probe = path / f".probe.{os.getpid()}.tmp"
+    try:
+        probe.write_bytes(b"")
+    except OSError as error:
+        raise OSError(error.errno, os.strerror(error.errno or 0), str(path)) from error
+    finally:
+        probe.unlink(missing_ok=True)
+    return path
+
+
 @contextmanager
 def locked(path: str | Path, wait: bool = True) -> Iterator[bool]:
     """Hold a file's lock, which the system gives back however the process ends.
@@ -56,6 +76,30 @@ def write_text(path: str | Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def writable_file(path: str | Path) -> Path:
+    """Check that a file can be written, before the work whose results it is for.
+
+    Creates its folder if absent.
+
+    Raises:
+        OSError: The path is a folder, or the file cannot be written; the error names it.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"expected a file to write, got a folder: {path}")
+    writable_folder(path.parent)
+    if path.exists() and not os.access(path, os.W_OK):
+        raise PermissionError(f"the file is read-only: {path}")
+    return path
+
+
+def cell_text(value: Any) -> str:
+    """The text of a table's cell: numbers with seven digits, "" for None and NaN."""
+    if isinstance(value, (float, np.floating)):
+        return f"{value:.7g}" if np.isfinite(value) else ""
+    return "" if value is None else str(value)
+
+
 def write_csv(path: str | Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Write a CSV file as a whole."""
     with new_file(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
@@ -76,3 +120,36 @@ def text_rows(columns: Mapping[str, np.ndarray]) -> list[list[str]]:
         for column in columns.values()
     ]
     return [list(row) for row in zip(*texts, strict=True)]
+
+
+# ---------------------------------------------------------------------------------------------
+# Checksums
+
+
+def fingerprint(*parts: Any) -> str:
+    """Hash whatever fixes a result: a SHA-256 in hexadecimal.
+
+    Args:
+        parts: Arrays, bytes, or values that JSON can hold (other objects count by their
+            ``repr``). The type, shape and order of the parts count.
+    """
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, np.ndarray):
+            kind, content = f"{part.dtype.str} {part.shape}", np.ascontiguousarray(part).tobytes()
+        elif isinstance(part, bytes):
+            kind, content = "bytes", part
+        else:
+            kind, content = "json", json.dumps(part, sort_keys=True, default=repr).encode()
+        digest.update(f"{kind} {len(content)}:".encode())
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def file_checksum(path: str | Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

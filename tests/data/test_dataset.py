@@ -13,14 +13,14 @@ from sitenet.data.source import Record
 
 def test_crystals_come_with_ids_and_targets(tmp_path):
     crystals = write_folder(tmp_path)
-    done = []
-    data = read(open_source(tmp_path), advance=done.append)
+    progress = []
+    data = read(open_source(tmp_path), advance=progress.append)
     assert data.ids == [c.name for c in data.crystals] == [c.name for c in crystals]
     assert (data.names, data.units) == (("size_A",), ("Å",))
     np.testing.assert_allclose(data.targets[:, 0], toy_targets(crystals), atol=1e-6)
     for got, want in zip(data.crystals, crystals, strict=True):
         assert len(got) == len(want) and got.volume == pytest.approx(want.volume)
-    assert sum(done) == len(data) == 12
+    assert sum(progress) == len(data) == 12
     assert (data.left_out, data.key, data.path) == ([], None, None)
 
 
@@ -39,7 +39,7 @@ def test_what_cannot_be_used_is_listed_with_its_reason(tmp_path):
         assert reason in x.reason and f"{x.id}.cif" in x.reason
     write_left_out(data.left_out, tmp_path / "left.csv")
     lines = (tmp_path / "left.csv").read_text().splitlines()
-    assert lines[0] == "id,where,reason" and len(lines) == 4
+    assert lines[0] == "id,where,reason,kind" and len(lines) == 4
 
 
 def test_an_unforeseen_error_ends_no_run(tmp_path, monkeypatch):
@@ -169,6 +169,96 @@ def test_a_part_that_the_column_does_not_name_is_drawn_from_what_is_learned_from
     parts = split(labelled(["train"] * 8 + ["valid"] * 2), 0.2, 0.2, seed=0)
     assert parts.valid.tolist() == [8, 9]
     assert len(parts.test) == 2 and len(parts.train) == 6
+
+
+def grouped(sizes, seed=0):
+    """Groups of equal crystals of these sizes, in random order."""
+    groups = np.repeat(np.arange(len(sizes)), sizes)
+    groups = np.random.default_rng(seed).permutation(groups)
+    data = labelled([""] * len(groups))
+    first = np.array([np.flatnonzero(groups == g)[0] for g in groups])
+    data._groups["structure"] = first
+    return data, groups
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_equal_crystals_are_on_one_side(seed):
+    data, groups = grouped([1] * 40 + [2] * 15 + [7] * 3 + [30], seed)
+    parts = split(data, 0.1, 0.2, seed=seed, group="structure")
+    assert all_of(parts) == list(range(len(data)))
+    pieces = [set(groups[index]) for index in (parts.train, parts.valid, parts.test)]
+    assert sum(map(len, pieces)) == len(set().union(*pieces)) == 59
+    # There are single crystals enough to fill up what whole groups leave.
+    assert (len(parts.valid), len(parts.test)) == (round(12.1), round(24.2))
+    again = split(data, 0.1, 0.2, seed=seed, group="structure")
+    assert np.array_equal(parts.test, again.test) and np.array_equal(parts.valid, again.valid)
+
+
+def test_without_equal_crystals_groups_change_nothing():
+    for labels, fold in (([""] * 50, None), (["1", "2"] * 25, "1"), (["train"] * 50, None)):
+        data = labelled(labels)
+        data._groups = {"structure": np.arange(50), "formula": np.arange(50)}
+        want = split(data, 0.1, 0.2, 3, fold)
+        for group in ("structure", "formula"):
+            got = split(data, 0.1, 0.2, 3, fold, group)
+            for name in ("train", "valid", "test"):
+                assert np.array_equal(getattr(got, name), getattr(want, name))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "share", "expected"),
+    [
+        ([2] * 6, 0.1, 2),  # one crystal is asked for, one group is the least
+        ([3] * 10, 1 / 6, 6),  # 5 crystals: 6 are nearer than 3
+        ([4] * 10, 0.125, 4),  # 5 crystals: 4 are nearer than 8
+        ([10, 1, 1], 0.5, 2),  # 6 crystals: the large group stays
+        ([2], 0, 0),
+    ],
+)
+def test_parts_are_as_near_to_their_size_as_whole_groups_allow(sizes, share, expected):
+    data, _ = grouped(sizes)
+    for seed in range(5):
+        assert len(split(data, 0, share, seed, group="structure").test) == expected
+
+
+def test_one_group_leaves_nothing_to_learn_from():
+    data, _ = grouped([5])
+    with pytest.raises(
+        ValueError, match=r"5 for the test; equal crystals are kept together \(group"
+    ):
+        split(data, 0, 0.2, 0, group="structure")
+
+
+def test_an_empty_dataset_is_refused_with_the_reasons():
+    data = labelled([])
+    with pytest.raises(ValueError, match=r"no crystal can be used$"):
+        split(data, 0.1, 0.1, 0)
+    data.left_out = [
+        LeftOut("a", "t.csv row 2", "no H", "element without features"),
+        LeftOut("b", "t.csv row 3", "b.cif: no cell", "unreadable CIF"),
+        LeftOut("c", "t.csv row 4", "no He", "element without features"),
+    ]
+    reasons = (
+        r"3 left out \(2 x element without features, 1 x unreadable CIF\); "
+        r"the first: t.csv row 2: no H$"
+    )
+    with pytest.raises(ValueError, match=rf"no crystal can be used; {reasons}"):
+        split(data, 0.1, 0.1, 0)
+
+
+def test_crystals_without_a_value_are_left_out():
+    data = toy_dataset(5, names=("a", "b"))
+    data.targets[[1, 3]] = np.nan
+    data.targets[2, 0] = np.nan
+    data.key, data.path = "k", "data.parquet"
+    kept = data.with_values()
+    assert kept.ids == ["c0", "c2", "c4"]
+    assert kept.left_out == [
+        LeftOut(name, name, "no value of a, b", "no target value") for name in ("c1", "c3")
+    ]
+    assert kept.path == data.path and kept.key != data.key  # so that their pairs are cached
+    assert kept.with_values() is kept
+    assert data.with_targets([]).with_values().ids == data.ids
 
 
 def test_nothing_left_to_learn_from_is_an_error():

@@ -1,5 +1,6 @@
 """Datasets on disk: what went in comes out, resumed after a kill, and damage is named."""
 
+import json
 import os
 import shutil
 import signal
@@ -16,7 +17,13 @@ from sitenet.crystal.crystal import Crystal
 from sitenet.data import prepare as module
 from sitenet.data.dataset import Preparation, read
 from sitenet.data.prepare import prepare
-from sitenet.data.prepared import is_prepared, load_dataset
+from sitenet.data.prepared import (
+    content_hash,
+    file_key,
+    is_prepared,
+    load_dataset,
+    read_whole,
+)
 from sitenet.data.readers import open_source
 
 
@@ -56,9 +63,9 @@ def test_what_goes_in_comes_out(tmp_path, small_parts):
     rows = [f"{row},{k % 3 or ''},fold{k}" for k, row in enumerate(table[1:])]
     (tmp_path / "in" / "targets.csv").write_text("\n".join([table[0] + ",other_GPa,split", *rows]))
     source = open_source(tmp_path / "in", ["other_GPa", "size_A"])
-    out, done = tmp_path / "data.parquet", []
-    count, left_out = prepare(source, out, advance=done.append)
-    assert (count, len(left_out), sum(done)) == (11, 1, 12)
+    out, progress = tmp_path / "data.parquet", []
+    count, left_out = prepare(source, out, advance=progress.append)
+    assert (count, len(left_out), sum(progress)) == (11, 1, 12)
     data, want = load_dataset(out), read(source)
     assert_same(data, want)
     assert np.isnan(data.targets[:, 0]).any() and data.units == ("GPa", "Å")
@@ -80,8 +87,10 @@ def test_charges_and_disorder_come_out(tmp_path, monkeypatch):
     )
     crystals[2].oxidation = np.linspace(-1, 2, len(crystals[2]))
     (tmp_path / "x.csv").write_text("id,y\n" + "".join(f"c{k},{k}\n" for k in range(3)))
-    made = iter(crystals)
-    monkeypatch.setattr("sitenet.data.source.Record.crystal", lambda self, disorder: next(made))
+    remaining = iter(crystals)
+    monkeypatch.setattr(
+        "sitenet.data.source.Record.crystal", lambda self, disorder: next(remaining)
+    )
     prepare(tmp_path / "x.csv", tmp_path / "x.parquet")
     for got, want in zip(load_dataset(tmp_path / "x.parquet").crystals, crystals, strict=True):
         for name in ("cell", "frac", "numbers", "oxidation", "occupancy"):
@@ -114,22 +123,22 @@ def test_goes_on_after_a_kill(tmp_path, small_parts):
     killed = subprocess.run([sys.executable, "-c", KILLED, tmp_path / "in", out])
     assert killed.returncode == -signal.SIGKILL and not out.exists()
     small_parts.clear()
-    done = []
-    assert prepare(tmp_path / "in", out, advance=done.append)[0] == 18
+    progress = []
+    assert prepare(tmp_path / "in", out, advance=progress.append)[0] == 18
     assert small_parts == [f"c{k}" for k in range(10, 18)]
-    assert sum(done) == 18
+    assert sum(progress) == 18
     assert_same(load_dataset(out), load_dataset(tmp_path / "whole.parquet"))
     assert load_dataset(out).key == load_dataset(tmp_path / "whole.parquet").key
     assert not list(tmp_path.glob(".*"))
 
 
-def test_an_equal_file_is_left_as_it_is_and_another_is_made_anew(tmp_path, small_parts):
+def test_an_equal_file_is_left_as_it_is_and_another_is_written_again(tmp_path, small_parts):
     write_folder(tmp_path / "in", 7)
     out = tmp_path / "data.parquet"
-    first, done = prepare(tmp_path / "in", out), []
+    first, progress = prepare(tmp_path / "in", out), []
     small_parts.clear()
-    assert prepare(tmp_path / "in", out, advance=done.append) == first
-    assert (small_parts, done) == ([], [7])
+    assert prepare(tmp_path / "in", out, advance=progress.append) == first
+    assert (small_parts, progress) == ([], [7])
 
     def changed(step, how=Preparation()):  # noqa: B008
         step()
@@ -194,7 +203,7 @@ def test_a_source_without_one_usable_crystal_is_an_error(tmp_path):
     for path in (tmp_path / "in").glob("*.cif"):
         path.write_text("data_x\n")
     with pytest.raises(
-        ValueError, match=r"not one crystal can be used: .*targets\.csv row 2: .*c0"
+        ValueError, match=r"not one structure can be used: .*targets\.csv row 2: .*c0"
     ):
         prepare(tmp_path / "in", tmp_path / "out.parquet")
     assert [p.name for p in tmp_path.iterdir()] == ["in"]
@@ -231,18 +240,93 @@ def test_every_altered_byte_is_found(prepared):
             assert_same(data, want)
 
 
-def test_a_file_that_another_program_rewrote_is_told(prepared):
+def test_columns_may_be_in_any_order(prepared):
+    want, table = load_dataset(prepared), parquet.read_table(prepared)
+    metadata = {"sitenet": parquet.read_metadata(prepared).metadata[b"sitenet"]}
+    for order in (table.column_names[::-1], sorted(table.column_names)):
+        parquet.write_table(table.select(order).replace_schema_metadata(metadata), prepared)
+        data = load_dataset(prepared)
+        assert_same(data, want)
+        assert data.key == want.key
+    parquet.write_table(table.drop_columns("split").replace_schema_metadata(metadata), prepared)
+    with pytest.raises(ValueError, match=r"data\.parquet is damaged .*expected the columns id, "):
+        load_dataset(prepared)
+
+
+def test_files_without_warnings_are_read(prepared):
+    """As versions that kept none wrote them."""
+    facts, table = read_whole(prepared)
+    table = table.drop_columns("warnings")
+    facts["key"] = file_key([content_hash(table)], facts)
+    metadata = {"sitenet": json.dumps(facts)}
+    want = load_dataset(prepared)
+    parquet.write_table(table.replace_schema_metadata(metadata), prepared)
+    assert_same(load_dataset(prepared), want)
+
+
+def test_warnings_about_structures_are_kept(tmp_path, monkeypatch):
+    crystals = toy_crystals(3)
+    doubts = [(), ("the formula differs",), ("no H, perhaps", "Z is 3")]
+    for crystal, texts in zip(crystals, doubts, strict=True):
+        crystal.warnings = texts
+    (tmp_path / "x.csv").write_text("id,y\n" + "".join(f"c{k},{k}\n" for k in range(3)))
+    remaining = iter(crystals)
+    monkeypatch.setattr("sitenet.data.source.Record.crystal", lambda *_: next(remaining))
+    prepare(tmp_path / "x.csv", tmp_path / "x.parquet")
+    loaded = load_dataset(tmp_path / "x.parquet").crystals
+    assert [c.warnings for c in loaded] == doubts
+
+
+def test_warnings_outlast_the_search_for_primitive_cells(tmp_path):
+    (crystal,) = toy_crystals(1, sites=(2, 2))
+    large = crystal.supercell(4)
+    large.name = "large"
+    text = cif_of(large).replace("loop_", "_chemical_formula_sum 'Xe7 Kr'\nloop_")
+    (tmp_path / "large.cif").write_text(text)
+    prepare(tmp_path, tmp_path / "x.parquet", ())
+    (loaded,) = load_dataset(tmp_path / "x.parquet").crystals
+    assert len(loaded) == 2 < len(large)
+    assert len(loaded.warnings) == 1 and "_chemical_formula_sum" in loaded.warnings[0]
+
+
+def test_a_dataset_is_prepared_by_one_process_at_a_time(tmp_path, small_parts):
+    """Neither are the parts of another process removed, nor those of the same settings shared."""
+    write_folder(tmp_path / "in", 7)
+    out = tmp_path / "data.parquet"
+
+    def check(done):
+        messages.append(refusal(Preparation()))
+        refusal(Preparation(False))  # which leaves the parts of this one
+        raise KeyboardInterrupt
+
+    def refusal(how):
+        code = (
+            "import sys\nfrom sitenet.data.dataset import Preparation\n"
+            "from sitenet.data.prepare import prepare\n"
+            f"prepare(sys.argv[1], sys.argv[2], how=Preparation({how.primitive}))"
+        )
+        command = [sys.executable, "-c", code, tmp_path / "in", out]
+        return subprocess.run(command, capture_output=True, text=True).stderr
+
+    messages = []
+    with pytest.raises(KeyboardInterrupt):
+        prepare(tmp_path / "in", out, advance=check)
+    assert f"another process is preparing {out}" in messages[0]
+    assert len(list(tmp_path.glob(".*.parts"))) == 1
+
+
+def test_a_file_that_another_program_rewrote_is_refused(prepared):
     table = parquet.read_table(prepared)
     values = table.column("target:size_A").to_pylist()
     values[3] += 1
     place = table.schema.get_field_index("target:size_A")
     changed = table.set_column(place, "target:size_A", [values])
     parquet.write_table(changed.replace_schema_metadata(None), prepared)
-    with pytest.raises(ValueError, match="no dataset of sitenet prepare"):
+    with pytest.raises(ValueError, match="was not written by sitenet prepare"):
         load_dataset(prepared)
 
 
-def test_changed_content_under_the_old_metadata_is_told(prepared):
+def test_changed_content_under_the_old_metadata_is_refused(prepared):
     metadata = parquet.read_metadata(prepared).metadata
     table = parquet.read_table(prepared)
     values = table.column("target:size_A").to_pylist()
@@ -254,13 +338,15 @@ def test_changed_content_under_the_old_metadata_is_told(prepared):
         load_dataset(prepared)
 
 
-def test_another_format_is_told(prepared, monkeypatch):
+def test_another_format_is_refused(prepared, monkeypatch):
     monkeypatch.setattr("sitenet.data.prepared.FORMAT", 99)
-    with pytest.raises(ValueError, match=r"has format \d+, this sitenet reads 99: make it anew"):
+    with pytest.raises(
+        ValueError, match=r"has format \d+, this sitenet reads 99: prepare it again"
+    ):
         load_dataset(prepared)
 
 
-def test_a_damaged_part_is_made_anew(tmp_path, small_parts):
+def test_a_damaged_part_is_written_again(tmp_path, small_parts):
     write_folder(tmp_path / "in", 7)
 
     def stop(done):

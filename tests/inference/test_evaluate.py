@@ -14,7 +14,8 @@ from toy_crystals import (
 )
 
 from sitenet.data.prepare import prepare
-from sitenet.inference.evaluate import Predictions, evaluate, interval, number
+from sitenet.inference.evaluate import Predictions, evaluate
+from sitenet.inference.table import intervals
 from sitenet.model.sitenet import Target
 from sitenet.system.progress import Reporter
 
@@ -25,7 +26,19 @@ def predictions(truth, values, split, targets=(SIZE,), half_width=np.inf):
     truth, values = (np.array(x, dtype=float).reshape(-1, len(targets)) for x in (truth, values))
     ids = [f"c{k}" for k in range(len(split))]
     width = np.broadcast_to(half_width, truth.shape)
-    return Predictions(ids, split, list(targets), truth, values, width, np.arange(len(split)) != 1)
+    unlike = ["far" if k == 1 else "" for k in range(len(split))]
+    warnings = ["odd cell"] + [""] * len(split)
+    return Predictions(
+        ids,
+        ["NaCl"] * len(split),
+        split,
+        list(targets),
+        truth,
+        values,
+        width,
+        unlike,
+        warnings[: len(split)],
+    )
 
 
 def test_scores_by_split_and_target():
@@ -60,21 +73,26 @@ def test_the_table_holds_truth_prediction_and_interval(tmp_path):
     ).write(tmp_path / "p.csv")
     with open(tmp_path / "p.csv", newline="") as file:
         rows = list(csv.reader(file))
-    header = "id,split,size_A,size_A_predicted,size_A_low,size_A_high,b,b_predicted,like_training"
+    header = "id,formula,split,size_A,size_A_predicted,size_A_low,size_A_high,b,b_predicted"
+    header += ",like_training,unlike_because,warnings"
     assert rows == [
         header.split(","),
-        ["c0", "valid", "1", "1.5", "1", "2", "0", "0.25", "yes"],
-        ["c1", "test", "", "2", "1.5", "2.5", "1", "0.5", "no"],
+        ["c0", "NaCl", "valid", "1", "1.5", "1", "2", "0", "0.25", "yes", "", "odd cell"],
+        ["c1", "NaCl", "test", "", "2", "1.5", "2.5", "1", "0.5", "no", "far", ""],
     ]
 
 
-def test_numbers_are_printed_to_seven_digits_and_gaps_left_empty():
-    assert [number(x) for x in (1 / 3, 1e-9, 123456789.0, np.nan, np.inf)] == [
-        *("0.3333333", "1e-09", "1.234568e+08"),
-        *("", ""),
-    ]
-    assert interval(1.0, 0.5) == (0.5, 1.5)
-    assert np.isnan(interval(1.0, np.inf)).all()
+def test_intervals_end_at_the_lowest_value_that_is_predicted():
+    low, high = intervals(np.array([1.0, 1.0, 0.2]), np.array([0.5, np.inf, 0.5]), lowest=0.0)
+    assert low[[0, 2]].tolist() == [0.5, 0.0] and high[[0, 2]].tolist() == [1.5, 0.7]
+    assert np.isnan([low[1], high[1]]).all()
+
+
+def test_without_calibration_likeness_is_unknown(tmp_path):
+    found = predictions([1], [2], ["all"])
+    found.unlike = None
+    found.write(tmp_path / "p.csv")
+    assert (tmp_path / "p.csv").read_text().splitlines()[1] == "c0,NaCl,all,1,2,,,,,odd cell"
 
 
 def names_of(paths):
@@ -143,10 +161,35 @@ def test_columns_of_the_models_names_or_those_asked_for(tmp_path):
     assert found.truth[:, 0].tolist() == [0, 1, 2]
     with pytest.raises(ValueError, match="the model predicts size_A; got other_A, size_A"):
         evaluate(MODEL, tmp_path, ["other_A", "size_A"])
-    rows = [f"c{k},{k}" for k in range(3)]
-    (tmp_path / "targets.csv").write_text("\n".join(["id,other_A", *rows, ""]))
-    found, _ = evaluate(MODEL, tmp_path)
-    assert found.truth[:, 0].tolist() == [0, 1, 2]
     (tmp_path / "targets.csv").write_text("\n".join(["id,other_A,third", "c0,1,2", ""]))
     with pytest.raises(ValueError, match="which target to learn; there is other_A, third"):
         evaluate(MODEL, tmp_path)
+
+
+@pytest.mark.parametrize("prepared", [False, True])
+def test_another_quantity_is_refused_unless_it_is_named_and_its_unit_agrees(tmp_path, prepared):
+    write_folder(tmp_path / "in", 3)
+
+    def data(column):
+        rows = [f"c{k},{k}" for k in range(3)]
+        (tmp_path / "in" / "targets.csv").write_text("\n".join([f"id,{column}", *rows, ""]))
+        if not prepared:
+            return tmp_path / "in"
+        prepare(tmp_path / "in", tmp_path / "data.parquet")
+        return tmp_path / "data.parquet"
+
+    length = data("length_A")
+    with pytest.raises(ValueError, match="the model predicts size_A, the data have length_A; "):
+        evaluate(MODEL, length)
+    found, _ = evaluate(MODEL, length, ["length_A"])
+    assert found.truth[:, 0].tolist() == [0, 1, 2]
+    unknown = data("length")
+    with pytest.raises(ValueError, match="name it with --target 'length'"):
+        evaluate(MODEL, unknown)
+    evaluate(MODEL, unknown, ["length"])
+    pressure = data("size_GPa")
+    for targets in (None, ["size_GPa"]):
+        with pytest.raises(
+            ValueError, match=r"units differ: .* size_A in Å, .* size_GPa is in GPa"
+        ):
+            evaluate(MODEL, pressure, targets)

@@ -5,14 +5,21 @@ import sys
 import numpy as np
 import pytest
 import torch
-from test_golden import FILES, inputs, pairs_of, read
+from golden_files import FILES, inputs, pairs_of, read
 
 from sitenet.config import SiteNetConfig
 from sitenet.crystal.crystal import Crystal
 from sitenet.crystal.elements import SYMBOLS
 from sitenet.inference import explain as explanation
-from sitenet.inference.attention_histograms import COARSE, WEIGHT_EDGES, distance_bin
-from sitenet.inference.explain import Explanation, explain, explain_each
+from sitenet.inference.attention_histograms import (
+    COARSE,
+    WEIGHT_EDGES,
+    distance_bin,
+    weight_titles,
+)
+from sitenet.inference.explain import explain, explain_each
+from sitenet.inference.explanation import Explanation
+from sitenet.model.ensemble import Ensemble
 from sitenet.model.sitenet import SiteNet
 from sitenet.pairs.pairs import Pairs
 
@@ -264,6 +271,46 @@ def test_unknown_element_is_refused():
     model.element_table[54] = torch.nan
     with pytest.raises(ValueError, match="Xe"):
         explain(model, Crystal(4 * np.eye(3), [[0, 0, 0]], [54]))
+
+
+def test_sites_that_species_share_are_named_whole():
+    alloy = Crystal(
+        3.6 * np.eye(3),
+        [[0, 0, 0], [0, 0, 0], [0.5, 0.5, 0.5]],
+        [26, 28, 8],
+        occupancy=[0.25, 0.75, 1],
+    )
+    model = model_of()
+    e = explain(model, alloy, primitive=False)
+    sites = e.columns("sites")
+    assert list(sites["element"]) == ["Ni0.75Fe0.25", "O"]
+    close(np.stack([sites[a] for a in "xyz"], 1), [[0, 0, 0], [0.5] * 3])
+    assert set(e.columns()["element"]) == {"Ni0.75Fe0.25", "O"}
+    both = explain(model, [alloy, CRYSTALS[1]], primitive=False)
+    for each in (e, both):
+        elements = each.columns("elements")
+        named = set(zip(elements["element"], elements["neighbour"], strict=True))
+        assert ("Ni0.75Fe0.25", "O") in named and ("O", "Ni0.75Fe0.25") in named
+        assert not {"Fe", "Ni"} & {name for pair in named for name in pair}
+
+
+def test_one_structure_or_several_as_for_predict():
+    model = model_of()
+    one = explain(model, CRYSTALS[3], max_sites=0)
+    assert isinstance(one, Explanation) and one.members == 1
+    assert explain(model, np.array([CRYSTALS[3]], dtype=object), max_sites=0).names == ["Po"]
+    with pytest.raises(TypeError, match=r"structure 1: expected a Crystal, .*got int"):
+        explain(model, [CRYSTALS[3], 7])
+
+
+def test_blocks_of_an_ensemble_are_titled_by_member():
+    assert weight_titles(2, 1) == ["block 1, head 1", "block 2, head 1"]
+    assert weight_titles(4, 1, members=2)[1:3] == [
+        "member 1, block 2, head 1",
+        "member 2, block 1, head 1",
+    ]
+    model = Ensemble([model_of(), model_of()])
+    assert explain(model, CRYSTALS[3]).members == explain(model, []).members == 2
 
 
 def test_plot(tmp_path):

@@ -5,13 +5,14 @@ import importlib
 import numpy as np
 import pytest
 import torch
-from test_train import out_of_memory
 from toy_crystals import SMALL, cif_of, toy_crystals
 
 from sitenet.config import InteractionFeature
 from sitenet.crystal.cif import CifError
 from sitenet.crystal.crystal import Crystal
-from sitenet.inference.predict import as_crystal, outputs, pair_batches
+from sitenet.crystal.elements import SYMBOLS
+from sitenet.inference.predict import outputs, pair_batches
+from sitenet.inference.structures import as_crystal, is_single
 from sitenet.model.sitenet import SiteNet, Target
 from sitenet.pairs.store import PairMaker, PairStore
 
@@ -100,16 +101,51 @@ def test_every_kind_of_structure_is_taken(tmp_path):
     crystal = CRYSTALS[0]
     path = tmp_path / "c0.cif"
     path.write_text(cif_of(crystal))
-    kinds = [crystal, path, str(path), cif_of(crystal)]
+    kinds = [crystal, path, str(path), cif_of(crystal), cif_of(crystal).encode()]
+    symbols = [SYMBOLS[number] for number in crystal.numbers]
+    jarvis = {"lattice_mat": crystal.cell, "coords": crystal.frac, "elements": symbols}
+    kinds.append(jarvis)
     pytest.importorskip("pymatgen.core")
-    kinds.append(crystal.to_pymatgen())
+    structure = crystal.to_pymatgen()
+    kinds += [structure, structure.as_dict(), structure.as_dict(verbosity=0)]
     pytest.importorskip("ase")
-    kinds.append(crystal.to_ase())
+    atoms = crystal.to_ase()
+
+    class OwnAtoms(type(atoms)):  # such as pymatgen's MSONAtoms
+        pass
+
+    kinds += [atoms, OwnAtoms(atoms)]
     for structure in kinds:
         assert MODEL.predict(structure) == pytest.approx(Y[:1], abs=1e-4), type(structure)
     y = MODEL.predict(kinds)
     assert y == pytest.approx(np.full(len(kinds), Y[0]), abs=1e-4)
     assert MODEL.predict(iter(kinds)) == pytest.approx(y)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_other_objects_are_refused_by_name():
+    pytest.importorskip("pymatgen.core")
+    from pymatgen.core import Composition, Lattice, Molecule
+
+    water = Molecule(["O", "H", "H"], [[0, 0, 0], [1, 0, 0], [0, 1, 0]])
+    for wrong, message in (
+        (water, "got Molecule, which has no cell"),
+        (water.as_dict(), "got the dict of a Molecule, which has no lattice"),
+        (Composition("NaCl"), "got Composition"),
+        (Lattice.cubic(3), "got Lattice"),
+        ({"a": 1}, "got a dict without lattice and sites; its keys are 'a'"),
+        ({}, "its keys are none"),
+        (None, "got NoneType"),
+        (1.5, "got float"),
+    ):
+        with pytest.raises(TypeError, match=f"expected a Crystal, .*{message}"):
+            as_crystal(wrong)
+        with pytest.raises(TypeError, match=f"structure 1: .*{message}"):
+            MODEL.predict([CRYSTALS[0], wrong])
+    assert is_single(water) and is_single({}) and is_single(b"data_x")
+    assert not is_single([water]) and not is_single(iter([])) and not is_single(np.array([]))
+    with pytest.raises(CifError, match="structure 0: "):
+        MODEL.predict(b"data_x\n")
 
 
 def test_no_structures_give_no_values():
@@ -191,6 +227,9 @@ def test_it_runs_on_every_device(device):
 
 
 def test_memory_that_is_full_is_told(monkeypatch):
+    def out_of_memory(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
     monkeypatch.setattr(PairStore, "batch", out_of_memory)
     with pytest.raises(RuntimeError, match=r"^out of GPU memory with \d+ pairs of \d+ crystals; "):
         MODEL.predict(CRYSTALS)

@@ -1,7 +1,10 @@
 """Pairs kept beside a dataset: mapped the second time, rebuilt when they must be, shared."""
 
+import errno
 import json
 import multiprocessing
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +19,7 @@ from sitenet.pairs.cache import pairs_of_dataset
 from sitenet.pairs.finder import find_pairs
 from sitenet.pairs.pairs import Pairs
 from sitenet.pairs.store import PairStore, pair_options
+from sitenet.system.files import locked
 
 
 @pytest.fixture
@@ -26,7 +30,7 @@ def prepared(tmp_path):
 
 
 @pytest.fixture
-def found(monkeypatch):
+def computed(monkeypatch):
     """Names of the crystals whose pairs this process computed."""
     names, find = [], cache._Finder.__call__
 
@@ -45,30 +49,30 @@ def own(store, data, config=SMALL):
     return torch.equal(got.sites, want.sites) and torch.equal(got.distance, want.distance.float())
 
 
-def test_pairs_in_memory(found):
-    data, done = toy_dataset(6), []
-    kept, store = pairs_of_dataset(data, SMALL, advance=done.append)
+def test_pairs_in_memory(computed):
+    data, progress = toy_dataset(6), []
+    kept, store = pairs_of_dataset(data, SMALL, advance=progress.append)
     assert kept is data and own(store, data)
-    assert found == data.ids and sum(done) == 6
+    assert computed == data.ids and sum(progress) == 6
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_the_second_time_pairs_are_mapped(prepared, found, workers):
+def test_the_second_time_pairs_are_mapped(prepared, computed, workers):
     _, store = pairs_of_dataset(prepared, SMALL, workers)
     assert own(store, prepared)
-    assert found == (prepared.ids if workers == 1 else [])
-    found.clear()
-    done = []
-    _, again = pairs_of_dataset(prepared, SMALL, advance=done.append)
-    assert found == [] and sum(done) == 8
+    assert computed == (prepared.ids if workers == 1 else [])
+    computed.clear()
+    progress = []
+    _, again = pairs_of_dataset(prepared, SMALL, advance=progress.append)
+    assert computed == [] and sum(progress) == 8
     assert own(again, prepared)
     (folder,) = prepared.path.with_name("data.pairs").glob("[!.]*")
     with open("/proc/self/maps") as maps:
         assert str(folder / "distance.bin") in maps.read()
 
 
-def test_a_changed_setting_has_its_own_and_an_equal_one_not(prepared, found):
-    for changes, computed in (
+def test_a_changed_setting_has_its_own_and_an_equal_one_not(prepared, computed):
+    for changes, count in (
         ({}, 8),
         ({"max_sites": 20}, 8),
         ({"images": "sphere", "radius": 4.0}, 8),
@@ -76,14 +80,14 @@ def test_a_changed_setting_has_its_own_and_an_equal_one_not(prepared, found):
         ({"blocks": 3, "epochs": 7, "missing": "mean"}, 0),
         ({"max_sites": 20}, 0),
     ):
-        found.clear()
+        computed.clear()
         config = SMALL.replace(**changes)
         assert own(pairs_of_dataset(prepared, config)[1], prepared, config)
-        assert len(found) == computed, changes
+        assert len(computed) == count, changes
 
 
 @pytest.mark.parametrize("damage", ["truncate", "alter", "remove", "store.json"])
-def test_a_damaged_cache_is_named_and_made_anew(prepared, found, damage):
+def test_a_damaged_cache_is_named_and_written_again(prepared, computed, damage):
     pairs_of_dataset(prepared, SMALL)
     (folder,) = prepared.path.with_name("data.pairs").glob("[!.]*")
     path = folder / ("store.json" if damage == "store.json" else "distance.bin")
@@ -92,26 +96,68 @@ def test_a_damaged_cache_is_named_and_made_anew(prepared, found, damage):
         path.unlink()
     else:
         path.write_bytes(content[:-1] + (b"" if damage == "truncate" else b"\x01"))
-    found.clear()
-    with pytest.warns(UserWarning, match=f"cached pairs are made anew: .*{path.name}"):
+    computed.clear()
+    with pytest.warns(UserWarning, match=f"cached pairs are computed again: .*{path.name}"):
         _, store = pairs_of_dataset(prepared, SMALL)
-    assert found == prepared.ids and own(store, prepared)
-    found.clear()
+    assert computed == prepared.ids and own(store, prepared)
+    computed.clear()
     pairs_of_dataset(prepared, SMALL)
-    assert found == []
+    assert computed == []
 
 
-def test_changed_content_has_its_own(tmp_path, found, prepared):
+def test_changed_content_has_its_own(tmp_path, computed, prepared):
     pairs_of_dataset(prepared, SMALL)
     write_folder(tmp_path / "in", 8, seed=1)
     prepare(tmp_path / "in", prepared.path)
-    found.clear()
+    computed.clear()
     data = load_dataset(prepared.path)
     assert own(pairs_of_dataset(data, SMALL)[1], data)
-    assert len(found) == 8
+    assert len(computed) == 8
 
 
-def test_an_interrupted_one_leaves_nothing_to_be_taken_for_whole(prepared, found, monkeypatch):
+@pytest.mark.parametrize("error", [errno.EROFS, errno.EACCES, errno.ENOSPC])
+@pytest.mark.parametrize("name", ["locked", "StoreWriter", "Path.mkdir"])
+def test_a_cache_that_cannot_be_written_is_done_without(
+    prepared, computed, monkeypatch, name, error
+):
+    def fails(*_, **__):
+        raise OSError(error, os.strerror(error))
+
+    want = prepared.ids
+    with monkeypatch.context() as patched:
+        patched.setattr(cache if "." not in name else Path, name.rpartition(".")[2], fails)
+        with pytest.warns(UserWarning, match="kept in memory: their cache .* cannot be written"):
+            kept, store = pairs_of_dataset(prepared, SMALL)
+    assert kept.ids == want and own(store, kept)
+    # One that is complete is used.
+    pairs_of_dataset(prepared, SMALL)
+    computed.clear()
+    with monkeypatch.context() as patched:
+        patched.setattr(cache if "." not in name else Path, name.rpartition(".")[2], fails)
+        _, store = pairs_of_dataset(prepared, SMALL)
+    assert computed == [] and own(store, prepared)
+
+
+def test_what_a_killed_process_left_is_removed(prepared):
+    pairs_of_dataset(prepared, SMALL)
+    folder = prepared.path.with_name("data.pairs")
+    for name in (".0123.tmp", ".4567.tmp"):
+        (folder / name).mkdir()
+        (folder / name / "distance.bin").touch()
+    with locked(folder / ".4567.lock"):
+        pairs_of_dataset(prepared, SMALL.replace(max_sites=20))
+        assert [p.name for p in folder.glob(".*.tmp")] == [".4567.tmp"]
+
+
+def test_crystals_without_a_value_do_not_cost_the_cache(prepared, computed):
+    prepared.targets[2] = np.nan
+    for count in (7, 0):
+        computed.clear()
+        kept, store = pairs_of_dataset(prepared.with_values(), SMALL)
+        assert len(kept) == 7 and own(store, kept) and len(computed) == count
+
+
+def test_an_interrupted_one_leaves_nothing_to_be_taken_for_whole(prepared, computed, monkeypatch):
     def stop(done):
         raise KeyboardInterrupt
 
@@ -121,7 +167,7 @@ def test_an_interrupted_one_leaves_nothing_to_be_taken_for_whole(prepared, found
     assert own(pairs_of_dataset(prepared, SMALL)[1], prepared)
 
 
-def test_what_a_model_cannot_take_is_left_out(tmp_path, found):
+def test_what_a_model_cannot_take_is_left_out(tmp_path, computed):
     """Two sites in one place have no pairs with any model; xenon has features with missing: mean
     alone, fermium has none."""
     write_folder(tmp_path / "in", 3)
@@ -151,6 +197,8 @@ def test_what_a_model_cannot_take_is_left_out(tmp_path, found):
                 reasons = {x.id: x.reason for x in kept.left_out}
                 assert "no features of Fm" in reasons["c2"] or "Fm is not known" in reasons["c2"]
                 assert ("c1" in reasons) == (missing == "error")
+                kinds = {x.id: x.kind for x in kept.left_out}
+                assert kinds["c2"] == "element without features"
 
 
 def _use(data, results):
@@ -168,10 +216,10 @@ def test_processes_wait_for_one_of_them(prepared):
     workers = [context.Process(target=_use, args=(prepared, results)) for _ in range(3)]
     for worker in workers:
         worker.start()
-    found = sorted(results.get(timeout=60) for _ in workers)
+    computed = sorted(results.get(timeout=60) for _ in workers)
     for worker in workers:
         worker.join(60)
-    assert found == [(0, True), (0, True), (8, True)]
+    assert computed == [(0, True), (0, True), (8, True)]
     (folder,) = prepared.path.with_name("data.pairs").glob("[!.]*")
     assert json.loads((folder / "store.json").read_text())["key"] == folder.name
     assert PairStore.open(folder, folder.name)

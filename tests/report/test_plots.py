@@ -1,12 +1,13 @@
 """Plots are written whole, say what they should, and refuse what cannot be drawn."""
 
+import itertools
 import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from sitenet.inference.attention_histograms import DistanceTally
+from sitenet.inference.attention_histograms import DistanceHistogram
 from sitenet.report import plots
 
 pytest.importorskip("matplotlib")
@@ -75,26 +76,26 @@ def test_learning_curve_of_one_epoch_or_none(tmp_path):
         plots.learning_curve([], tmp_path / "curve.png")
 
 
-def tally_of(pairs, copies=1):
+def histogram_of(pairs, copies=1):
     """Random pairs at random distances, of a model with 2 blocks and 3 heads."""
     rng = np.random.default_rng(0)
-    tally = DistanceTally(2, 3)
+    histogram = DistanceHistogram(2, 3)
     distance = 1 + 11 * rng.random(pairs)
     distance[: pairs // 20] = 0
     weights = 10 ** rng.normal(-2 - distance[:, None, None] / 10, 0.3, (pairs, 2, 3))
-    tally.add(distance, np.minimum(weights, 1), np.full(pairs, copies))
-    return SimpleNamespace(by_distance=tally)
+    histogram.add(distance, np.minimum(weights, 1), np.full(pairs, copies))
+    return SimpleNamespace(by_distance=histogram, members=2)
 
 
 def test_attention_of_few_pairs_is_drawn_point_by_point(tmp_path):
-    e = tally_of(400)
+    e = histogram_of(400)
     figure = plots.plot_attention(e, tmp_path / "attention.png", title="a crystal")
     assert (tmp_path / "attention.png").read_bytes().startswith(PNG)
     assert figure.get_suptitle() == "a crystal"
     assert len(figure.axes) == 2 * 2 * 3
     for block, head in np.ndindex(2, 3):
         own, others = figure.axes[6 * block + 2 * head :][:2]
-        assert others.get_title() == f"block {block + 1}, head {head + 1}"
+        assert others.get_title() == f"member {block + 1}, block 1, head {head + 1}"
         (points,) = others.collections
         assert len(points.get_offsets()) == np.count_nonzero(e.by_distance.counts[block, head])
         (points,) = own.collections
@@ -103,7 +104,7 @@ def test_attention_of_few_pairs_is_drawn_point_by_point(tmp_path):
 
 @pytest.mark.parametrize("pairs, copies, bins", [(20_000, 1, 100), (100_000, 20, 500)])
 def test_attention_of_many_pairs_is_counted(pairs, copies, bins):
-    figure = plots.plot_attention(tally_of(pairs, copies))
+    figure = plots.plot_attention(histogram_of(pairs, copies))
     assert len(figure.axes) == 2 * 2 * 3 + 1  # the colour bar
     own, others = figure.axes[:2]
     (image,) = others.collections
@@ -133,16 +134,27 @@ def test_columns_hold_equally_many_pairs():
 
 
 def test_attention_without_pairs(tmp_path):
-    tally = DistanceTally(1, 1)
-    tally.add(np.zeros(1), np.ones((1, 1, 1)), np.ones(1, dtype=int))
+    histogram = DistanceHistogram(1, 1)
+    histogram.add(np.zeros(1), np.ones((1, 1, 1)), np.ones(1, dtype=int))
     with pytest.raises(ValueError, match="no pairs but self pairs"):
-        plots.plot_attention(SimpleNamespace(by_distance=tally), tmp_path / "a.png")
+        plots.plot_attention(SimpleNamespace(by_distance=histogram, members=1), tmp_path / "a.png")
 
 
 def test_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=r"pip install 'sitenet\[plot\]'"):
         plots.parity([1], [1], tmp_path / "p.png")
+
+
+@pytest.mark.parametrize("decades", [2, 18])
+def test_labels_of_a_long_logarithmic_axis_do_not_overlap(decades):
+    history = [{"epoch": k, "train_mae": 10.0 ** -(decades * k / 5)} for k in range(6)]
+    figure = plots.learning_curve(history)
+    figure.draw_without_rendering()
+    low, high = figure.axes[0].get_ylim()
+    labels = [t for t in figure.axes[0].yaxis.get_major_ticks() if low <= t.get_loc() <= high]
+    boxes = sorted((t.label1.get_window_extent() for t in labels), key=lambda box: box.y0)
+    assert 3 <= len(boxes) and all(a.y1 < b.y0 for a, b in itertools.pairwise(boxes))
 
 
 def test_does_without_pyplot(tmp_path, monkeypatch):

@@ -15,9 +15,14 @@ import torch
 
 from sitenet.config import SiteNetConfig
 from sitenet.crystal.crystal import Crystal
+from sitenet.inference.explain import explain
+from sitenet.model.ensemble import Ensemble
 from sitenet.model.sitenet import SiteNet, Target
-from sitenet.report import report
+from sitenet.report import crystal_report, run_report
 from sitenet.report.cell_view import cell_view
+from sitenet.report.crystal_page import TABLE_ROWS, _most_attended
+from sitenet.report.figures import attention_figure
+from sitenet.report.packages import check_format
 
 pytest.importorskip("plotly")
 HOSTILE = (
@@ -107,28 +112,28 @@ def check_self_contained(page, figures):
 
 
 def test_crystal_report(tmp_path, model):
-    e = report.crystal_report(model, SALT, tmp_path / "salt.html", primitive=False)
+    e = crystal_report(model, SALT, tmp_path / "salt.html", primitive=False)
     page = Parsed(tmp_path / "salt.html")
     check_self_contained(page, 3)
     assert HOSTILE in page.text
     assert f"{e.predicted[0]:.4g} eV" in page.text
     assert "NaCl, 8 sites in the cell, each attending to 64 sites of a supercell" in page.text
-    for row in zip(*report._most_attended(e).values(), strict=True):
+    for row in zip(*_most_attended(e).values(), strict=True):
         assert {str(row[0]), str(row[1]), f"{row[2]:.4g}"} <= set(page.text)
     assert f"{e.long_range[1, 2]:.4g}" in page.text
 
 
 def test_most_attended_pairs(tmp_path, model):
-    e = report.crystal_report(model, SALT, tmp_path / "salt.html")
-    rows = report._most_attended(e)
+    e = crystal_report(model, SALT, tmp_path / "salt.html")
+    rows = _most_attended(e)
     mean = e.weights.mean((1, 2))[e.pairs.distance.numpy() > 0]
-    np.testing.assert_allclose(rows["mean weight"], np.sort(mean)[::-1][: report.TABLE_ROWS])
+    np.testing.assert_allclose(rows["mean weight"], np.sort(mean)[::-1][:TABLE_ROWS])
     assert rows["distance (Å)"].min() > 2
 
 
 def test_crystal_report_takes_one_crystal(tmp_path, model):
-    with pytest.raises(ValueError, match="one crystal, got a list"):
-        report.crystal_report(model, [SALT], tmp_path / "x.html")
+    with pytest.raises(ValueError, match="one crystal, got several"):
+        crystal_report(model, [SALT], tmp_path / "x.html")
 
 
 def test_crystal_report_says_how_sure(tmp_path, model):
@@ -136,17 +141,60 @@ def test_crystal_report_says_how_sure(tmp_path, model):
         half_width=lambda coverage, spread: np.array([0.314]),
         inside=lambda encodings: np.array([False]),
     )
-    report.crystal_report(model, SALT, tmp_path / "salt.html")
+    e = crystal_report(model, SALT, tmp_path / "salt.html")
     page = Parsed(tmp_path / "salt.html")
     assert "gap <b>, 90% interval" in page.text
     assert page.text[page.text.index("like the training crystals") - 1] == "no"
-    assert any(text.endswith(" ± 0.31 eV") for text in page.text)
+    low, high = e.predicted[0] - 0.314, e.predicted[0] + 0.314
+    assert f"{low:.3g} to {high:.3g} eV" in page.text
+    assert any(text.startswith("Unlike the training crystals: ") for text in page.text)
+
+
+def test_doubts_about_the_structure_are_shown(tmp_path, model):
+    crystal = Crystal(SALT.cell, SALT.frac, SALT.numbers, name="salt")
+    crystal.warnings = (f"odd {HOSTILE}",)
+    crystal_report(model, crystal, tmp_path / "salt.html", primitive=False)
+    page = Parsed(tmp_path / "salt.html")
+    check_self_contained(page, 3)
+    assert f"Doubts about the structure: odd {HOSTILE}." in page.text
+
+
+def test_members_of_an_ensemble_are_named(tmp_path, model):
+    e = crystal_report(Ensemble([model, model]), SALT, tmp_path / "salt.html")
+    page = Parsed(tmp_path / "salt.html")
+    assert "member 2, block 1" in page.text and e.members == 2
+    titles = [a.text for a in attention_figure(e).layout.annotations]
+    assert titles[0] == "member 1, block 1, head 1" and "member 2, block 2, head 3" in titles
+
+
+@pytest.mark.parametrize("decades", [1, 5, 18])
+def test_ticks_of_weights_over_many_decades_leave_room(model, decades):
+    e = explain(model, SALT, primitive=False)
+    e.weights = np.logspace(-decades, 0, e.weights.size).reshape(e.weights.shape)
+    axis = attention_figure(e).layout.yaxis
+    low, high = axis.range
+    assert low < -decades and high > 0
+    # A panel is about 200 pixels high, a label 12.
+    assert 1 <= (high - low) / axis.dtick <= 200 / 12 / 2
+
+
+def test_what_a_format_needs_is_checked_before_the_work(monkeypatch):
+    for path in ("x.csv", "x.html", "x.PNG", "x.svg", "x.pdf", "folder"):
+        check_format(path)
+    with pytest.raises(ValueError, match=r"x\.txt: expected a folder or a file ending in \.csv"):
+        check_format("x.txt")
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.setitem(sys.modules, "plotly.graph_objects", None)
+    check_format("x.csv")
+    for path, extra in (("x.html", "report"), ("x.png", "plot"), ("folder", "plot")):
+        with pytest.raises(ImportError, match=rf"pip install 'sitenet\[{extra}\]'"):
+            check_format(path)
 
 
 def test_one_site_and_only_itself(tmp_path, model):
     """No pair but the self pair."""
     po = Crystal(3.35 * np.eye(3), [[0.1, 0, 0]], [84])
-    e = report.crystal_report(model, po, tmp_path / "po.html", max_sites=0)
+    e = crystal_report(model, po, tmp_path / "po.html", max_sites=0)
     assert e.pairs.num_pairs == 1 and not e.long_range.any()
 
 
@@ -164,8 +212,34 @@ def test_cell_view_draws_faces_twice():
     assert menu.buttons[1].args[0]["marker.color"] == [[0.0] * 27]
 
 
+def test_cell_view_names_sites_that_species_share():
+    alloy = Crystal(
+        3 * np.eye(3), [[0.5] * 3] * 2 + [[0.2] * 3], [28, 26, 8], occupancy=[0.75, 0.25, 1]
+    )
+    sites = cell_view(alloy, {"mean": np.arange(2.0)}, "value").data[-1]
+    assert list(sites.text) == ["Ni0.75Fe0.25", "O"] and list(sites.marker.color) == [0, 1]
+
+
+def test_run_report_tells_best_epoch_data_baseline_and_formulas(tmp_path, run, model):
+    scores = {"valid": {}, "test": {"gap <b>": {"mae_of_mean": 0.875, "mae_of_median": 0.75}}}
+    facts = {"epoch": 6, "crystals": {"train": 1234, "valid": 100, "test": 101}, "scores": scores}
+    model.save(run / "model.safetensors", facts)
+    lines = (run / "predictions.csv").read_text().splitlines()
+    table = ["formula," + lines[0], *(f"NaCl{k}," + line for k, line in enumerate(lines[1:]))]
+    (run / "predictions.csv").write_text("\n".join(table))
+    run_report(run, tmp_path / "run.html")
+    page = Parsed(tmp_path / "run.html")
+    check_self_contained(page, 2)
+    expected = "A training run on crystals: 1,234 for training, 100 for validation, 101 for test"
+    assert expected in page.text
+    assert page.text[page.text.index("best epoch") - 1] == "6"
+    assert page.text[page.text.index("if predicting the mean of gap <b>, test") - 1] == "0.875 eV"
+    assert "MAE of median (eV)" in page.text and "formula" in page.text
+    assert "NaCl301" in page.text  # the largest error
+
+
 def test_run_report(tmp_path, run):
-    report.run_report(run, tmp_path / "run.html")
+    run_report(run, tmp_path / "run.html")
     page = Parsed(tmp_path / "run.html")
     check_self_contained(page, 2)
     assert "a run" in page.text
@@ -188,7 +262,7 @@ def test_run_report_of_a_class_and_intervals(tmp_path):
             width = 0.1 if k < 10 else 1
             values = [int(metal), 0.9 if metal or k == 1 else 0.2, gap, gap + 0.5]
             table.writerow([k, "test", *values, gap + 0.5 - width, gap + 0.5 + width, "yes"])
-    report.run_report(tmp_path, tmp_path / "run.html")
+    run_report(tmp_path, tmp_path / "run.html")
     page = Parsed(tmp_path / "run.html")
     assert page.text[page.text.index("accuracy of metal, test") - 1] == "0.975"
     assert "ROC AUC" in page.text and "true class 1 (10)" in page.source
@@ -199,19 +273,19 @@ def test_run_report_of_a_class_and_intervals(tmp_path):
 def test_run_report_of_what_there_is(tmp_path, run):
     for name in ("metrics.jsonl", "left_out.csv", "model.safetensors"):
         (run / name).unlink()
-    report.run_report(run, tmp_path / "run.html")
+    run_report(run, tmp_path / "run.html")
     (run / "predictions.csv").unlink()
-    report.run_report(run, tmp_path / "run.html")
+    run_report(run, tmp_path / "run.html")
     assert "base: paper" in (tmp_path / "run.html").read_text()
     (run / "config.yaml").unlink()
     with pytest.raises(FileNotFoundError, match="holds no run"):
-        report.run_report(run, tmp_path / "none.html")
+        run_report(run, tmp_path / "none.html")
 
 
 def test_says_what_to_install(tmp_path, model, monkeypatch):
     monkeypatch.setitem(sys.modules, "plotly.graph_objects", None)
     with pytest.raises(ImportError, match=r"pip install 'sitenet\[report\]'"):
-        report.crystal_report(model, SALT, tmp_path / "x.html")
+        crystal_report(model, SALT, tmp_path / "x.html")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -239,9 +313,9 @@ def browse(tmp_path, path, *options):
 def test_in_chromium(tmp_path, model, run, kind, figures):
     path = tmp_path / "report.html"
     if kind == "crystal":
-        report.crystal_report(model, SALT, path, primitive=False)
+        crystal_report(model, SALT, path, primitive=False)
     else:
-        report.run_report(run, path)
+        run_report(run, path)
     picture = tmp_path / "report.png"
     dom, said = browse(tmp_path, path, "--dump-dom", f"--screenshot={picture}")
     assert not re.search("Uncaught|violates|Refused|Failed|ERR_", said), said

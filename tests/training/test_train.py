@@ -687,7 +687,7 @@ def test_not_one_usable_structure_is_an_error(tmp_path):
 def test_a_target_without_values_is_named():
     data = toy_dataset(20)
     data.targets[:] = np.nan
-    with pytest.raises(ValueError, match="no training crystal has a value of size_A"):
+    with pytest.raises(ValueError, match="no value of size_A"):
         train(data, config=FAST)
 
 

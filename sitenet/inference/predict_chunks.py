@@ -1,0 +1,200 @@
+"""Prediction of chunks of records: worker processes find pairs, this process runs the model."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import asdict
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import sitenet
+from sitenet.crystal.crystal import Crystal
+from sitenet.data.dataset import LeftOut, Preparation, read_records
+from sitenet.data.source import Record
+from sitenet.inference.predict import Output, by_rows, from_store, most_pairs
+from sitenet.inference.table import (
+    Prediction,
+    Row,
+    prediction_header,
+    prediction_row,
+    predictions_of,
+    structure_warnings,
+)
+from sitenet.model.ensemble import Model
+from sitenet.pairs.store import Columns, PairMaker, PairStore
+from sitenet.system.files import fingerprint
+from sitenet.system.workers import in_order
+
+CHUNK = 32  # crystals that a process takes at a time
+SENT_PAIRS = 100_000  # of a crystal that may have more, a worker sends the crystal instead
+FORMAT = 2  # of ``Chunk.plain``
+
+NumberedRecords = tuple[int, list[Record]]
+
+
+class _Ready(NamedTuple):
+    """What a worker made of a record: pairs, the crystal if it is large, or a failure."""
+
+    record: Record
+    content: Columns | Crystal | LeftOut
+    warnings: str
+
+
+class Chunk(NamedTuple):
+    """Results of consecutive records; a record may hold several structures.
+
+    Attributes:
+        number: Which chunk it is, from 0.
+        records: Number of records.
+        predictions: Of the structures that could be used, in order.
+        left_out: The others, in order.
+    """
+
+    number: int
+    records: int
+    predictions: list[Prediction]
+    left_out: list[LeftOut]
+
+    def plain(self) -> dict[str, Any]:
+        """Return the chunk as JSON can hold it."""
+        return {
+            "number": self.number,
+            "records": self.records,
+            "predictions": list(map(vars, self.predictions)),
+            "left_out": list(map(vars, self.left_out)),
+        }
+
+    @classmethod
+    def of_plain(cls, content: dict[str, Any]) -> Chunk:
+        """Read what ``plain`` returned."""
+        predictions = [Prediction(**fields) for fields in content["predictions"]]
+        left_out = [LeftOut(**fields) for fields in content["left_out"]]
+        return cls(content["number"], content["records"], predictions, left_out)
+
+
+class _Worker:
+    """Read a numbered chunk of records and find their pairs; picklable."""
+
+    def __init__(self, how: Preparation, make: PairMaker) -> None:
+        self.how, self.make = how, make
+
+    def __call__(self, chunks: list[NumberedRecords]) -> tuple[int, int, list[_Ready]]:
+        ((number, records),) = chunks
+        ready = []
+        for record, content in read_records(records, self.how):
+            warnings = structure_warnings(content) if isinstance(content, Crystal) else ""
+            if isinstance(content, Crystal):
+                if most_pairs(content, self.make.options) <= SENT_PAIRS:
+                    content = _attempt(self.make, record, content)
+            ready.append(_Ready(record, content, warnings))
+        return number, len(records), ready
+
+
+def _attempt(function: Callable[[Crystal], Any], record: Record, crystal: Crystal) -> Any:
+    """function(crystal), or why the record's crystal cannot be used."""
+    try:
+        return function(crystal)
+    except ValueError as error:
+        return LeftOut.of(record.id, record.where, error)
+
+
+class Predictor:
+    """Predict chunks of records.
+
+    Args:
+        model: A SiteNet or an Ensemble.
+        how: How structures are read.
+        make: Finds their pairs.
+        coverage: Of the intervals.
+    """
+
+    def __init__(self, model: Model, how: Preparation, make: PairMaker, coverage: float) -> None:
+        self.model, self.how, self.make, self.coverage = model, how, make, coverage
+        self.header = prediction_header(model)
+
+    def chunks(
+        self, records: Iterator[tuple[int, list[Record]]], workers: int
+    ) -> Generator[Chunk, None, None]:
+        """Yield the results of numbered chunks of records, in order."""
+        for result in in_order(_Worker(self.how, self.make), records, workers, chunk=1):
+            yield self._chunk(*result)
+
+    def row(self, prediction: Prediction) -> Row:
+        """Cells of the table."""
+        return prediction_row(self.model, prediction)
+
+    def settings(self, sources: list[str]) -> str:
+        """A hash of everything that fixes the rows.
+
+        Args:
+            sources: Fingerprints of the files.
+        """
+        model = self.model
+        facts = {
+            "format": FORMAT,
+            "version": sitenet.__version__,
+            "sources": sources,
+            "pairs": self.make.options,
+            "preparation": asdict(self.how),
+            "coverage": self.coverage,
+            "config": model.config.to_dict(),
+            "targets": [asdict(target) for target in model.targets],
+            "header": self.header,
+        }
+        parts: list[Any] = [facts]
+        for name, values in model.state_dict().items():
+            parts += [name, values.cpu().numpy()]
+        if model.calibration is not None:
+            for name, value in vars(model.calibration).items():
+                parts += [name, value]
+        return fingerprint(*parts)
+
+    def _chunk(self, number: int, records: int, ready: list[_Ready]) -> Chunk:
+        columns = [one.content for one in ready if isinstance(one.content, dict)]
+        outputs = iter(from_store(self.model, PairStore.of(columns)))
+        predicted: list[tuple[_Ready, Output]] = []
+        left_out = []
+        for one in ready:
+            result: Any = one.content
+            if isinstance(result, dict):
+                result = next(outputs)
+            elif isinstance(result, Crystal):  # too large to be sent
+                result = _attempt(self._large, one.record, result)
+            if isinstance(result, LeftOut):
+                left_out.append(result)
+            elif np.isfinite(result[0]).all():
+                predicted.append((one, result))
+            else:
+                reason = "the prediction is not a number"
+                left_out.append(LeftOut(one.record.id, one.record.where, reason, reason))
+        return Chunk(number, records, self._predictions(predicted), left_out)
+
+    def _predictions(self, predicted: list[tuple[_Ready, Output]]) -> list[Prediction]:
+        if not predicted:
+            return []
+        return predictions_of(
+            self.model,
+            [one.record.id for one, _ in predicted],
+            np.stack([values for _, (values, _) in predicted]),
+            np.stack([encoding for _, (_, encoding) in predicted]),
+            [one.content for one, _ in predicted if not isinstance(one.content, LeftOut)],
+            [one.warnings for one, _ in predicted],
+            self.coverage,
+        )
+
+    def _large(self, crystal: Crystal) -> Output:
+        output = by_rows(self.model, crystal, self.make)
+        if output is None:
+            (output,) = from_store(self.model, PairStore.of([self.make(crystal)]))
+        return output
+
+
+def chunked(records: Iterator[Record]) -> Iterator[NumberedRecords]:
+    """Cut records into chunks of CHUNK, numbered from 0."""
+    for number in itertools.count():
+        chunk = list(itertools.islice(records, CHUNK))
+        if not chunk:
+            return
+        yield number, chunk

@@ -1,0 +1,157 @@
+"""Predictions of single crystals as rows of a table: numbers, intervals and doubts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+
+from sitenet.model.calibration import half_widths
+
+if TYPE_CHECKING:
+    from sitenet.crystal.crystal import Crystal
+    from sitenet.model.ensemble import Model
+    from sitenet.pairs.pairs import Pairs
+    from sitenet.pairs.store import Columns, PairStore
+
+    Structures: TypeAlias = Pairs | PairStore | Sequence[Crystal | Columns]
+
+COVERAGE = 0.9  # of intervals, unless stated otherwise
+LIKENESS = ["like_training", "unlike_because"]  # columns of ``likeness_cells``
+
+Cell = float | str | None  # None where the value is unknown
+Row = tuple[Cell, ...]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A model's answer for one crystal.
+
+    Attributes:
+        id: Name of the crystal.
+        values: Property per target; for a class, the probability of class 1.
+        low: Lower end of the interval per target; None where there is no interval.
+        high: Upper end per target.
+        unlike: Why the crystal is unlike the training set, "" if it is not; None if the model is
+            not calibrated.
+        warnings: Doubts about the structure.
+    """
+
+    id: str
+    values: list[float]
+    low: list[float | None]
+    high: list[float | None]
+    unlike: str | None
+    warnings: str
+
+
+def prediction_header(model: Model) -> list[str]:
+    """Columns of a table of a model's predictions."""
+    header = ["id"]
+    for target in model.targets:
+        header.append(f"{target.name}_predicted")
+        if target.kind == "value" and model.calibration is not None:
+            header += [f"{target.name}_low", f"{target.name}_high"]
+    if model.calibration is not None:
+        header += LIKENESS
+    return [*header, "warnings"]
+
+
+def prediction_row(model: Model, prediction: Prediction) -> Row:
+    """Cells of ``prediction_header``."""
+    row: list[Cell] = [prediction.id]
+    for k, target in enumerate(model.targets):
+        row.append(prediction.values[k])
+        if target.kind == "value" and model.calibration is not None:
+            row += [prediction.low[k], prediction.high[k]]
+    if model.calibration is not None:
+        row += likeness_cells(prediction.unlike)
+    return (*row, prediction.warnings)
+
+
+def likeness_cells(unlike: str | None) -> list[Cell]:
+    """Whether a crystal is like the training set, and why not."""
+    if unlike is None:
+        return [None, ""]
+    return ["no" if unlike else "yes", unlike]
+
+
+def predictions_of(
+    model: Model,
+    ids: Sequence[str],
+    values: np.ndarray,
+    encodings: np.ndarray,
+    structures: Structures,
+    warnings: Sequence[str],
+    coverage: float,
+) -> list[Prediction]:
+    """Add intervals and likeness to a model's outputs.
+
+    Args:
+        model: Calibrated or not.
+        ids: (crystals,).
+        values: (crystals, targets).
+        encodings: (crystals, encoding).
+        structures: As in ``unlike_training``.
+        warnings: (crystals,).
+        coverage: Share of true values that the intervals should hold.
+    """
+    if not len(ids):
+        return []
+    low, high = intervals(values, half_widths(model, encodings, coverage), model.lowest)
+    unlike = unlike_training(model, encodings, structures)
+    known = np.isfinite(low)
+    return [
+        Prediction(
+            ids[k],
+            values[k].tolist(),
+            [x if ok else None for x, ok in zip(low[k].tolist(), known[k], strict=True)],
+            [x if ok else None for x, ok in zip(high[k].tolist(), known[k], strict=True)],
+            None if unlike is None else unlike[k],
+            warnings[k],
+        )
+        for k in range(len(ids))
+    ]
+
+
+def intervals(
+    values: np.ndarray, half_width: np.ndarray, lowest: float = -np.inf
+) -> tuple[np.ndarray, np.ndarray]:
+    """Lower and upper ends around predicted values; NaN where the half width is infinite.
+
+    An interval ends at the lowest value that the model can predict: no true value lies below, so
+    its coverage stays.
+    """
+    known = np.isfinite(half_width)
+    low = np.where(known, np.maximum(values - half_width, lowest), np.nan)
+    return low, np.where(known, values + half_width, np.nan)
+
+
+def unlike_training(
+    model: Model, encodings: np.ndarray, structures: Structures
+) -> list[str] | None:
+    """Say why each crystal is unlike the training set; "" if it is not.
+
+    Args:
+        model: Calibrated or not.
+        encodings: (crystals, encoding).
+        structures: The same crystals: the pairs that the model has used, as a batch, a store or
+            columns; or Crystals.
+
+    Returns:
+        A reason per crystal; None if the model is not calibrated.
+    """
+    calibration = model.calibration
+    if calibration is None:
+        return None
+    if hasattr(calibration, "unlike"):
+        return calibration.unlike(encodings, structures)
+    far = "its encoding is far from those of the training crystals"
+    return ["" if inside else far for inside in calibration.inside(encodings)]
+
+
+def structure_warnings(crystal: Crystal) -> str:
+    """Doubts about a crystal's structure, as one text."""
+    return "; ".join(crystal.warnings)
