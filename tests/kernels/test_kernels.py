@@ -105,7 +105,7 @@ def assert_attention(dims, rows, dtype, activation="mish", norm=True):
     options = dict(attention_dim=dims[1], activation=activation, norm=norm, need_logits=True)
     functions = attention.attention, reference.attention
     if dtype != torch.bfloat16 and torch.get_float32_matmul_precision() == "highest":
-        test_attention.compare(*functions, tensors, exact, 5, dtype, **options)
+        test_attention.compare(*functions, tensors, 5, **options)
         return
     got, want = (
         test_attention.outputs_and_gradients(f, x, 5, **options)
