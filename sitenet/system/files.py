@@ -1,38 +1,85 @@
-"""Files that are complete or not there: written under a temporary name, then renamed."""
+"""Files that are complete or absent: written under a temporary name, then renamed."""
 
 from __future__ import annotations
 
 import csv
-import fcntl
+import functools
 import hashlib
 import json
 import os
+import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import filelock
 import numpy as np
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp")  # .NAME.PID.tmp
 
 
 @contextmanager
 def new_file(path: str | Path, sync: bool = True) -> Iterator[Path]:
-    """A temporary name beside ``path``, renamed to it once the block has written it.
+    """Yield a temporary name beside ``path``, and rename it once the block has written it.
 
     Args:
-        path: of the file.
-        sync: whether to wait until it is on the disk, so that it outlasts a power cut.
+        path: Name of the finished file.
+        sync: Wait until the content is on the disk, so that it survives a power cut.
+
+    Raises:
+        OSError: The file cannot be written; the error names ``path``.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    _sweep_once(path.parent.absolute())
     try:
         yield temporary
         if sync:
             with open(temporary, "rb") as file:
                 os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:  # a full disk is reported without a name
+        if error.errno is None or error.filename not in (None, str(temporary)):
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sweep(folder: Path) -> None:
+    """Remove the temporary files that killed processes left in a folder."""
+    if not folder.is_dir():
+        return
+    for path in folder.iterdir():
+        match = _TEMPORARY.fullmatch(path.name)
+        if match and not _is_running(int(match[1])):
+            path.unlink(missing_ok=True)
+
+
+_sweep_once = functools.cache(sweep)
+
+
+def _is_running(pid: int) -> bool:
+    if sys.platform == "win32":  # where os.kill would end the process
+        import ctypes
+
+        query = 0x1000  # PROCESS_QUERY_LIMITED_INFORMATION
+        handle = ctypes.windll.kernel32.OpenProcess(query, False, pid)
+        if handle:
+            ctypes.windll.kernel32.CloseHandle(handle)
+        return bool(handle)
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # of another user
+        return True
+    return True
 
 
 def writable_folder(path: str | Path) -> Path:
@@ -43,6 +90,7 @@ def writable_folder(path: str | Path) -> Path:
     """
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
+    sweep(path)
     probe = path / f".probe.{os.getpid()}.tmp"
     try:
         probe.write_bytes(b"")
@@ -55,24 +103,30 @@ def writable_folder(path: str | Path) -> Path:
 
 @contextmanager
 def locked(path: str | Path, wait: bool = True) -> Iterator[bool]:
-    """Hold a file's lock, which the system gives back however the process ends.
+    """Hold the lock of a file; the system releases it however the process ends.
 
     Args:
-        path: of the file, made where there is none.
-        wait: for another process that holds it; the block is told False otherwise.
+        path: Lock file, created if absent.
+        wait: Wait while another process holds the lock.
+
+    Yields:
+        True; or False if another process holds the lock and ``wait`` is False.
     """
-    with open(path, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
+    lock = filelock.FileLock(path)
+    try:
+        lock.acquire(blocking=wait)
+    except filelock.Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
 
 
-def write_text(path: str | Path, text: str) -> None:
-    """Write a text file as a whole."""
-    with new_file(path) as temporary:
+def write_text(path: str | Path, text: str, sync: bool = True) -> None:
+    """Write a text file as a whole; ``sync`` as in ``new_file``."""
+    with new_file(path, sync) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
@@ -109,12 +163,12 @@ def write_csv(path: str | Path, header: Sequence[str], rows: Iterable[Sequence[A
 
 
 def write_columns(path: str | Path, columns: Mapping[str, np.ndarray]) -> None:
-    """Write equally long columns as a CSV file."""
+    """Write columns of equal length as a CSV file."""
     write_csv(path, list(columns), text_rows(columns))
 
 
 def text_rows(columns: Mapping[str, np.ndarray]) -> list[list[str]]:
-    """The rows of equally long columns as text, numbers with seven digits."""
+    """Rows of columns of equal length as text, numbers with seven digits."""
     texts = [
         [f"{x:.7g}" for x in column] if column.dtype.kind == "f" else [str(x) for x in column]
         for column in columns.values()
@@ -153,3 +207,63 @@ def file_checksum(path: str | Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+_CHECKSUM = "sha256"  # key of the metadata of a safetensors file
+
+
+def save_tensors(
+    path: str | Path,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+    sync: bool = True,
+) -> None:
+    """Write a safetensors file whose metadata hold a checksum of everything else in it.
+
+    Args:
+        path: The file.
+        tensors: Named tensors on any device.
+        metadata: Named texts.
+        sync: As in ``new_file``.
+    """
+    import safetensors.torch
+
+    tensors = {name: x.detach().cpu().contiguous() for name, x in tensors.items()}
+    facts = {**metadata, _CHECKSUM: _checksum(tensors, metadata)}
+    with new_file(path, sync) as temporary:
+        temporary.write_bytes(safetensors.torch.save(tensors, facts))
+
+
+def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read a safetensors file and verify its checksum, if it has one.
+
+    Returns:
+        The tensors and the metadata.
+
+    Raises:
+        ValueError: The file is damaged or no safetensors file; the error names it.
+    """
+    import safetensors
+
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            metadata = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except (safetensors.SafetensorError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{path} is damaged or no safetensors file: {error}") from None
+    checksum = metadata.pop(_CHECKSUM, None)
+    if checksum is not None and checksum != _checksum(tensors, metadata):
+        raise ValueError(f"{path} is damaged: its content does not match its checksum")
+    return tensors, metadata
+
+
+def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """SHA-256 over names, types, shapes and bytes, and over the metadata."""
+    import torch
+
+    parts: list[Any] = [dict(metadata)]
+    for name in sorted(tensors):
+        x = tensors[name]
+        content = x.reshape(-1).view(torch.uint8).numpy()  # as bytes: numpy has no bfloat16
+        parts += [[name, str(x.dtype), list(x.shape)], content]
+    return fingerprint(*parts)

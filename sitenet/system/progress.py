@@ -27,23 +27,31 @@ class _Rate(ProgressColumn):
 
 
 class Reporter:
-    """Says how far a long job is.
+    """Reports the progress of a long job.
 
     Args:
-        console: where to; None says nothing. Bars are drawn on terminals only.
+        console: Where to write; None writes nothing. Bars are drawn on terminals only.
     """
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console
 
     def say(self, text: str) -> None:
-        """One line."""
+        """Write one line."""
         if self.console is not None:
             self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     @contextmanager
-    def bar(self, what: str, total: int) -> Iterator[Advance]:
-        """A bar that lasts as long as the block; gives what tells it how much more is done."""
+    def bar(self, title: str, total: int) -> Iterator[Advance]:
+        """Draw a bar while the block runs.
+
+        Args:
+            title: What is being done.
+            total: Number of items.
+
+        Yields:
+            A function to call with the number of items done since its last call.
+        """
         if self.console is None or not self.console.is_terminal:
             yield lambda done: None
             return
@@ -55,5 +63,13 @@ class Reporter:
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=self.console, transient=True) as progress:
-            task = progress.add_task(what, total=total)
+            task = progress.add_task(title, total=total)
             yield lambda done: progress.advance(task, done)
+
+
+def duration(seconds: float) -> str:
+    """A length of time for people: ``8 s``, ``12 min``, ``3 h 05 min``."""
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02} min"

@@ -1,14 +1,15 @@
-"""Workers give what one process gives, in order, in bounded number, and never hang."""
+"""Workers return what one process returns, in order, in bounded number, and end with it."""
 
 import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
 
-from sitenet.system.workers import default_workers, in_order
+from sitenet.system.workers import default_workers, in_order, start_method
 
 
 def squares(numbers):
@@ -64,7 +65,7 @@ def test_an_error_comes_back(workers):
         list(in_order(_fail, [3], workers))
 
 
-def test_a_killed_worker_is_told():
+def test_a_killed_worker_is_reported():
     with pytest.raises(RuntimeError, match="worker process was killed"):
         list(in_order(_die, [3], 2))
 
@@ -91,7 +92,7 @@ except KeyboardInterrupt:
 
 
 def test_ctrl_c_stops_quietly():
-    """All processes of a terminal get it; only the one that waits tells."""
+    """All processes of a terminal get it; only the one that waits reports it."""
     process = subprocess.Popen(
         [sys.executable, "-c", SLOW],
         stdout=subprocess.PIPE,
@@ -105,3 +106,50 @@ def test_ctrl_c_stops_quietly():
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 7
     assert errors == b""
+
+
+ORPHANS = """
+import os, time
+from sitenet.system.workers import in_order
+
+def wait(numbers):
+    os.write(1, f"{os.getpid()}\\n".encode())
+    time.sleep(600)
+
+list(in_order(wait, range(4), 2, chunk=1))
+"""
+
+
+def is_running(pid):
+    """Whether a process runs; one that has ended may be a zombie until its parent asks for it."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs /proc")
+def test_workers_end_when_their_parent_is_killed():
+    process = subprocess.Popen([sys.executable, "-c", ORPHANS], stdout=subprocess.PIPE)
+    with process:
+        workers = [int(process.stdout.readline()) for _ in range(2)]
+        assert all(map(is_running, workers))
+        process.kill()
+    deadline = time.monotonic() + 60
+    while any(map(is_running, workers)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not any(map(is_running, workers))
+
+
+def test_workers_start_where_processes_cannot_be_forked(monkeypatch):
+    monkeypatch.setattr("multiprocessing.get_all_start_methods", lambda: ["spawn"])
+    assert start_method() == "spawn"
+    assert list(in_order(squares, range(5), 2, chunk=3)) == [[0, 1, 4], [9, 16]]
+
+
+@pytest.mark.parametrize(("system", "method"), [("linux", "fork"), ("darwin", "spawn")])
+def test_processes_are_forked_on_linux_only(monkeypatch, system, method):
+    monkeypatch.setattr("multiprocessing.get_all_start_methods", lambda: ["fork", "spawn"])
+    monkeypatch.setattr("sys.platform", system)
+    assert start_method() == method
