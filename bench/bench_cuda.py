@@ -23,7 +23,8 @@ from sitenet.pairs.finder import find_pairs
 from sitenet.pairs.store import PairStore, columns_of, pair_options
 from sitenet.published.model import PublishedBlock
 from sitenet.system.environment import info
-from sitenet.training.trainer import Run
+from sitenet.training.data import TrainingData
+from sitenet.training.trainer import Trainer
 
 # Other people's compilers warn of themselves and of us: no reason to measure nothing.
 pytestmark = [pytest.mark.cuda, pytest.mark.filterwarnings("default")]
@@ -294,9 +295,8 @@ def test_distances(sites, crystals, row, peak):
 
 
 def captures(run):
-    """Sizes that were met, and graphs that were captured."""
-    graphs = run.captured.graphs.values()
-    return len(graphs), sum(x.graph is not None for x in graphs)
+    """Number of batch sizes seen, and of those that are captured."""
+    return len(run.captured.sizes), run.captured.captured
 
 
 @pytest.mark.parametrize("capture", [False, True], ids=["kernels", "graphs"])
@@ -311,7 +311,8 @@ def test_epoch(name, precision, capture, row, full):
     targets = np.random.default_rng(0).uniform(0, 4, (len(found), 1))
     model = SiteNet(config).to(DEVICE)
     everything, none = np.arange(len(found)), np.empty(0, int)
-    run = Run(model, store, targets, Split(everything, none, none))
+    data = TrainingData(store.to(DEVICE), targets, Split(everything, none, none))
+    run = Trainer(model, data)
     while run.captured:  # what captures is not measured
         before = captures(run)
         run.train_epoch()
@@ -319,7 +320,7 @@ def test_epoch(name, precision, capture, row, full):
             break
     t = measure_gpu(run.train_epoch, repeats=10)
     rate = len(found) / t.median
-    steps = run.steps // config.training.epochs
+    steps = run.total_steps // config.training.epochs
     header = ("config", "precision", "host starts", "crystals/s", "ms a step")
     header += ("s for an epoch of 85,000", "host")
     cells = (name, precision, "graphs" if capture else "kernels", f"{rate:.0f}")

@@ -1,15 +1,14 @@
-"""Training steps as CUDA graphs: the host starts one graph a step instead of its many kernels.
+"""Training steps as CUDA graphs: the host starts one graph per step instead of many kernels.
 
-A graph has fixed sizes and addresses. So a batch is gathered on the GPU, from the crystals' numbers
-in a buffer, and padded (``PairStore.padded_batch``) to one of a few sizes. A size is run kernel by
-kernel when it comes first, which loads them, captured when it comes again, and replayed from then
-on.
+A graph has fixed sizes and addresses. So a batch is gathered on the GPU, from crystal numbers in a
+buffer, and padded (``PairStore.padded_batch``) to one of a few sizes. The first step of a size runs
+eagerly, which loads its kernels; the second one is captured; later ones are replayed.
 
 An epoch of the published config over Matbench's 84,890 crystals is 2,166 steps of 39,000 merged
-pairs in 550 rows. A step is some 350 kernels, counted by a dispatch mode on a CPU, most of them
+pairs in 550 rows. A step is some 350 kernels (counted by a dispatch mode on a CPU), most of them
 small. At 2.5 us each, one after another in a graph, they take 0.9 ms; two blocks at the 0.56 G
-pairs/s that csrc/cuda predicts 0.14 ms: some 2.2 s an epoch, of which larger batches save most. Not
-measured: no GPU was at hand.
+pairs/s that csrc/cuda predicts take 0.14 ms: some 2.2 s per epoch, of which larger batches save
+most. These are predictions, not measurements.
 """
 
 from __future__ import annotations
@@ -17,88 +16,174 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from sitenet.model.sitenet import SiteNet
 from sitenet.pairs.store import PairStore, placed
+from sitenet.system.distributed import world
 
-# (index, num_rows, num_pairs), as of ``padded_batch``, -> the loss of the step that it takes.
+# (index, num_rows, num_pairs), as ``padded_batch`` takes them -> the loss of the step.
 Step = Callable[[Tensor, int, int], Tensor]
 
 
+def check_capture(model: SiteNet, store: PairStore, device: torch.device) -> None:
+    """Check that the training steps of a model can be captured.
+
+    Raises:
+        ValueError: They cannot; the message gives the reason.
+    """
+    obstacles = {
+        "needs a GPU (device: cuda)": device.type != "cuda",
+        "takes one batch per step (accumulate: 1)": model.config.training.accumulate > 1,
+        "works in one process": world() > 1,
+        "does not support disordered crystals": len(store.columns["mixed_rows"]) > 0,
+        "does not support sine distances": "sine_distance" in store.columns,
+        "needs the fused kernels": model.blocks[0].plain,
+    }
+    for obstacle, holds in obstacles.items():
+        if holds:
+            raise ValueError(f"capture: true {obstacle}")
+
+
 def rounded(n: int, parts: int) -> int:
-    """n or up to 1/parts more: of the numbers from a power of two to the next, one of ``parts``,
-    which is a power of two itself."""
+    """Round n up to one of ``parts`` evenly spaced numbers per power of two.
+
+    Args:
+        n: A number; at most 1/parts of it is added.
+        parts: A power of two.
+    """
     unit = 1 << max(0, n.bit_length() - parts.bit_length())
     return -(-n // unit) * unit
 
 
 def padded_size(crystals: int, rows: int, pairs: int) -> tuple[int, int, int]:
-    """Places, rows and pairs of a padded batch. What costs less is rounded up further: by 85,000
-    crystals of Matbench, 64 a batch, there are 41 sizes, with 4 % more pairs and 17 % more rows; in
-    batches of 1200 sites there are 94. Nothing but the batch matters, so that a run which goes on
-    takes the same steps."""
+    """Places, rows and pairs of a padded batch.
+
+    Cheap dimensions are rounded more coarsely. On 85,000 Matbench crystals in batches of 64 there
+    are 41 sizes, with 4 % more pairs and 17 % more rows; in batches of 1200 sites there are 94.
+    The size depends on the batch alone, so that a resumed run takes the same steps.
+    """
     places = rounded(crystals + 1, 1)
     return places, rounded(rows + places - crystals, 4), rounded(pairs, 8)
 
 
-@dataclass
-class _Graph:
-    index: Tensor  # what the steps of this size read
-    graph: torch.cuda.CUDAGraph | None = None
-    loss: Tensor | None = None  # where the graph leaves it
+class Graphs(Protocol):
+    """Captures work on a device and replays it."""
+
+    def run(self, work: Callable[[], Tensor]) -> Tensor:
+        """Run work eagerly where it could be captured."""
+
+    def capture(self, work: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        """Capture work, without running it; the result replays it."""
 
 
-class CapturedSteps:
-    """Takes training steps on batches of crystals, from CUDA graphs where it can.
+class CudaGraphs:
+    """CUDA graphs that share a memory pool.
 
     Args:
-        store: pairs of all crystals, on the device.
-        step: what is captured; neither waits for the device nor copies from the host.
-        capture: whether to make graphs; otherwise every step is run kernel by kernel.
+        device: A GPU. Nothing can be captured on its default stream, so eager steps run on the
+            same other stream as captures do.
     """
 
-    def __init__(self, store: PairStore, step: Step, capture: bool = True) -> None:
-        self.store, self.step = store, step
-        self.graphs: dict[tuple[int, int, int], _Graph] = {}  # by crystals, rows and pairs
-        self.device = store.columns["sites"].device
-        self.stream = self.pool = None
-        if capture:  # nothing can be captured on the default stream; the first runs are there too
-            self.stream = torch.cuda.Stream(self.device)
-            self.pool = torch.cuda.graph_pool_handle()
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.stream = torch.cuda.Stream(device)
+        self.pool = torch.cuda.graph_pool_handle()
 
-    def __call__(self, crystals: np.ndarray) -> Tensor:
-        """Take a step; returns its loss."""
-        if self.stream is None:
-            return self._take(crystals)
+    def run(self, work: Callable[[], Tensor]) -> Tensor:
         current = torch.cuda.current_stream(self.device)
         self.stream.wait_stream(current)
         with torch.cuda.stream(self.stream):
-            loss = self._take(crystals)
+            result = work()
         current.wait_stream(self.stream)
-        return loss
+        return result
 
-    def _take(self, crystals: np.ndarray) -> Tensor:
-        size = padded_size(len(crystals), *self.store.room(crystals))
-        padded = np.full(size[0], -1, dtype=np.int64)
+    def capture(self, work: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
+            result = work()
+
+        def replay() -> Tensor:
+            graph.replay()
+            return result.clone()  # the next graph may use its memory
+
+        return lambda: self.run(replay)
+
+
+@dataclass
+class _Size:
+    index: Tensor  # buffer that the steps of this size read
+    replay: Callable[[], Tensor] | None = None
+
+
+class CapturedSteps:
+    """Takes training steps on batches of crystals, from graphs where possible.
+
+    A capture that fails is reported once as a warning; from then on every step runs eagerly.
+
+    Args:
+        store: Pairs of all crystals, on the device.
+        step: What is captured; it neither waits for the device nor copies from the host.
+        forget: Called after a failed capture: drops the gradients, which may lie in its memory.
+        graphs: None runs every step eagerly.
+    """
+
+    def __init__(
+        self,
+        store: PairStore,
+        step: Step,
+        forget: Callable[[], None],
+        graphs: Graphs | None = None,
+    ) -> None:
+        self.store, self.step, self.forget, self.graphs = store, step, forget, graphs
+        self.device = store.columns["sites"].device
+        self.sizes: dict[tuple[int, int, int], _Size] = {}  # by places, rows and pairs
+
+    @property
+    def captured(self) -> int:
+        """Number of sizes that are replayed."""
+        return sum(size.replay is not None for size in self.sizes.values())
+
+    def __call__(self, crystals: np.ndarray) -> Tensor:
+        """Take a step; returns its loss."""
+        shape = padded_size(len(crystals), *self.store.room(crystals))
+        padded = np.full(shape[0], -1, dtype=np.int64)
         padded[: len(crystals)] = crystals
         index = placed(padded, self.device)
-        known = self.graphs.get(size)
-        if known is None:
-            known = self.graphs[size] = _Graph(index)
-            with warnings.catch_warnings():
-                # Of the optimiser, that it is not captured.
-                warnings.filterwarnings("ignore", "This instance was constructed with capturable")
-                return self.step(index, *size[1:])
-        known.index.copy_(index)
-        if self.stream is None:
-            return self.step(known.index, *size[1:])
-        if known.graph is None:
-            known.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(known.graph, pool=self.pool, stream=self.stream):
-                known.loss = self.step(known.index, *size[1:])
-        known.graph.replay()
-        assert known.loss is not None
-        return known.loss.clone()  # the next graph may take its memory
+        is_new = shape not in self.sizes
+        size = self.sizes.setdefault(shape, _Size(index))
+        size.index.copy_(index)
+
+        def work() -> Tensor:
+            return self.step(size.index, *shape[1:])
+
+        if self.graphs is None:
+            return work()
+        if size.replay is None and not is_new:
+            try:
+                size.replay = self.graphs.capture(work)
+            except RuntimeError as error:
+                self._give_up(error)
+                return work()
+        if size.replay is not None:
+            return size.replay()
+        with warnings.catch_warnings():  # the optimiser notices that it is not being captured
+            warnings.filterwarnings("ignore", "This instance was constructed with capturable")
+            return self.graphs.run(work)
+
+    def _give_up(self, error: RuntimeError) -> None:
+        """Go on without graphs, whose memory is released."""
+        reason = str(error).partition("\n")[0]
+        warnings.warn(
+            f"capturing a training step as a CUDA graph failed ({reason}); training goes on "
+            "without graphs, to the same results but more slowly",
+            stacklevel=3,
+        )
+        self.forget()
+        self.graphs = None
+        for size in self.sizes.values():
+            size.replay = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
@@ -53,6 +53,11 @@ class Optimizer:
             for group in part.param_groups:
                 group["lr"] = learning_rate
             part.step()
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop the gradients."""
+        for part in self.parts:
             part.zero_grad()
 
     def tensors(self) -> dict[str, Tensor]:
@@ -63,7 +68,7 @@ class Optimizer:
                 found |= {f"{k}.{i}.{name}": torch.as_tensor(x) for name, x in state.items()}
         return found
 
-    def load(self, tensors: dict[str, Tensor]) -> None:
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Take over a state that ``tensors`` gave."""
         for k, part in enumerate(self.parts):
             content = part.state_dict()

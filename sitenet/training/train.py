@@ -1,43 +1,50 @@
 """Training: a source or dataset -> a run folder with the best model.
 
-Under torchrun each batch is divided over the processes and their gradients are summed, so that
-several processes take the same steps as one.
+Under torchrun each batch is divided over the ranks and their gradients are summed, so that several
+processes take the same steps as one.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import yaml
 
-from sitenet.config import SiteNetConfig, load_config
-from sitenet.data.dataset import Dataset, Preparation, Split, split, write_left_out
+from sitenet.config import SiteNetConfig, TrainingConfig
+from sitenet.data.dataset import Dataset, LeftOut, Split, split, write_left_out
 from sitenet.data.prepare import open_dataset
 from sitenet.inference import evaluate as evaluation
 from sitenet.model.calibration import calibrate, spread
-from sitenet.model.checkpoint import load
 from sitenet.model.ensemble import Ensemble, Model
 from sitenet.model.sitenet import SiteNet, Target
 from sitenet.pairs.cache import pairs_of_dataset
 from sitenet.pairs.store import PairStore
 from sitenet.system.devices import choose_device, multiplies_bfloat16
 from sitenet.system.distributed import barrier, is_first, process_group, world
-from sitenet.system.files import locked, write_text
+from sitenet.system.files import fingerprint, locked, writable_folder
 from sitenet.system.progress import Reporter
-from sitenet.training.trainer import MODEL, STATE, Run
+from sitenet.training.data import TrainingData
+from sitenet.training.plan import Member, Start, make_plan, refuse_other_layout
+from sitenet.training.state import write_config
+from sitenet.training.targets import (
+    negative_targets,
+    rescaled_decoder,
+    same_properties,
+    targets_of,
+)
+from sitenet.training.trainer import MODEL, AfterEpoch, Trainer
+from sitenet.training.validation import outputs
+
+SAMPLE = 5000  # training crystals that calibrate the distance to the training set
 
 
 class Stopped(KeyboardInterrupt):
-    """Training was interrupted; the message says what is saved and how to go on."""
+    """Training was interrupted; the message says what is saved and how to resume."""
 
 
 @dataclass(eq=False)
@@ -45,18 +52,18 @@ class Result:
     """What a training run leaves.
 
     Attributes:
-        model: the best one; an Ensemble of the best ones where there are several members.
-        history: one dict an epoch, as in ``metrics.jsonl``; of an ensemble member after member,
+        model: The best model; an Ensemble of the best ones if there are several members.
+        history: One dict per epoch, as in ``metrics.jsonl``; for an ensemble, member after member,
             with "member" in each.
-        scores: split -> target -> error measures (``sitenet.inference.metrics``) of the best model.
-        left_out: structures that could not be used.
-        folder: of the run, or None.
+        scores: Split -> target -> error measures (``sitenet.inference.metrics``) of the best model.
+        left_out: Structures that could not be used.
+        folder: Run folder, or None.
     """
 
     model: Model
     history: list[dict[str, Any]]
     scores: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
-    left_out: list[Any] = field(default_factory=list)
+    left_out: list[LeftOut] = field(default_factory=list)
     folder: Path | None = None
 
 
@@ -69,262 +76,180 @@ def train(
     classes: Sequence[str] = (),
     fold: str | None = None,
     split_column: str | None = None,
-    start: str | Path | Model | Sequence[str | Path | Model] | None = None,
+    start: Start = None,
     member: int | None = None,
     freeze: bool = False,
     refit: bool = False,
-    primitive: bool = True,
-    disorder: str = "error",
+    primitive: bool | None = None,
+    disorder: str | None = None,
     device: str | torch.device = "cpu",
     workers: int | None = None,
     reporter: Reporter | None = None,
-    after_epoch: Callable[[dict[str, Any]], None] = lambda entry: None,
+    after_epoch: AfterEpoch = lambda entry: None,
     **changes: Any,
 ) -> Result:
     """Train a model.
 
     Args:
-        data: a source (``sitenet.data.readers.open_source``), a file of ``sitenet prepare``, or a
+        data: A source (``sitenet.data.readers.open_source``), a file of ``sitenet prepare``, or a
             Dataset.
-        out: the run folder: ``model.safetensors`` (the best one), ``config.yaml``,
+        out: Run folder: ``model.safetensors`` (the best model), ``config.yaml``,
             ``metrics.jsonl``, ``predictions.csv``, ``left_out.csv``, plots, and the state from
-            which the same call goes on after an interruption, to the same bits. Members of an
-            ensemble have folders of their own in it.
-        config: as in ``SiteNet.from_config``; with ``start`` only how to train is taken from it,
-            and the model's own settings are those of ``start``, but for ``changes``.
-        target: the property or properties to learn; None takes the only one.
-        classes: targets that are 0 or 1.
-        fold: the value of the split column whose crystals are the test.
-        split_column: of the source.
-        start: a model to go on from (fine-tuning): weights, a file or a shipped name; of an
-            ensemble, every member goes on. Several models are the members of one ensemble.
-        member: number of the one member to train, from 1, so that each can have a process of its
-            own; the call without it then puts them together.
-        freeze: learn only the layers after pooling and the decoder.
-        refit: learn from the test's crystals too, once a run without it has told the error; the
+            which the same call resumes after an interruption, to the same bits. Members of an
+            ensemble have folders of their own in it. None writes nothing.
+        config: As in ``SiteNet.from_config``. With ``start``, only its training settings count;
+            the model's own settings are those of ``start``, except for ``changes``.
+        target: Property or properties to learn; None takes the only one.
+        classes: Targets that are 0 or 1.
+        fold: Value of the split column whose crystals are the test set.
+        split_column: Column of the source that names the split or fold.
+        start: Model to fine-tune: a SiteNet or Ensemble, a file or a shipped name. Every member of
+            an ensemble is fine-tuned. Several models become the members of one ensemble.
+        member: Number of the only member to train, from 1, so that each can have a process of its
+            own. The same call without it then combines them.
+        freeze: Train only the layers after pooling and the decoder.
+        refit: Train on the test crystals too, after a run without it has measured the error. The
             validation crystals are those of that run, and nothing is tested.
-        primitive: whether to find primitive cells first.
-        disorder: "error" or "average", as in ``read_cif``.
+        primitive: Find primitive cells first; None takes the config's setting.
+        disorder: "error" or "average", as in ``read_cif``; None takes the config's setting.
         device: "cpu" or "cuda".
-        workers: processes that read structures and find pairs; None chooses.
-        reporter: is told how far it is.
-        after_epoch: is given the history's entry after each epoch; what it raises ends the run.
-        changes: fields of the config to change.
+        workers: Processes that read structures and find pairs; None chooses.
+        reporter: Shows progress.
+        after_epoch: Called with the history entry of each epoch; an exception ends the run.
+        changes: Fields of the config to change. Unless ``last_activation`` is set here or by a
+            config of your own, it is identity where a target has negative values.
 
     Returns:
         The best model with its history and its errors.
 
     Raises:
-        ValueError: the data, the config or the state in the folder cannot be used, or another
+        ValueError: The data, the config or the state in the folder cannot be used, or another
             process trains there.
-        RuntimeError: the device is not there, or the loss diverged.
-        Stopped: interrupted; says how to go on.
+        OSError: The run folder cannot be written to.
+        RuntimeError: The device is not available, or the loss diverged.
+        Stopped: Interrupted; the message says how to resume.
     """
     device = choose_device(device)
-    config = load_config(config)
-    given = _given(start)
-    if given:
-        config = given[0].config.replace(training=config.training)
-        if len(given) > 1:
-            config = config.replace(members=len(given))
-    elif freeze:
-        raise ValueError("freeze needs a model to start from")
-    config = config.replace(**changes)
-    _check_members(config, given, member, out, changes)
-    names = [target] if isinstance(target, str) else target
-    folder = None if out is None else Path(out)
-    how = Preparation(primitive, disorder)
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
+    inputs = {"primitive": primitive, "disorder": disorder}
+    changes |= {name: value for name, value in inputs.items() if value is not None}
+    plan = make_plan(config, start, changes, freeze, member)
+    if member is not None and out is None:
+        raise ValueError("a member alone needs a run folder, from which the ensemble takes it")
+    folder = None if out is None else writable_folder(out)
     with process_group(device):
         reporter = Reporter() if reporter is None or not is_first() else reporter
         dataset = open_dataset(
             data,
-            names,
+            [target] if isinstance(target, str) else target,
             split_column=split_column,
-            how=how,
+            how=plan.preparation,
             prepared_as=folder / "dataset.parquet" if folder is not None and world() > 1 else None,
             workers=workers,
             reporter=reporter,
         )
-        if config.training.max_crystals and config.training.max_crystals < len(dataset):
-            order = np.random.default_rng(config.training.seed).permutation(len(dataset))
-            dataset = dataset.select(np.sort(order[: config.training.max_crystals]))
-        dataset, store = _pairs(dataset, config, workers, reporter)
-        parts = split(
-            dataset, config.training.valid, config.training.test, config.training.seed, fold
-        )
-        if refit:
-            parts = parts.without_test()
-        targets = _targets(dataset, parts, classes, config)
-        if given and _same_properties(given[0].targets, targets):
-            targets = given[0].targets  # its decoder was learned in their scale
-        reporter.say(
-            f"{len(parts.train)} crystals to learn from, {len(parts.valid)} to validate, "
-            f"{len(parts.test)} to test; {int(store.num_pairs.sum())} pairs"
-        )
-        if config.training.precision == "bfloat16" and not multiplies_bfloat16(device):
+        plan = plan.prepared(getattr(dataset, "how", None), reporter)
+        dataset = _at_most(dataset, plan.config.training)
+        dataset, store = _find_pairs(dataset, plan.config, workers, reporter)
+        parts = _split(dataset, plan.config.training, fold, refit)
+        plan = plan.for_negative(negative_targets(dataset, parts, classes), reporter)
+        targets = targets_of(dataset, parts, classes, plan.config.training)
+        if plan.starts and same_properties(plan.starts[0].targets, targets):
+            targets = plan.starts[0].targets  # the scale that its decoder has learned
+        if folder is not None:
+            refuse_other_layout(folder, plan.config)
+        _report_data(dataset, parts, store, folder, reporter)
+        if plan.config.training.precision == "bfloat16" and not multiplies_bfloat16(device):
             reporter.say("products are in float32: this CPU has no instructions for bfloat16")
-        _report_left_out(dataset, folder, reporter)
-        _refuse_other_layout(folder, config)
-        store = store.to(device)  # once for all members
-        runs: list[Run] = []
-        for number, one, place, first in _members(config, folder, given, member):
-            model = _start(one, first, targets, freeze).to(device)
-            if not runs:
-                _warn_of_negative(model, dataset.targets[parts.train])
-            settings = _settings(model, dataset, parts, first, freeze)
-            run = Run(model, store, dataset.targets, parts, place, settings, reporter, after_epoch)
-            title = f"member {number} of {config.training.members}: "
-            _train_one(run, title if config.training.members > 1 else "", reporter)
-            runs.append(run)
+        common = TrainingData(store.to(device), dataset.targets, parts)
+        data_settings = _fingerprint(dataset, parts, targets)
+        trainers = []
+        for each in plan.members(folder):
+            model = _new_model(each, targets, plan.freeze)
+            settings = fingerprint(data_settings, _model_settings(model, each))
+            trainer = Trainer(
+                model.to(device), common, each.folder, settings, reporter, after_epoch
+            )
+            _train_member(trainer, each.number, plan.config.training.members)
+            trainers.append(trainer)
         if member is not None:
-            return Result(runs[0].best, runs[0].history, {}, dataset.left_out, runs[0].folder)
-        return _finish(runs, dataset, folder, config, reporter)
+            only = trainers[0]
+            return Result(only.best, only.progress.history, {}, dataset.left_out, only.folder)
+        return _finish(trainers, dataset, plan.config, folder, reporter)
 
 
-def _given(start: str | Path | Model | Sequence[str | Path | Model] | None) -> list[SiteNet]:
-    """The models to start from: none, one for all members, or one for each."""
-    if start is None:
-        return []
-    several = [start] if isinstance(start, (str, Path, SiteNet, Ensemble)) else start
-    models = [load(x) if isinstance(x, (str, Path)) else x for x in several]
-    return [m for model in models for m in getattr(model, "members", [model])]
+# ---------------------------------------------------------------------------------------------
+# Data
 
 
-def _check_members(
-    config: SiteNetConfig,
-    given: Sequence[SiteNet],
-    member: int | None,
-    out: str | Path | None,
-    changes: Mapping[str, Any],
-) -> None:
-    count = config.training.members
-    if len(given) > 1 and count != len(given):
-        raise ValueError(f"the model to start from has {len(given)} members, not {count}")
-    for number, model in enumerate(given[1:], 2):
-        if model.config.replace(training=config.training).replace(**changes) != config:
-            raise ValueError(f"model {number} to start from has another config than the 1st")
-    if member is not None:
-        if count < 2 or not 1 <= member <= count:
-            raise ValueError(f"no member {member}: the ensemble has {count} (members: {count})")
-        if out is None:
-            raise ValueError("a member alone needs a run folder, from which the ensemble takes it")
+def _at_most(dataset: Dataset, config: TrainingConfig) -> Dataset:
+    """The dataset, or ``max_crystals`` of it, drawn at random."""
+    if not config.max_crystals or config.max_crystals >= len(dataset):
+        return dataset
+    order = np.random.default_rng(config.seed).permutation(len(dataset))
+    return dataset.select(np.sort(order[: config.max_crystals]))
 
 
-def _members(
-    config: SiteNetConfig, folder: Path | None, given: Sequence[SiteNet], only: int | None
-) -> Iterator[tuple[int, SiteNetConfig, Path | None, SiteNet | None]]:
-    """Number, config, folder and start of each model to train."""
-    count = config.training.members
-    for k in range(count) if only is None else [only - 1]:
-        place = folder
-        if folder is not None and count > 1:
-            place = folder / f"member-{k + 1}"
-            place.mkdir(exist_ok=True)
-        first = given[k if len(given) > 1 else 0] if given else None
-        yield k + 1, config.replace(members=1, seed=config.training.seed + k), place, first
-
-
-def _refuse_other_layout(folder: Path | None, config: SiteNetConfig) -> None:
-    """Members beside a single model's state would not tell whose the results are."""
-    if folder is None:
-        return
-    several = config.training.members > 1
-    if (folder / STATE if several else folder / "member-1").exists():
-        one, other = "a single model", "an ensemble"
-        was, now = (one, other) if several else (other, one)
-        raise ValueError(
-            f"{folder} holds a run of {was}, this is one of {now}: choose another folder, or "
-            "remove it to start anew"
-        )
-
-
-def _train_one(run: Run, title: str, reporter: Reporter) -> None:
-    """Train a model to its end, or go on with it."""
-    folder = run.folder
-    with _alone(folder):
-        if run.resume():
-            reporter.say(f"{title}goes on after epoch {run.epoch} of {folder}")
-        elif folder is not None and is_first():
-            _write_config(run.model.config, folder)
-        reporter.say(f"{title}{sum(p.numel() for p in run.optimizer.parameters)} parameters")
-        try:
-            run.run()
-        except KeyboardInterrupt:
-            if folder is None:
-                raise
-            where = f"epoch {run.epoch} was under way; what came before it is in {folder}"
-            raise Stopped(f"{where}: the same command goes on from there") from None
-
-
-@contextlib.contextmanager
-def _alone(folder: Path | None) -> Iterator[None]:
-    """Train in a folder where no other run does (the processes of one count as one)."""
-    if folder is None or not is_first():
-        yield
-        return
-    with locked(folder / ".lock", wait=False) as got:
-        if not got:
-            raise ValueError(f"another process is training in {folder}")
-        yield
-
-
-def _write_config(config: SiteNetConfig, folder: Path) -> None:
-    write_text(folder / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False))
-
-
-def _pairs(
+def _find_pairs(
     dataset: Dataset, config: SiteNetConfig, workers: int | None, reporter: Reporter
 ) -> tuple[Dataset, PairStore]:
     if not is_first():
         barrier()  # the first process fills the cache
     with reporter.bar("finding pairs", len(dataset)) as advance:
-        found = pairs_of_dataset(dataset, config, workers, advance)
+        result = pairs_of_dataset(dataset, config, workers, advance)
     if is_first():
         barrier()
-    return found
+    return result
 
 
-def _targets(
-    data: Dataset, parts: Split, classes: Sequence[str], config: SiteNetConfig
-) -> list[Target]:
-    unknown = [c for c in classes if c not in data.names]
-    if unknown:
-        raise ValueError(f"no target {', '.join(unknown)}; there is {', '.join(data.names)}")
-    targets = []
-    for k, name in enumerate(data.names):
-        column = data.targets[:, k]
-        values = column[parts.train][np.isfinite(column[parts.train])]
-        if not len(values):
-            raise ValueError(f"no training crystal has a value of {name}")
-        if name in classes:
-            wrong = column[np.isfinite(column) & (column != 0) & (column != 1)]
-            if len(wrong):
-                raise ValueError(f"{name} is a class: expected 0 or 1, got {wrong[0]:g}")
-            targets.append(Target(name, kind="class"))
-        elif config.training.scale_targets:
-            std = float(values.std()) or 1.0
-            targets.append(Target(name, data.units[k], float(values.mean()), std))
-        else:
-            targets.append(Target(name, data.units[k]))
-    return targets
+def _split(dataset: Dataset, config: TrainingConfig, fold: str | None, refit: bool) -> Split:
+    """Split the crystals; those without a value of any target are not trained on."""
+    parts = split(dataset, config.valid, config.test, config.seed, fold)
+    if refit:
+        parts = parts.without_test()
+    return replace(parts, train=parts.train[_has_value(dataset)[parts.train]])
 
 
-def _start(
-    config: SiteNetConfig, given: SiteNet | None, targets: list[Target], freeze: bool
-) -> SiteNet:
-    """A new model, or the given one with these targets."""
+def _has_value(dataset: Dataset) -> np.ndarray:
+    """Whether each crystal has a value of some target, (crystals,) bool."""
+    return np.isfinite(dataset.targets).any(1)
+
+
+def _report_data(
+    dataset: Dataset, parts: Split, store: PairStore, folder: Path | None, reporter: Reporter
+) -> None:
+    known = _has_value(dataset)
+    learn, valid, test = (int(known[part].sum()) for part in (parts.train, parts.valid, parts.test))
+    line = f"{learn} crystals to learn from, {valid} to validate, {test} to test"
+    if not known.all():
+        line += f", {int((~known).sum())} without a value"
+    reporter.say(f"{line}; {int(store.num_pairs.sum())} pairs")
+    if folder is not None and is_first():
+        write_left_out(dataset.left_out, folder / "left_out.csv")
+    if dataset.left_out:
+        first = dataset.left_out[0]
+        where = f", listed in {folder / 'left_out.csv'}" if folder is not None else ""
+        reporter.say(
+            f"{len(dataset.left_out)} structures left out{where}; the first: {first.where}: "
+            f"{first.reason}"
+        )
+
+
+# ---------------------------------------------------------------------------------------------
+# Members
+
+
+def _new_model(member: Member, targets: list[Target], freeze: bool) -> SiteNet:
+    """A model with random weights, or with those of the member's start, for these targets."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.training.seed)
-        model = SiteNet(config, targets)
-    if given is None:
+        torch.manual_seed(member.config.training.seed)
+        model = SiteNet(member.config, targets)
+    if member.start is None:
         return model
-    content = given.state_dict()
-    decoder = given if _same_properties(given.targets, targets) else model
-    content |= _decoder(decoder, targets)
+    weights = member.start.state_dict()
+    keeps_decoder = same_properties(member.start.targets, targets)
+    weights |= rescaled_decoder(member.start if keeps_decoder else model, targets)
     try:
-        model.load_state_dict(content)
+        model.load_state_dict(weights)
     except RuntimeError as error:
         raise ValueError(f"the model to start from does not fit the config: {error}") from None
     if freeze:
@@ -334,106 +259,160 @@ def _start(
     return model
 
 
-def _same_properties(given: Sequence[Target], targets: Sequence[Target]) -> bool:
-    return [(t.name, t.kind) for t in given] == [(t.name, t.kind) for t in targets]
+def _fingerprint(dataset: Dataset, parts: Split, targets: Sequence[Target]) -> str:
+    """Hash the data of a run."""
+    arrays = [dataset.targets, parts.train, parts.valid, parts.test]
+    structures = (
+        x for c in dataset.crystals for x in (c.cell, c.frac, c.numbers, c.oxidation, c.occupancy)
+    )
+    return fingerprint(dataset.ids, [vars(t) for t in targets], *arrays, *structures)
 
 
-def _decoder(model: SiteNet, targets: Sequence[Target]) -> dict[str, torch.Tensor]:
-    """The decoder of a model as one whose output is in the scale of these targets."""
-    weight, bias = model.decoder.weight.detach().clone(), model.decoder.bias.detach().clone()
-    for k, (old, new) in enumerate(zip(model.targets, targets, strict=True)):
-        if old != new:
-            weight[k] *= old.std / new.std
-            bias[k] = (bias[k] * old.std + old.mean - new.mean) / new.std
-    return {"decoder.weight": weight, "decoder.bias": bias}
+def _model_settings(model: SiteNet, member: Member) -> str:
+    """Hash the config of a model that has not learned yet, and the weights of its start."""
+    weights = member.start.state_dict() if member.start is not None else {}
+    learns = [name for name, p in model.named_parameters() if p.requires_grad]
+    return fingerprint(model.config.to_dict(), learns, *(x.cpu().numpy() for x in weights.values()))
 
 
-def _warn_of_negative(model: SiteNet, values: np.ndarray) -> None:
-    """Say so where targets are negative and predictions cannot be."""
-    name = model.config.last_activation
-    for target, column in zip(model.targets, values.T, strict=True):
-        if name != "identity" and target.kind == "value" and (column < 0).any():
-            warnings.warn(
-                f"{target.name} has negative values, of which last_activation: {name} predicts "
-                "none; last_activation: identity does",
-                stacklevel=3,
-            )
+def _train_member(trainer: Trainer, number: int, members: int) -> None:
+    """Train a model to its end, or resume."""
+    folder, reporter = trainer.folder, trainer.reporter
+    title = f"member {number} of {members}: " if members > 1 else ""
+    with _alone(folder):
+        if trainer.resume():
+            reporter.say(f"{title}resumes after epoch {trainer.progress.epoch} of {folder}")
+        elif folder is not None and is_first():
+            write_config(folder, trainer.model.config)
+        reporter.say(f"{title}{sum(p.numel() for p in trainer.optimizer.parameters)} parameters")
+        try:
+            trainer.run()
+        except KeyboardInterrupt:
+            if folder is None:
+                raise
+            raise Stopped(
+                f"epoch {trainer.progress.epoch} was in progress; what came before it is in "
+                f"{folder}: the same command resumes from there"
+            ) from None
 
 
-def _settings(
-    model: SiteNet, data: Dataset, parts: Split, given: SiteNet | None, freeze: bool
-) -> str:
-    """A hash of what fixes a run of a model that has not learned yet."""
-    digest = hashlib.sha256(json.dumps(model.config.to_dict(), sort_keys=True).encode())
-    digest.update(f"{model.targets} {freeze} ".encode())
-    digest.update("\n".join(data.ids).encode())
-    arrays = [data.targets, parts.train, parts.valid, parts.test]
-    for crystal in data.crystals:
-        arrays += [crystal.cell, crystal.frac, crystal.numbers]
-        arrays += [x for x in (crystal.oxidation, crystal.occupancy) if x is not None]
-    for values in arrays:
-        digest.update(np.ascontiguousarray(values).tobytes())
-    for x in given.state_dict().values() if given is not None else ():
-        digest.update(x.cpu().numpy().tobytes())
-    return digest.hexdigest()
+@contextlib.contextmanager
+def _alone(folder: Path | None) -> Iterator[None]:
+    """Train in a folder where no other run does (the ranks of one run count as one)."""
+    if folder is None or not is_first():
+        yield
+        return
+    with locked(folder / ".lock", wait=False) as free:
+        if not free:
+            raise ValueError(f"another process is training in {folder}")
+        yield
 
 
-def _report_left_out(data: Dataset, folder: Path | None, reporter: Reporter) -> None:
-    if folder is not None and is_first():
-        write_left_out(data.left_out, folder / "left_out.csv")
-    if data.left_out:
-        first = data.left_out[0]
-        where = f", listed in {folder / 'left_out.csv'}" if folder is not None else ""
-        reporter.say(
-            f"{len(data.left_out)} structures left out{where}; the first: {first.where}: "
-            f"{first.reason}"
-        )
+# ---------------------------------------------------------------------------------------------
+# Results
 
 
 def _finish(
-    runs: Sequence[Run],
-    data: Dataset,
-    folder: Path | None,
+    trainers: Sequence[Trainer],
+    dataset: Dataset,
     config: SiteNetConfig,
+    folder: Path | None,
     reporter: Reporter,
 ) -> Result:
-    """Calibrate the best model, or the best ones together, save it, and write what it predicts."""
-    run, history = runs[0], runs[0].history
-    best: Model = run.best
-    if len(runs) > 1:
-        best = Ensemble([each.best for each in runs])
-        history = [{"member": k, **h} for k, each in enumerate(runs, 1) for h in each.history]
-    best.eval()
-    parts = run.parts
+    """Calibrate the best model, or the best members together; save it and its predictions."""
+    parts = trainers[0].data.parts
+    best, history = _combined(trainers)
+    y, encodings = _calibrate(best, trainers[0].data)
+    evaluated = {"valid": parts.valid, "test": parts.test}
+    predictions = evaluation.Predictions.of(best, dataset, evaluated, y, encodings)
+    learned = dataset.targets[parts.train]
+    mean, median = np.nanmean(learned, axis=0), np.nanmedian(learned, axis=0)
+    scores = predictions.scores(mean, median)
+    if folder is not None and is_first():
+        epochs = [each.progress.best_epoch for each in trainers]
+        facts = {
+            "epoch": epochs if len(trainers) > 1 else epochs[0],
+            "crystals": {k: len(v) for k, v in vars(parts).items()},
+            "scores": scores,
+        }
+        if len(trainers) > 1:
+            write_config(folder, config)
+        best.save(folder / MODEL, facts)
+        predictions.write(folder / "predictions.csv")
+        predictions.plot(folder, history if len(trainers) == 1 else [], reporter)
+    for line in no_better_than_a_constant(scores, config.training, len(parts.train)):
+        reporter.say(line)
+    return Result(best, history, scores, dataset.left_out, folder)
+
+
+def _combined(trainers: Sequence[Trainer]) -> tuple[Model, list[dict[str, Any]]]:
+    """The best model of the members, and the history of all of them."""
+    if len(trainers) == 1:
+        return trainers[0].best.eval(), trainers[0].progress.history
+    history = [
+        {"member": number, **entry}
+        for number, trainer in enumerate(trainers, 1)
+        for entry in trainer.progress.history
+    ]
+    return Ensemble([each.best for each in trainers]).eval(), history
+
+
+def _calibrate(model: Model, data: TrainingData) -> tuple[np.ndarray, np.ndarray]:
+    """Calibrate a model; returns its properties and encodings of the validation and then the test
+    crystals."""
+    parts = data.parts
     sample = parts.train
-    if len(sample) > 5000:
-        sample = np.random.default_rng(0).choice(sample, 5000, replace=False)
-    _, train_encodings = run.outputs(sample, best)
-    y, encodings = run.outputs(np.concatenate([parts.valid, parts.test]).astype(int), best)
+    if len(sample) > SAMPLE:
+        sample = np.random.default_rng(0).choice(sample, SAMPLE, replace=False)
+    _, train_encodings = outputs(model, data.store, sample)
+    evaluated = np.concatenate([parts.valid, parts.test]).astype(int)
+    y, encodings = outputs(model, data.store, evaluated)
     count = len(parts.valid)
-    best.calibration = calibrate(
+    model.calibration = calibrate(
         data.targets[parts.valid],
         y[:count],
         encodings[:count],
         train_encodings,
-        spread=spread(best, encodings[:count]),
+        spread=spread(model, encodings[:count]),
     )
-    predictions = evaluation.Predictions.of(
-        best, data, {"valid": parts.valid, "test": parts.test}, y, encodings
+    return y, encodings
+
+
+def no_better_than_a_constant(
+    scores: Mapping[str, Mapping[str, Mapping[str, float]]], config: TrainingConfig, crystals: int
+) -> list[str]:
+    """Warnings for targets that the model predicts no better than a constant would.
+
+    Args:
+        scores: As in ``Result``.
+        config: Of the training.
+        crystals: Number of training crystals.
+
+    Returns:
+        One line per split and target; empty for a model that has learned.
+    """
+    advice = (
+        f"Try more epochs (now {config.epochs}), another learning_rate (now "
+        f"{config.learning_rate:g}), more crystals (now {crystals})"
     )
-    median = np.nanmedian(data.targets[parts.train], axis=0)
-    mean = np.nanmean(data.targets[parts.train], axis=0)
-    result = Result(best, history, predictions.scores(mean, median), data.left_out, folder)
-    if folder is not None and is_first():
-        epochs = [each.best_epoch for each in runs]
-        facts = {
-            "epoch": epochs if len(runs) > 1 else epochs[0],
-            "crystals": {k: len(v) for k, v in vars(parts).items()},
-            "scores": result.scores,
-        }
-        if len(runs) > 1:
-            _write_config(config, folder)
-        best.save(folder / MODEL, facts)
-        predictions.write(folder / "predictions.csv")
-        predictions.plot(folder, history if len(runs) == 1 else [], reporter)
-    return result
+    if not config.scale_targets:
+        advice += ", or scale_targets: true"
+    lines = []
+    for part, by_target in scores.items():
+        for name, values in by_target.items():
+            constants = {t: values.get(f"mae_of_{t}", np.inf) for t in ("mean", "median")}
+            title = min(constants, key=lambda t: constants[t])
+            if values.get("mae", -np.inf) >= constants[title]:
+                comparison = (
+                    f"MAE {values['mae']:.4g}, against {constants[title]:.4g} from always "
+                    f"predicting the {title}"
+                )
+            elif values.get("roc_auc", 1.0) <= 0.5:
+                comparison = f"ROC AUC {values['roc_auc']:.4g}, against 0.5 from chance"
+            else:
+                continue
+            lines.append(
+                f"WARNING: the model has not learned {name}: on the {part} crystals, {comparison}. "
+                f"{advice}"
+            )
+    return lines

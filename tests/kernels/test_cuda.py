@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import test_attention
-import test_cuda_graphs
 import test_geometry
 import torch
 from test_kernels import GEOMETRY
+from toy_crystals import toy_dataset
+from trainers import CONFIGS, trainer_of
 
 from sitenet import ops, reference
 from sitenet.ops import attention, geometry
@@ -182,19 +183,18 @@ def test_kernels_run_on_the_current_stream(gpu):
 
 @cuda
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("config", test_cuda_graphs.CONFIGS.values(), ids=test_cuda_graphs.CONFIGS)
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_captured_training_is_training(gpu, config, precision):
     """Training from CUDA graphs gives the losses of eager training."""
-    data = test_cuda_graphs.toy_dataset(23)
+    data = toy_dataset(23)
     config = config.replace(precision=precision)
     losses = []
     for capture in (False, True):
-        run = test_cuda_graphs.run_of(config.replace(capture=capture), data, device=gpu)
+        run = trainer_of(config.replace(capture=capture), data, device=gpu)
         losses.append([run.train_epoch() for _ in range(6)])
     assert losses[0][-1] < losses[0][0]
     assert losses[1] == pytest.approx(losses[0], rel=1e-3 if precision == "float32" else 0.05)
-    captured = [g for g in run.captured.graphs.values() if g.graph is not None]
-    assert len(captured) > 1
+    assert run.captured.captured > 1
 
 
 @cuda

@@ -1,0 +1,98 @@
+"""Small trainers and run folders for tests of training."""
+
+import csv
+from pathlib import Path
+
+import torch
+from toy_crystals import SMALL, toy_dataset
+
+from sitenet.config import load_config
+from sitenet.data.dataset import split
+from sitenet.model.sitenet import SiteNet, Target
+from sitenet.pairs.finder import find_pairs
+from sitenet.pairs.store import PairStore, columns_of, pair_options
+from sitenet.training.data import TrainingData
+from sitenet.training.trainer import Trainer
+
+# Without norms so small a model learns in a few epochs.
+FAST = SMALL.replace(
+    norm="none",
+    post_pool_norm="none",
+    scale_site_features=True,
+    batch_sites=0,
+    batch_crystals=4,
+    learning_rate=1e-2,
+    epochs=3,
+    scale_targets=True,
+    last_activation="identity",
+)
+SPHERE = load_config("sphere").replace(
+    embedding=4,
+    heads=2,
+    blocks=2,
+    site_dim=4,
+    interaction_dim=3,
+    hidden=(7,),
+    pre_pool=(6,),
+    post_pool=(5,),
+    batch_crystals=4,
+    radius=4.0,
+)
+CONFIGS = {  # whose steps can be captured
+    "published": SMALL.replace(batch_sites=9),
+    "crystals": FAST,
+    "max pooling": SMALL.replace(pooling="max", batch_sites=9),
+    "sphere": SPHERE,
+}
+
+
+def store_of(config, crystals):
+    """The pairs of crystals as a config asks for them."""
+    pairs = [find_pairs(c, **pair_options(config)) for c in crystals]
+    return PairStore.of([columns_of(p) for p in pairs])
+
+
+def trainer_of(
+    config=FAST, data=None, seed=0, double=False, parts=None, kind="value", device="cpu"
+):
+    """A Trainer over toy crystals, without files."""
+    data = toy_dataset(12) if data is None else data
+    torch.manual_seed(seed)
+    model = SiteNet(config, [Target(n, kind=kind) for n in data.names]).to(device)
+    store = store_of(config, data.crystals).to(device)
+    parts = parts or split(data, 0, 0, seed=0)
+    return Trainer(model.double() if double else model, TrainingData(store, data.targets, parts))
+
+
+def padded(trainer):
+    """The trainer, with steps on padded batches that run eagerly."""
+    trainer.captured = trainer.padded_steps(None)
+    return trainer
+
+
+def weights(model):
+    return {k: v.clone() for k, v in model.state_dict().items()}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def timeless(history):
+    return [{k: v for k, v in h.items() if "second" not in k} for h in history]
+
+
+def predicted(run: Path) -> list[dict[str, str]]:
+    """The rows of a run's predictions.csv."""
+    with open(run / "predictions.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def stop_after_two(entry):
+    """An ``after_epoch`` that interrupts a run."""
+    if entry["epoch"] == 2:
+        raise KeyboardInterrupt
+
+
+def out_of_memory(*_, **__):
+    raise torch.OutOfMemoryError("CUDA out of memory")
