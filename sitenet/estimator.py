@@ -1,4 +1,4 @@
-"""Site-Net with the habits of scikit-learn: in cross-validation, grid searches and pipelines.
+"""Site-Net as scikit-learn estimators, for cross-validation, grid searches and pipelines.
 
 X is a list of structures instead of a table of numbers: Crystals, paths, CIF texts, pymatgen
 Structures or ASE Atoms.
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from sitenet.model.sitenet import SiteNet
 
-FIELDS = (  # of the config, that are parameters
+FIELDS = (  # parameters that are fields of the config
     "epochs",
     "max_sites",
     "learning_rate",
@@ -51,35 +51,38 @@ FIELDS = (  # of the config, that are parameters
 
 
 class _SiteNetEstimator(BaseEstimator):
-    """What regressor and classifier share.
+    """Common part of regressor and classifier.
 
-    Parameters that are None are as in the config. There are no sample weights.
+    Parameters that are None are as in the config. There are no sample weights. Unless a config of
+    your own sets ``last_activation``, it is identity where y has negative values.
 
     Args:
-        config: as in ``SiteNet.from_config``; ``{"base": "paper", "blocks": 3}`` changes any field.
-        epochs: passes over the training crystals.
-        max_sites: largest supercell, in sites; 0 takes the cell as it is.
-        learning_rate: the highest one.
-        weight_decay: of the optimiser.
-        batch_sites: unique sites a batch.
-        schedule: of the learning rate: constant, cosine or onecycle.
-        ema: decay a step of averaged weights, which are kept instead of the last ones.
-        precision: float32 or bfloat16, of the kernels' products.
-        valid: part of the crystals that is not learned from, but chooses the best epoch and
+        config: As in ``SiteNet.from_config``; ``{"base": "paper", "blocks": 3}`` changes any field.
+        epochs: Passes over the training crystals.
+        max_sites: Largest supercell, in sites; 0 takes the cell as it is.
+        learning_rate: Highest learning rate.
+        weight_decay: Weight decay of the optimiser.
+        batch_sites: Unique sites per batch.
+        schedule: Learning rate over the run: constant, cosine or onecycle.
+        ema: Per-step decay of averaged weights, which are kept instead of the last ones; 0
+            disables it.
+        precision: Factors of the kernels' products: float32 or bfloat16.
+        valid: Share of the crystals that is not trained on, but chooses the best epoch and
             calibrates intervals; with 0 the last epoch is kept.
-        patience: epochs without a better validation error to stop; 0 never stops.
-        start: a model to fine-tune: a SiteNet, a file, or the name of weights that ship.
-        freeze: learn only the layers after pooling.
-        primitive: whether to find primitive cells first.
-        disorder: "error" or "average", of partial occupancy in CIFs.
+        patience: Epochs without a better validation error after which training stops; 0 never
+            stops.
+        start: Model to fine-tune: a SiteNet, a file, or the name of shipped weights.
+        freeze: Train only the layers after pooling.
+        primitive: Find primitive cells first.
+        disorder: How partial occupancy in CIFs is read: "error" or "average".
         device: "cpu" or "cuda".
-        workers: processes that read structures and find pairs; None chooses.
-        verbose: whether to say on standard error how far training is.
-        random_state: seed of the split, the weights and the order of batches.
+        workers: Processes that read structures and find pairs; None chooses.
+        verbose: Report the progress of training on standard error.
+        random_state: Seed of the split, the weights and the order of batches.
 
     Attributes:
-        model_: the trained SiteNet.
-        history_: one dict an epoch.
+        model_: The trained SiteNet.
+        history_: One dict per epoch.
     """
 
     def __init__(
@@ -152,6 +155,8 @@ class _SiteNetEstimator(BaseEstimator):
             classes=classes,
             start=self.start,
             freeze=self.freeze,
+            primitive=self.primitive,
+            disorder=self.disorder,
             device=self.device,
             workers=self.workers,
             reporter=_reporter() if self.verbose else None,
@@ -184,30 +189,30 @@ class _SiteNetEstimator(BaseEstimator):
         one = isinstance(X, (str, os.PathLike, Crystal))
         if one or type(X).__module__.partition(".")[0] in ("ase", "pymatgen"):
             raise TypeError(f"X must be a list of structures, got one {type(X).__name__}")
-        if hasattr(X, "to_numpy"):  # of pandas
+        if hasattr(X, "to_numpy"):  # pandas
             X = X.to_numpy()
         if isinstance(X, np.ndarray):
             if X.ndim == 2 and X.shape[1] == 1:
                 X = X[:, 0]
             if X.ndim != 1:
                 raise ValueError(f"X must be a list of structures, got an array of shape {X.shape}")
-        found = list(X)
-        if not found:
+        structures = list(X)
+        if not structures:
             raise ValueError("X holds 0 structures, expected at least 1")
-        return found
+        return structures
 
 
 class SiteNetRegressor(RegressorMixin, _SiteNetEstimator):
-    __doc__ = f"""Predicts numbers from structures. {_SiteNetEstimator.__doc__}"""
+    __doc__ = f"""Predict numbers from structures. {_SiteNetEstimator.__doc__}"""
 
     def fit(self, X: Any, y: Any) -> SiteNetRegressor:
         """Train a model.
 
         Args:
             X: (crystals,) structures.
-            y: (crystals,) values, or (crystals, targets), NaN where one of several is missing.
-                What ends with a unit as ``band_gap_eV``, name of a pandas Series or column of a
-                DataFrame, names the unit.
+            y: (crystals,) values, or (crystals, targets), NaN where one of several is missing. The
+                name of a pandas Series or the columns of a DataFrame name the targets; a suffix
+                such as that of ``band_gap_eV`` gives the unit.
         """
         structures = self._listed(X)
         if y is None:
@@ -226,7 +231,7 @@ class SiteNetRegressor(RegressorMixin, _SiteNetEstimator):
         return self
 
     def predict(self, X: Any) -> np.ndarray:
-        """Values of structures: (crystals,), or (crystals, targets) where y had two dimensions."""
+        """Predict values: (crystals,), or (crystals, targets) if y had two dimensions."""
         values = self._predict(X)
         return values if self._one_d else values.reshape(len(values), -1)
 
@@ -237,8 +242,8 @@ class SiteNetRegressor(RegressorMixin, _SiteNetEstimator):
 
 
 class SiteNetClassifier(ClassifierMixin, _SiteNetEstimator):
-    __doc__ = f"""Predicts classes of structures: one of two, or one against the rest of several.
-    {_SiteNetEstimator.__doc__}    classes_: (classes,) labels, sorted.
+    __doc__ = f"""Predict classes of structures: one of two, or one against the rest of several.
+    {_SiteNetEstimator.__doc__}    classes_: (classes,) sorted labels.
     """
 
     def fit(self, X: Any, y: Any) -> SiteNetClassifier:
@@ -263,7 +268,7 @@ class SiteNetClassifier(ClassifierMixin, _SiteNetEstimator):
         return self
 
     def predict_proba(self, X: Any) -> np.ndarray:
-        """Probabilities, (crystals, classes), in the order of ``classes_``."""
+        """Predict probabilities, (crystals, classes), in the order of ``classes_``."""
         p = self._predict(X)
         if p.ndim == 1:
             return np.stack([1 - p, p], 1)
@@ -271,13 +276,12 @@ class SiteNetClassifier(ClassifierMixin, _SiteNetEstimator):
         return p / p.sum(1, keepdims=True)
 
     def predict(self, X: Any) -> np.ndarray:
-        """The most probable label of each structure, (crystals,)."""
-        best = self.predict_proba(X).argmax(1)
-        return self.classes_[best]
+        """Predict the most probable label of each structure, (crystals,)."""
+        return self.classes_[self.predict_proba(X).argmax(1)]
 
 
 class _Read:
-    """Numbered structures -> crystals; for processes to receive."""
+    """Read numbered structures as crystals; can be sent to worker processes."""
 
     def __init__(self, primitive: bool, disorder: str) -> None:
         self.primitive, self.disorder = primitive, disorder

@@ -169,13 +169,13 @@ def tune(
 
     The folder receives best.yaml, a config for sitenet train.
     """
-    settings = configured(config, changes)
+    configured(config, changes)  # what is wrong with it is a usage error
     from sitenet.training.tune import tune as run
 
     best = run(
         data,
         out,
-        settings,
+        config,
         target=target or None,
         classes=tuple(classes or ()),
         split_column=split_column,
@@ -188,6 +188,7 @@ def tune(
         device=device,
         workers=workers,
         reporter=reporter(),
+        **changes or {},
     )
     if as_json:
         facts = {"trial": best.number, "valid_error": best.valid_error, "values": best.values}
@@ -196,7 +197,7 @@ def tune(
     print(f"trial {best.number} of {best.trials}: validation error {best.valid_error:.4g}")
     for name, value in best.values.items():
         print(f"{name:18} {value}")
-    reporter().say(f"sitenet train {data} --config {best.path} learns with them")
+    reporter().say(f"next: {best.command}")
 
 
 @with_fields(*ALL_FIELDS, leave_out=["test"])
@@ -234,13 +235,13 @@ def matbench(
 
     The folder receives the results in Matbench's format.
     """
-    settings = configured(config, changes)
+    configured(config, changes)  # what is wrong with it is a usage error
     from sitenet.training.matbench import matbench as run
 
     benchmark = run(
         data,
         out,
-        settings,
+        config,
         task=task,
         target=target,
         classes=tuple(classes or ()),
@@ -248,6 +249,7 @@ def matbench(
         device=device,
         workers=workers,
         reporter=reporter(),
+        **changes or {},
     )
     if not is_first():
         return

@@ -1,8 +1,8 @@
 """Matbench (Dunn et al., npj Comput. Mater. 6, 138, 2020): its folds, and results in its format.
 
 The official folds of matbench_v0.1 are those of scikit-learn's KFold, stratified for classes, with
-five shuffled splits and the seed 18012019, over the rows in their order. The file of results is
-what ``MatbenchBenchmark.from_file`` of the matbench package reads once all five are in it.
+five shuffled splits and the seed 18012019, over the rows in their order. ``results.json`` is what
+``MatbenchBenchmark.from_file`` of the matbench package reads once it holds all five folds.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from sitenet.data.source import Record, Source
 from sitenet.inference.metrics import class_scores, regression_scores
 from sitenet.system.devices import choose_device
 from sitenet.system.distributed import is_first, process_group
-from sitenet.system.files import write_text
+from sitenet.system.files import writable_folder, write_text
 from sitenet.system.progress import Reporter
 from sitenet.training.train import train
 
@@ -54,14 +54,14 @@ TASKS = {
 
 @dataclass(eq=False)
 class Benchmark:
-    """What a benchmark found.
+    """Results of a benchmark.
 
     Attributes:
-        task: as Matbench calls it.
-        unit: of the target.
-        scores: of each fold, by its number: ``mae``, ``rmse``, ``mape`` and ``max_error``; or
-            ``accuracy``, ``balanced_accuracy``, ``f1`` and ``rocauc``.
-        path: of the file of results.
+        task: Matbench's name of the task.
+        unit: Unit of the target.
+        scores: Scores of each fold, by its number: ``mae``, ``rmse``, ``mape`` and ``max_error``;
+            or ``accuracy``, ``balanced_accuracy``, ``f1`` and ``rocauc``.
+        path: File of results.
     """
 
     task: str
@@ -70,7 +70,7 @@ class Benchmark:
     path: Path
 
     def over_folds(self, name: str) -> tuple[float, float]:
-        """A score's mean over the folds, and its standard deviation."""
+        """Mean and standard deviation of a score over the folds."""
         values = [scores[name] for scores in self.scores.values()]
         return float(np.mean(values)), float(np.std(values))
 
@@ -84,8 +84,8 @@ def matbench(
     target: str | None = None,
     classes: Sequence[str] = (),
     folds: Sequence[int] | None = None,
-    primitive: bool = True,
-    disorder: str = "error",
+    primitive: bool | None = None,
+    disorder: str | None = None,
     device: str | torch.device = "cpu",
     workers: int | None = None,
     reporter: Reporter | None = None,
@@ -93,78 +93,86 @@ def matbench(
 ) -> Benchmark:
     """Train and test a model on each fold.
 
-    Structures that cannot be used count as predicted to be the mean of the training crystals.
+    For structures that cannot be used, the mean of the training crystals counts as predicted.
 
     Args:
-        data: a ``matbench_*.json.gz``, or a table with a column ``matbench_fold``, the fold in
+        data: A ``matbench_*.json.gz``, or a table with a column ``matbench_fold``, the fold in
             which a row is tested.
-        out: a folder: ``results.json`` in Matbench's format, a run folder for each fold, and the
-            dataset with its pairs. The same call goes on from there.
-        config: as in ``train``.
-        task: as Matbench calls it; None takes the name of the file.
-        target: column; None takes the only one.
+        out: Folder for ``results.json`` in Matbench's format, a run folder per fold, and the
+            dataset with its pairs. The same call resumes from there.
+        config: As in ``train``.
+        task: Matbench's name of the task; None takes the name of the file.
+        target: Column; None takes the only one.
         classes: ``(target,)`` if it is a class; that of matbench_mp_is_metal always is.
-        folds: numbers of those to run; None takes all.
-        primitive: as in ``train``.
-        disorder: as in ``train``.
-        device: as in ``train``.
-        workers: as in ``train``.
-        reporter: is told how far it is.
-        changes: fields of the config to change.
+        folds: Numbers of the folds to run; None runs all.
+        primitive: As in ``train``.
+        disorder: As in ``train``.
+        device: As in ``train``.
+        workers: As in ``train``.
+        reporter: Shows progress.
+        changes: Fields of the config to change.
 
     Raises:
-        ImportError: scikit-learn, which makes the folds, is needed and not installed.
-        ValueError: the data, the config or what is in the folder cannot be used.
-        Stopped: interrupted; says how to go on.
+        ImportError: scikit-learn, which makes the folds, is not installed.
+        ValueError: The data, the config or the content of the folder cannot be used.
+        OSError: The folder cannot be written to.
+        Stopped: Interrupted; the message says how to resume.
     """
     reporter = reporter if reporter is not None and is_first() else Reporter()
+    inputs = {"primitive": primitive, "disorder": disorder}
+    changes |= {name: value for name, value in inputs.items() if value is not None}
     settings = load_config(config).replace(**changes)
-    device, out = choose_device(device), Path(out)
+    device, out = choose_device(device), writable_folder(out)
     source = open_source(data, None if target is None else [target])
     if len(source.targets) != 1:
-        raise ValueError(f"{data}: expected one target")
+        raise ValueError(f"{data}: expected one target, got {', '.join(source.targets) or 'none'}")
     name, task = source.targets[0], task or _task(Path(data))
     is_class = name in classes or task == "matbench_mp_is_metal"
     records = folded(list(source), task, is_class)
-    there = sorted({int(r.split) for r in records})
-    folds = there if folds is None else folds
-    if missing := set(folds) - set(there):
-        raise ValueError(f"{data}: no fold {min(missing)}; there is {', '.join(map(str, there))}")
-    found = _Results(out / RESULTS, task, settings)
+    existing = sorted({int(r.split) for r in records})
+    folds = existing if folds is None else folds
+    if missing := set(folds) - set(existing):
+        raise ValueError(
+            f"{data}: no fold {min(missing)}; there is {', '.join(map(str, existing))}"
+        )
+    results = _Results(out / RESULTS, task, settings)
     with process_group(device):
-        how = Preparation(primitive, disorder)
-        dataset = _dataset(source, records, out, how, workers, reporter)
+        how = Preparation(settings.primitive, settings.disorder)
+        dataset = _prepare(
+            Source(source.path, records, source.targets), out, how, workers, reporter
+        )
         unit = TASKS[task][1] if task in TASKS else dataset.units[0]
-        dataset = replace(dataset, units=(unit,))
         for fold in folds:
             reporter.say(f"fold {fold}")
-            folder = out / f"fold_{fold}"
             result = train(
-                dataset,
-                folder,
-                settings,
+                replace(dataset, units=(unit,)),
+                out / f"fold_{fold}",
+                config,
                 classes=[name] if is_class else [],
                 fold=str(fold),
                 device=device,
                 workers=workers,
                 reporter=reporter,
+                **changes,
             )
             if is_first():
-                predicted = _predicted(folder / "predictions.csv", name)
+                predicted = _predicted(out / f"fold_{fold}" / "predictions.csv", name)
                 facts = {"epochs": len(result.history)}
-                found.record(fold, records, predicted, is_class, facts)
-    return Benchmark(task, unit, found.scores(), found.path)
+                activation = result.model.config.last_activation
+                results.config = settings.replace(last_activation=activation)
+                results.record(fold, records, predicted, is_class, facts)
+    return Benchmark(task, unit, results.scores(), results.path)
 
 
 def _task(path: Path) -> str:
-    """The task that a file's name begins with, or the name."""
+    """The task that a file's name begins with, or else the name."""
     stem = path.name.partition(".")[0]
     return max((t for t in TASKS if stem.startswith(t)), key=len, default=stem)
 
 
 def folded(records: Sequence[Record], task: str, is_class: bool) -> list[Record]:
-    """Records with Matbench's ids, and with their folds as their split: those of the source, or
-    the official ones."""
+    """Records with Matbench's ids, and with their fold as split: that of the source, or else the
+    official one."""
     prefix = task.replace("matbench", "mb").replace("_", "-")
     width = math.floor(math.log10(len(records))) + 1
     ids = [f"{prefix}-{int(r.id) + 1:0{width}d}" if r.id.isdecimal() else r.id for r in records]
@@ -189,7 +197,7 @@ def official_folds(values: np.ndarray, is_class: bool) -> list[int]:
 
     Args:
         values: (rows,) of the target.
-        is_class: whether it is a class, whose share is kept in each fold.
+        is_class: Whether it is a class, whose share is kept in each fold.
     """
     try:
         from sklearn.model_selection import KFold, StratifiedKFold
@@ -204,23 +212,12 @@ def official_folds(values: np.ndarray, is_class: bool) -> list[int]:
     return fold.tolist()
 
 
-def _dataset(
-    source: Source,
-    records: list[Record],
-    out: Path,
-    how: Preparation,
-    workers: int | None,
-    reporter: Reporter,
+def _prepare(
+    source: Source, out: Path, how: Preparation, workers: int | None, reporter: Reporter
 ) -> Dataset:
-    """The records as a file of ``sitenet prepare``, beside which the pairs of all folds lie."""
-    if is_first():
-        out.mkdir(parents=True, exist_ok=True)
+    """Prepare a dataset file, beside which the pairs of all folds are kept."""
     dataset = open_dataset(
-        Source(source.path, records, source.targets),
-        how=how,
-        prepared_as=out / "dataset.parquet",
-        workers=workers,
-        reporter=reporter,
+        source, how=how, prepared_as=out / "dataset.parquet", workers=workers, reporter=reporter
     )
     if is_first():
         write_left_out(dataset.left_out, out / "left_out.csv")
@@ -239,16 +236,28 @@ def _predicted(path: Path, name: str) -> dict[str, float]:
 
 
 class _Results:
-    """The file of results, as the matbench package writes it."""
+    """The file of results, as the matbench package writes it.
+
+    Raises:
+        ValueError: The file is damaged, or holds results of another task.
+    """
 
     def __init__(self, path: Path, task: str, config: SiteNetConfig) -> None:
         self.path, self.task, self.config = path, task, config
         self.folds: dict[str, Any] = {}
-        if path.is_file():
-            tasks = json.loads(path.read_text())["tasks"]
-            if task not in tasks:
-                raise ValueError(f"{path} holds results of {', '.join(tasks)}, not of {task}")
-            self.folds = tasks[task]["results"]
+        if not path.is_file():
+            return
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            checksum = content.pop("hash")
+            tasks = content["tasks"]
+        except (ValueError, KeyError, AttributeError, TypeError):
+            raise ValueError(f"{path} is damaged or no file of Matbench's results") from None
+        if checksum != _hash(content):
+            raise ValueError(f"{path} is damaged: its content does not match its hash")
+        if task not in tasks:
+            raise ValueError(f"{path} holds results of {', '.join(tasks)}, not of {task}")
+        self.folds = tasks[task]["results"]
 
     def record(
         self,
@@ -258,7 +267,7 @@ class _Results:
         is_class: bool,
         facts: Mapping[str, Any],
     ) -> None:
-        """Take in the predictions of a fold, and write the file."""
+        """Add the predictions of a fold, and write the file."""
         test = [r for r in records if r.split == str(fold)]
         mean = float(np.nanmean([r.targets[0] for r in records if r.split != str(fold)]))
         y = np.array([predicted.get(r.id, mean) for r in test])
@@ -291,17 +300,21 @@ class _Results:
             "datestamp": datetime.datetime.now(datetime.UTC).strftime("%Y.%m.%d %H:%M.%S"),
         }
         content = json.loads(json.dumps(content, sort_keys=True))
-        content["hash"] = hashlib.sha256(json.dumps(content).encode()).hexdigest()
-        write_text(self.path, json.dumps(content))
+        write_text(self.path, json.dumps({**content, "hash": _hash(content)}))
 
     def scores(self) -> dict[int, dict[str, float]]:
-        """By the number of the fold."""
+        """Scores of each fold, by its number."""
         numbers = sorted(int(name.removeprefix("fold_")) for name in self.folds)
         return {k: self.folds[f"fold_{k}"]["scores"] for k in numbers}
 
 
+def _hash(content: Mapping[str, Any]) -> str:
+    """The hash of sorted content, as the matbench package computes it."""
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
 def _value_scores(truth: np.ndarray, y: np.ndarray) -> dict[str, float]:
-    """Matbench's scores of values, (crystals,) each; its ``mape`` leaves out true values of 0."""
+    """Matbench's scores of values, (crystals,) each; its ``mape`` ignores true values of 0."""
     known = np.abs(truth) > 1e-5
     share = np.abs(y - truth)[known] / np.abs(truth[known])
     scores = regression_scores(truth, y)

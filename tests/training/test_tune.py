@@ -2,14 +2,18 @@
 
 import csv
 import json
+import shlex
+import shutil
 
+import numpy as np
 import pytest
 import yaml
-from toy_crystals import SMALL, write_folder
+from toy_crystals import SMALL, toy_dataset, write_folder
 
 from sitenet.cli import app as cli
 from sitenet.config import load_config
-from sitenet.training.tune import SPACE, read_space, tune
+from sitenet.training.search_space import SPACE, read_space
+from sitenet.training.tune import tune
 
 optuna = pytest.importorskip("optuna")
 
@@ -57,7 +61,7 @@ def test_is_reproducible_and_learns_as_train_does(folder, tmp_path):
 
 
 @pytest.mark.slow
-def test_goes_on_where_it_was_stopped(folder, tmp_path, monkeypatch):
+def test_resumes_where_it_was_stopped(folder, tmp_path, monkeypatch):
     from sitenet.training import tune as module
 
     run, calls = module.train, []
@@ -70,7 +74,7 @@ def test_goes_on_where_it_was_stopped(folder, tmp_path, monkeypatch):
 
     monkeypatch.setattr(module, "train", interrupted)
     options = {"trials": 4, "space": NARROW, "pruner": "none"}
-    with pytest.raises(module.Stopped, match=r"2 trials are in .* goes on from there"):
+    with pytest.raises(module.Stopped, match=r"2 trials are in .* resumes from there"):
         tune(folder, tmp_path, BASE, **options)
     assert tune(folder, tmp_path, BASE, **options).trials == 4
     assert len(calls) == 5
@@ -147,20 +151,98 @@ def test_command(folder, tmp_path, capsys):
     config, space = tmp_path / "config.yaml", tmp_path / "space.yaml"
     config.write_text(yaml.safe_dump(BASE.to_dict()))
     space.write_text(yaml.safe_dump(NARROW))
-    arguments = ["tune", folder, "--out", tmp_path / "out", "--config", config]
-    arguments += ["--space", space, "--trials", "2", "--epochs", "2"]
+    out_folder = tmp_path / "a folder"
+    arguments = ["tune", folder, "--out", out_folder, "--config", config]
+    arguments += ["--space", space, "--trials", "2", "--epochs", "2", "--target", "size_A"]
 
-    def run(*more):
+    def run(arguments):
         with pytest.raises(SystemExit) as end:
-            cli.main([*map(str, arguments), *more])
+            cli.main(list(map(str, arguments)))
         assert not end.value.code
         return capsys.readouterr()
 
-    out, err = run()
-    assert "of 2: validation error" in out and "learning_rate" in out
-    assert "trial 1: " in err and f"--config {tmp_path / 'out' / 'best.yaml'}" in err
-    facts = json.loads(run("--json")[0])
+    out, err = run(arguments)
+    assert "of 2: validation error" in out and "learning_rate" in out and "trial 1: " in err
+    facts = json.loads(run([*arguments, "--json"])[0])
     assert facts["trials"] == 2 and facts["values"].keys() == NARROW.keys()
+    # The printed command runs as it is, for the epochs of the config, not of the search.
+    (command,) = [line for line in err.splitlines() if "sitenet train" in line]
+    program, *words = shlex.split(command.partition("next: ")[2])
+    assert program == "sitenet" and words[-2:] == ["--target", "size_A"]
+    run(words)
+    metrics = (out_folder / "run" / "metrics.jsonl").read_text().splitlines()
+    assert len(metrics) == BASE.training.epochs == 3
+
+
+def test_the_best_config_follows_negative_targets(tmp_path):
+    """Of a search that says nothing of the last activation."""
+    data = toy_dataset(12)
+    data.targets -= data.targets.mean()
+    prepared = tmp_path / "data"
+    write_folder(prepared, 12, table=None)
+    rows = [f"{name},{y}" for name, y in zip(data.ids, data.targets[:, 0], strict=True)]
+    (prepared / "targets.csv").write_text("\n".join(["id,y", *rows, ""]))
+    config = SMALL.replace(epochs=1, valid=0.3)
+    best = tune(prepared, tmp_path / "out", config, trials=1, space={"blocks": [1]})
+    assert load_config(best.path) == best.config
+    assert best.config.last_activation == "identity"
+
+
+# ---------------------------------------------------------------------------------------------
+# Damage and full disks
+
+
+@pytest.fixture(scope="module")
+def finished(folder, tmp_path_factory):
+    """A study of two trials."""
+    out = tmp_path_factory.mktemp("study")
+    return out, tune(folder, out, BASE, trials=2, space={"blocks": [1, 2]}, epochs=1)
+
+
+def test_a_damaged_study_is_named_or_gives_the_same(finished, folder, tmp_path):
+    """At 40 places: one byte changed, or the rest cut off."""
+    original, want = finished
+    content = (original / "study.db").read_bytes()
+    rng = np.random.default_rng(0)
+    shutil.copytree(original, tmp_path / "out")
+    path = tmp_path / "out" / "study.db"
+    named = 0
+    for k, place in enumerate(rng.integers(0, len(content), 40)):
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << rng.integers(8)
+        path.write_bytes(content[:place] if k % 4 == 0 else damaged)
+        try:
+            best = tune(
+                folder, tmp_path / "out", BASE, trials=2, space={"blocks": [1, 2]}, epochs=1
+            )
+        except (ValueError, RuntimeError) as error:
+            assert str(path) in str(error) or f"{path.parent} holds a study with" in str(error)
+            named += 1
+        else:
+            assert (best.values, best.valid_error) == (want.values, want.valid_error), place
+    assert named >= 10
+
+
+def test_a_full_disk_is_reported_with_the_name_of_the_study(folder, tmp_path, monkeypatch):
+    import sqlalchemy.exc
+
+    def full(*_, **__):
+        orig = Exception("database or disk is full")
+        raise sqlalchemy.exc.OperationalError("INSERT", {}, orig)
+
+    tune(folder, tmp_path, BASE, trials=1, space={"blocks": [1, 2]}, epochs=1)
+    name = "optuna.storages.RDBStorage.set_trial_state_values"
+    monkeypatch.setattr(name, full)
+    with pytest.raises(
+        RuntimeError, match=r"study\.db cannot be read or written: database or disk"
+    ):
+        tune(folder, tmp_path, BASE, trials=2, space={"blocks": [1, 2]}, epochs=1)
+
+
+def test_a_file_in_place_of_the_folder_is_noticed_first(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        tune(tmp_path / "no data", tmp_path / "file", BASE)
 
 
 def test_missing_package_is_named(folder, tmp_path, monkeypatch):
