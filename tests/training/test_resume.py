@@ -1,5 +1,8 @@
 """Runs that are killed, interrupted or damaged, and how they resume."""
 
+import io
+import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,22 +13,106 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from rich.console import Console
 from toy_crystals import OPTIONS, toy_dataset, write_folder
 from trainers import FAST, same, stop_after_two, timeless, weights
 
 from sitenet import load
+from sitenet.system.progress import Reporter
+from sitenet.training.state import STATE
 from sitenet.training.train import Stopped, train
 
 CASES = Path(__file__).parents[1] / "cases"
 
 
-def test_a_damaged_state_is_named(tmp_path):
-    train(toy_dataset(20), tmp_path, FAST, epochs=1)
-    state = tmp_path / "state.safetensors"
-    for content in (state.read_bytes()[:-10], b"", safetensors.torch.save({"x": torch.ones(1)})):
-        state.write_bytes(content)
-        with pytest.raises(ValueError, match=r"state\.safetensors is damaged"):
-            train(toy_dataset(20), tmp_path, FAST, epochs=1)
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """A run folder after two of three epochs, and what the third leaves."""
+    folder = tmp_path_factory.mktemp("stopped")
+    with pytest.raises(Stopped):
+        train(toy_dataset(20), folder / "run", FAST, after_epoch=stop_after_two)
+    return folder / "run", weights(train(toy_dataset(20), config=FAST).model)
+
+
+def test_a_damaged_state_is_named_or_gives_the_same(stopped, tmp_path):
+    """At 50 random places: one byte changed, or the rest cut off."""
+    original, want = stopped
+    content = (original / STATE).read_bytes()
+    rng = np.random.default_rng(0)
+    named = 0
+    for k, place in enumerate(rng.integers(0, len(content), 50)):
+        folder = tmp_path / str(k)
+        shutil.copytree(original, folder)
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << rng.integers(8)
+        (folder / STATE).write_bytes(content[:place] if k % 3 == 0 else damaged)
+        try:
+            result = train(toy_dataset(20), folder, FAST)
+        except ValueError as error:
+            assert str(error).startswith(str(folder / STATE)), place
+            named += 1
+        else:  # the padding of the header, or the name of the checksum
+            assert same(weights(result.model), want), place
+    assert named > 40
+
+
+@pytest.mark.parametrize("content", [b"", safetensors.torch.save({"x": torch.ones(1)})])
+def test_what_is_no_state_is_named(stopped, tmp_path, content):
+    shutil.copytree(stopped[0], tmp_path / "run")
+    (tmp_path / "run" / STATE).write_bytes(content)
+    with pytest.raises(ValueError, match=r"state\.safetensors is damaged"):
+        train(toy_dataset(20), tmp_path / "run", FAST)
+
+
+def test_the_state_of_another_version_is_refused(tmp_path):
+    old = {"sitenet": json.dumps({"settings": "", "epoch": 1})}
+    (tmp_path / STATE).write_bytes(safetensors.torch.save({"x": torch.ones(1)}, old))
+    with pytest.raises(ValueError, match=r"state\.safetensors has format 1, from another version"):
+        train(toy_dataset(20), tmp_path, FAST)
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "metrics.jsonl"])
+def test_damaged_texts_are_restored_from_the_state(stopped, tmp_path, name):
+    folder = tmp_path / "run"
+    shutil.copytree(stopped[0], folder)
+    content = (folder / name).read_bytes()
+    for place in (3, len(content) // 2, len(content) - 2):
+        damaged = bytearray(content)
+        damaged[place] ^= 0x80
+        (folder / name).write_bytes(damaged)
+        said = io.StringIO()
+        with pytest.raises(Stopped):
+            train(
+                toy_dataset(20),
+                folder,
+                FAST,
+                reporter=Reporter(Console(file=said, width=1000)),
+                after_epoch=interrupt,
+            )
+        assert f"{folder / name} was damaged or edited; it is restored from" in said.getvalue()
+        assert (folder / name).read_bytes().startswith(content)
+        shutil.copy(stopped[0] / STATE, folder)
+
+
+def interrupt(entry):
+    raise KeyboardInterrupt
+
+
+def test_a_damaged_config_is_named_where_settings_differ(stopped, tmp_path):
+    shutil.copytree(stopped[0], tmp_path / "run")
+    (tmp_path / "run" / "config.yaml").write_text("training: {epochs: [")
+    with pytest.raises(ValueError, match=r"other data or settings \(.*config\.yaml is damaged"):
+        train(toy_dataset(20), tmp_path / "run", FAST, epochs=9)
+
+
+def test_leftovers_of_a_killed_run_are_removed(stopped, tmp_path):
+    shutil.copytree(stopped[0], tmp_path / "run")
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    leftover = tmp_path / "run" / f".{STATE}.{process.pid}.tmp"
+    leftover.write_bytes(b"half")
+    train(toy_dataset(20), tmp_path / "run", FAST)
+    assert not leftover.exists()
 
 
 KILLED = """

@@ -1,12 +1,14 @@
 """What a run leaves in its folder, and which runs the folder refuses."""
 
 import csv
+import io
 import json
 import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from rich.console import Console
 from toy_crystals import toy_dataset, toy_targets, write_folder
 from trainers import FAST, predicted, same, weights
 
@@ -15,6 +17,7 @@ from sitenet.config import load_config
 from sitenet.data.dataset import LeftOut
 from sitenet.data.prepare import prepare
 from sitenet.model.checkpoint import read_metadata
+from sitenet.system.progress import Reporter
 from sitenet.training.train import train
 from sitenet.training.trainer import Trainer
 
@@ -151,3 +154,29 @@ def test_not_one_usable_structure_is_an_error(tmp_path):
         path.write_text("data_x\n")
     with pytest.raises(ValueError, match=r"(none of|not one) .* can be used.*row 2: .*c0\.cif"):
         train(tmp_path / "in", tmp_path / "out", FAST)
+
+
+def test_a_folder_that_cannot_be_written_is_noticed_first(tmp_path):
+    """Before the data are read."""
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(OSError, match="file"):
+            train(tmp_path / "no data", out, FAST)
+
+
+def test_the_model_keeps_how_structures_were_read(tmp_path):
+    write_folder(tmp_path / "in", 20)
+    model = train(tmp_path / "in", None, FAST, epochs=1, primitive=False, disorder="average").model
+    assert (model.config.primitive, model.config.disorder) == (False, "average")
+    again = train(tmp_path / "in", None, FAST, epochs=1, start=model).model
+    assert (again.config.primitive, again.config.disorder) == (False, "average")
+    model = train(tmp_path / "in", None, FAST.replace(primitive=False), epochs=1).model
+    assert (model.config.primitive, model.config.disorder) == (False, "error")
+
+
+def test_epochs_report_the_time_left_and_the_best(tmp_path):
+    lines = io.StringIO()
+    train(toy_dataset(20), None, FAST, reporter=Reporter(Console(file=lines, width=1000)))
+    epochs = [line for line in lines.getvalue().splitlines() if line.startswith("epoch ")]
+    assert len(epochs) == 3 and "(best so far)" in epochs[0]
+    assert [line.endswith(" left") for line in epochs] == [True, True, False]

@@ -1,14 +1,21 @@
 """Targets: several, missing, negative, classes, and their scale."""
 
+import io
+
 import numpy as np
 import pytest
 import torch
+import yaml
+from rich.console import Console
 from toy_crystals import toy_dataset
 from trainers import FAST, trainer_of
 
+from sitenet.config import SiteNetConfig
 from sitenet.data.dataset import split
+from sitenet.model.sitenet import SiteNet, Target
+from sitenet.system.progress import Reporter
 from sitenet.training.gradients import step_loss
-from sitenet.training.train import train
+from sitenet.training.train import no_better_than_a_constant, train
 
 
 def test_a_missing_value_pulls_nowhere():
@@ -75,3 +82,112 @@ def test_a_target_without_values_is_named():
     data.targets[:] = np.nan
     with pytest.raises(ValueError, match="no training crystal has a value of size_A"):
         train(data, config=FAST)
+
+
+# ---------------------------------------------------------------------------------------------
+# Negative values
+
+UNSET = {k: v for k, v in FAST.to_dict().items() if k != "last_activation"}
+
+
+def negative_dataset(number=40):
+    data = toy_dataset(number)
+    data.targets -= data.targets.mean()
+    return data
+
+
+def spoken(data, config, **options):
+    """The result of a run, and what it reported."""
+    lines = io.StringIO()
+    result = train(
+        data, None, config, reporter=Reporter(Console(file=lines, width=1000)), **options
+    )
+    return result, lines.getvalue()
+
+
+def as_yaml(path, values):
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+@pytest.mark.parametrize("kind", ["mapping", "file", "base", "object"])
+def test_negative_targets_are_learned(tmp_path, kind):
+    """Whatever holds the config, as long as it does not set the last activation."""
+    file = as_yaml(tmp_path / "config.yaml", UNSET)
+    config = {
+        "mapping": UNSET,
+        "file": file,
+        "base": {"base": str(file), "blocks": 1},
+        "object": SiteNetConfig.from_dict(UNSET),
+    }[kind]
+    result, said = spoken(negative_dataset(), config)
+    assert result.model.config.last_activation == "identity"
+    assert "size_A has negative values: last_activation is identity, instead of trelu" in said
+    assert (result.model.predict(negative_dataset().crystals) < 0).any()
+
+
+@pytest.mark.parametrize("kind", ["mapping", "file", "base", "change", "start"])
+def test_an_explicit_last_activation_is_kept(tmp_path, kind):
+    """With a warning."""
+    explicit = UNSET | {"last_activation": "softplus"}
+    file = as_yaml(tmp_path / "config.yaml", explicit)
+    config, options = explicit, {}
+    if kind == "file":
+        config = file
+    elif kind == "base":
+        config = {"base": str(file), "blocks": 1}
+    elif kind in ("change", "start"):
+        config, options = UNSET, {"last_activation": "softplus"}
+    if kind == "start":
+        options["start"] = SiteNet(SiteNetConfig.from_dict(UNSET), [Target("size_A")])
+    with pytest.warns(UserWarning, match="negative values, which last_activation: softplus cannot"):
+        result = train(negative_dataset(), None, config, epochs=1, **options)
+    assert result.model.config.last_activation == "softplus"
+
+
+def test_positive_targets_and_classes_keep_the_last_activation():
+    assert train(toy_dataset(20), None, UNSET, epochs=1).model.config.last_activation == "trelu"
+    data = toy_dataset(20)
+    data.targets = (data.targets > np.median(data.targets)).astype(float)
+    model = train(data, None, UNSET, epochs=1, classes=["size_A"]).model
+    assert model.config.last_activation == "trelu"
+
+
+def test_a_model_of_positive_values_is_fine_tuned_on_negative_ones():
+    start = SiteNet(SiteNetConfig.from_dict(UNSET), [Target("other")])
+    model = train(negative_dataset(), None, UNSET, epochs=1, start=start).model
+    assert model.config.last_activation == "identity"
+
+
+# ---------------------------------------------------------------------------------------------
+# What a run says of them
+
+
+def test_crystals_without_a_value_are_not_learned_from():
+    """The same bits as without these crystals among those that train."""
+    data = toy_dataset(30)
+    data.split = ["train"] * 20 + ["valid"] * 10
+    data.targets[15:20] = np.nan
+    fewer = data.select([*range(15), *range(20, 30)])
+    (got, said), (want, _) = (spoken(x, FAST, epochs=2, test=0.0) for x in (data, fewer))
+    assert got.history[-1]["train_loss"] == want.history[-1]["train_loss"]
+    assert "15 crystals to learn from, 10 to validate, 0 to test" in said
+
+
+def test_a_run_that_learns_nothing_says_so():
+    for config, learns in ((FAST.replace(learning_rate=1e-9), False), (FAST, True)):
+        result, said = spoken(toy_dataset(60), config, epochs=12 if learns else 1)
+        scores = result.scores["test"]["size_A"]
+        assert (scores["mae"] < min(scores["mae_of_mean"], scores["mae_of_median"])) == learns
+        expected = "WARNING: the model has not learned size_A: on the test crystals, MAE "
+        assert (expected in said) != learns
+        if not learns:
+            assert "Try more epochs (now 1), another learning_rate (now 1e-09)" in said
+
+
+def test_classes_no_better_than_chance_are_reported():
+    bad = {"test": {"big": {"crystals": 5, "roc_auc": 0.4}}}
+    good = {"test": {"big": {"crystals": 5, "roc_auc": 0.9}, "a": {"roc_auc": np.nan}}}
+    (line,) = no_better_than_a_constant(bad, FAST.training, 10)
+    assert "not learned big: on the test crystals, ROC AUC 0.4, against 0.5 from chance" in line
+    assert no_better_than_a_constant(good, FAST.training, 10) == []
