@@ -277,7 +277,8 @@ class SiteNetClassifier(ClassifierMixin, _SiteNetEstimator):
 
     def predict(self, X: Any) -> np.ndarray:
         """Predict the most probable label of each structure, (crystals,)."""
-        return self.classes_[self.predict_proba(X).argmax(1)]
+        best = self.predict_proba(X).argmax(1)  # before classes_, as it checks that there is one
+        return self.classes_[best]
 
 
 class _Read:

@@ -104,7 +104,12 @@ class CudaGraphs:
 
     def capture(self, work: Callable[[], Tensor]) -> Callable[[], Tensor]:
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
+        current = torch.cuda.current_stream(self.device)
+        # The outer context makes the stream current again, which a failed capture does not.
+        with (
+            torch.cuda.stream(current),
+            torch.cuda.graph(graph, pool=self.pool, stream=self.stream),
+        ):
             result = work()
 
         def replay() -> Tensor:
@@ -179,7 +184,7 @@ class CapturedSteps:
         """Go on without graphs, whose memory is released."""
         reason = str(error).partition("\n")[0]
         warnings.warn(
-            f"capturing a training step as a CUDA graph failed ({reason}); training goes on "
+            f"capturing a training step as a CUDA graph failed ({reason}); training continues "
             "without graphs, to the same results but more slowly",
             stacklevel=3,
         )

@@ -1,4 +1,4 @@
-"""How weights are learned: AdamW as published, or Muon for the matrices of hidden layers."""
+"""Optimisers, learning rates, averaged weights and batches: AdamW as published, or Muon."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from sitenet.system.devices import multiplies_bfloat16
 
 
 class Optimizer:
-    """The optimisers of a model's parameters as one.
+    """One or two optimisers for the parameters of a model.
 
     ``adamw`` is the published one, with weight decay on all parameters. ``muon`` takes the matrices
     between hidden layers (``Muon``), and leaves the embedding, logits, decoder, biases and norms to
     AdamW, with weight decay on matrices only.
 
     Args:
-        model: whose parameters are learned.
-        config: of the training.
+        model: Its parameters that require a gradient are trained.
+        config: Settings of the training.
     """
 
     def __init__(self, model: SiteNet, config: TrainingConfig) -> None:
@@ -42,10 +42,10 @@ class Optimizer:
         self.parts = [_adamw(groups, config), Muon(hidden, config)]
 
     def step(self, learning_rate: float | Tensor) -> None:
-        """Clip the gradients, take one step, and forget them.
+        """Clip the gradients, take one step, and drop them.
 
         Args:
-            learning_rate: in a CUDA graph a tensor, which another number can be written to.
+            learning_rate: A tensor in a CUDA graph, so that its value can change.
         """
         if self.clip_norm:
             nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
@@ -62,14 +62,14 @@ class Optimizer:
 
     def tensors(self) -> dict[str, Tensor]:
         """The state as named tensors, for a file."""
-        found: dict[str, Tensor] = {}
+        tensors: dict[str, Tensor] = {}
         for k, part in enumerate(self.parts):
             for i, state in part.state_dict()["state"].items():
-                found |= {f"{k}.{i}.{name}": torch.as_tensor(x) for name, x in state.items()}
-        return found
+                tensors |= {f"{k}.{i}.{name}": torch.as_tensor(x) for name, x in state.items()}
+        return tensors
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over a state that ``tensors`` gave."""
+        """Restore a state from what ``tensors`` returned."""
         for k, part in enumerate(self.parts):
             content = part.state_dict()
             content["state"] = {}
@@ -97,15 +97,16 @@ def _is_outer(name: str) -> bool:
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose update is made orthogonal, and as large as AdamW's.
+    """Momentum with an orthogonalised update, as large as AdamW's.
 
-    ``torch.optim.Muon`` takes its products in bfloat16, some thirty times longer on a CPU without
-    instructions for it (``bench/bench_optimizer.py``) than here, where they are in float32 then.
-    Matrices of one shape, or its transpose, are taken together.
+    Products are in bfloat16 where the hardware multiplies it, else in float32: on a CPU without
+    bfloat16 instructions ``torch.optim.Muon`` takes some thirty times as long
+    (``bench/bench_optimizer.py``). Matrices of the same shape, or its transpose, are processed
+    together.
 
     Args:
-        matrices: the parameters.
-        config: of the training.
+        matrices: Parameters to train.
+        config: Settings of the training.
 
     Source: Jordan et al., 2024 (https://kellerjordan.github.io/posts/muon); the size of the update
     and the weight decay as in Liu et al., arXiv 2502.16982, eq. 4.
@@ -118,15 +119,15 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Take a step; a matrix without a gradient stays as it is."""
+        """Take a step; a matrix without a gradient stays unchanged."""
         for group in self.param_groups:
             rate = group["lr"]
             shapes: dict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = {}
             for p in group["params"]:
                 if p.grad is not None:
-                    lies = p.shape[0] <= p.shape[1]
+                    is_wide = p.shape[0] <= p.shape[1]
                     update = self._update(p, p.grad)
-                    pair = (p, update) if lies else (p.T, update.T)
+                    pair = (p, update) if is_wide else (p.T, update.T)
                     shapes.setdefault(tuple(pair[0].shape), []).append(pair)
             for (_, longest), pairs in shapes.items():
                 updates = torch.stack([update for _, update in pairs])
@@ -136,7 +137,7 @@ class Muon(torch.optim.Optimizer):
                     p.sub_(update * (0.2 * math.sqrt(longest) * rate))
 
     def _update(self, p: Tensor, gradient: Tensor) -> Tensor:
-        """Nesterov's momentum."""
+        """Nesterov momentum."""
         state = self.state[p]
         if not state:
             state["momentum_buffer"] = torch.zeros_like(p)
@@ -152,12 +153,12 @@ def _product_dtype(x: Tensor) -> torch.dtype:
 
 
 def orthogonal(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Matrices with the singular vectors of these, and singular values of some 0.7 to 1.2: five
-    Newton-Schulz steps with the coefficients of Jordan et al.
+    """Orthogonalise matrices: keep their singular vectors, and bring their singular values to
+    some 0.7 to 1.2, by five Newton-Schulz steps with the coefficients of Jordan et al.
 
     Args:
         x: (n, rows, columns), no more rows than columns.
-        dtype: of the products.
+        dtype: Type of the products.
 
     Returns:
         (n, rows, columns) in the dtype of x; zeros stay zeros.
@@ -175,16 +176,16 @@ def learning_rate(step: int, steps: int, config: TrainingConfig) -> float:
     """The learning rate of a step.
 
     It rises linearly over the warm-up, then stays (``constant``) or falls to 0 as half a cosine
-    (``cosine``); ``onecycle`` rises and falls as cosines, over three tenths of the run where no
-    warm-up is set.
+    (``cosine``). With ``onecycle`` it rises and falls as cosines; the rise takes three tenths of
+    the run unless a warm-up is set.
 
     Args:
-        step: from 0.
-        steps: of the whole run.
-        config: of the training.
+        step: Number of the step, from 0.
+        steps: Steps of the whole run.
+        config: Settings of the training.
     """
-    warmup = config.warmup or (0.3 if config.schedule == "onecycle" else 0.0)
-    done, rise = (step + 0.5) / max(steps, 1), warmup
+    rise = config.warmup or (0.3 if config.schedule == "onecycle" else 0.0)
+    done = (step + 0.5) / max(steps, 1)
     if done < rise:
         part = done / rise
         if config.schedule == "onecycle":
@@ -197,12 +198,12 @@ def learning_rate(step: int, steps: int, config: TrainingConfig) -> float:
 
 
 class Average:
-    """A running average of a model's parameters (EMA), kept in a model of its own.
+    """An exponential moving average (EMA) of a model's parameters, kept in a model of its own.
 
     Args:
-        model: is learned.
-        average: a copy of it.
-        decay: a step; less over the first steps, so that the start is forgotten.
+        model: The model that is trained.
+        average: A copy of it, which receives the average.
+        decay: Decay per step; lower in the first steps, so that the initial weights are forgotten.
     """
 
     def __init__(self, model: SiteNet, average: SiteNet, decay: float) -> None:
@@ -210,19 +211,19 @@ class Average:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the parameters after a step."""
+        """Add the parameters after a step."""
         weight = 1 - min(self.decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), weight)
 
 
 def batches(num_sites: list[int], config: TrainingConfig, seed: list[int]) -> Iterator[list[int]]:
-    """Batches of an epoch, as published: crystals in random order, as many as ``batch_sites``
-    sites of their cells hold; or a fixed number of crystals.
+    """Batches of an epoch, as published: crystals in random order, up to ``batch_sites`` sites per
+    batch; or ``batch_crystals`` crystals per batch.
 
     Args:
-        num_sites: of each crystal.
-        config: of the training.
-        seed: of the order.
+        num_sites: Sites of each crystal's cell.
+        config: Settings of the training.
+        seed: Seed of the order.
     """
     order = np.random.default_rng(seed).permutation(len(num_sites)).tolist()
     if not config.batch_sites:

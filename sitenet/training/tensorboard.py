@@ -1,4 +1,4 @@
-"""What happens in a run as TensorBoard events, where tensorboard is installed."""
+"""Metrics of a run as TensorBoard events, if tensorboard is installed."""
 
 from __future__ import annotations
 
@@ -11,14 +11,18 @@ from typing import Any
 
 @contextlib.contextmanager
 def events(folder: Path | None) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Gives what writes the entry of an epoch into the folder; nothing without one."""
+    """Yield a function that writes the history entry of an epoch as events.
+
+    Args:
+        folder: Where the events go; None writes nothing.
+    """
     writer: Any = None
 
     def write(entry: dict[str, Any]) -> None:
         nonlocal writer
         if writer is None:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of tensorboard's own imports
+                warnings.simplefilter("ignore")  # tensorboard's own imports warn
                 from torch.utils.tensorboard import SummaryWriter
             writer = SummaryWriter(folder)
         for name, value in entry.items():

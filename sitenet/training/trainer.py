@@ -17,7 +17,7 @@ from torch import Tensor
 from sitenet.model.sitenet import SiteNet
 from sitenet.system.distributed import is_first, world
 from sitenet.system.progress import Reporter, duration
-from sitenet.training.cuda_graphs import CapturedSteps, CudaGraphs, check_capture
+from sitenet.training.cuda_graphs import CapturedSteps, CudaGraphs, Graphs, check_capture
 from sitenet.training.data import TrainingData
 from sitenet.training.gradients import Gradients, out_of_memory
 from sitenet.training.optimizer import Average, Optimizer, batches, learning_rate
@@ -176,7 +176,7 @@ class Trainer:
         self.optimizer.step(self.rate)
         return loss
 
-    def padded_steps(self, graphs: CudaGraphs | None) -> CapturedSteps:
+    def padded_steps(self, graphs: Graphs | None) -> CapturedSteps:
         """Steps on padded batches, from graphs or eagerly."""
         return CapturedSteps(self.data.store, self.padded_step, self.optimizer.forget, graphs)
 

@@ -226,7 +226,7 @@ def test_train_leaves_a_run_folder_and_goes_on(sitenet, folder, config, run_fold
     assert load_config(run_folder / "config.yaml").training.epochs == 2
     arguments = ["train", folder, "--out", run_folder, "--config", config, "--json"]
     status, printed, said = sitenet(*arguments)
-    assert status == 0 and "goes on after epoch 2" in said
+    assert status == 0 and "resumes after epoch 2" in said
     assert json.loads(printed)["test"]["size_A"]["crystals"] == 1
     status, _, said = sitenet(*arguments, "--learning-rate", "0.1")
     assert status == 1 and "other data or settings" in said

@@ -1,4 +1,4 @@
-"""Matbench: official folds, its own files, and results in its format."""
+"""Matbench: official folds, its files, and results in its format."""
 
 import gzip
 import hashlib
@@ -26,7 +26,7 @@ def no_plots(monkeypatch):
 
 
 def pymatgen_dict(crystal):
-    """What the files of Matbench hold of a structure."""
+    """A structure as the files of Matbench hold it."""
     return {
         "@module": "pymatgen.core.structure",
         "@class": "Structure",
@@ -59,28 +59,28 @@ def write(tmp_path):
 
 
 def results_of(folder, task):
-    """The results as the matbench package checks them before it takes them."""
+    """The results, checked as the matbench package does on reading."""
     content = json.loads((folder / "results.json").read_text())
     keys = "@module @class version benchmark_name tasks user_metadata datestamp hash"
     assert set(content) == set(keys.split())
     assert (content["@module"], content["@class"]) == ("matbench.bench", "MatbenchBenchmark")
-    told = content.pop("hash")
-    assert told == hashlib.sha256(json.dumps(in_order(content)).encode()).hexdigest()
+    checksum = content.pop("hash")
+    assert checksum == hashlib.sha256(json.dumps(in_order(content)).encode()).hexdigest()
     assert set(content["tasks"]) == {task}
-    found = content["tasks"][task]
-    assert set(found) == {"@module", "@class", "benchmark_name", "dataset_name", "results"}
-    assert (found["@module"], found["@class"]) == ("matbench.task", "MatbenchTask")
-    assert found["benchmark_name"] == content["benchmark_name"] == "matbench_v0.1"
-    assert found["dataset_name"] == task
-    for fold in found["results"].values():
+    entry = content["tasks"][task]
+    assert set(entry) == {"@module", "@class", "benchmark_name", "dataset_name", "results"}
+    assert (entry["@module"], entry["@class"]) == ("matbench.task", "MatbenchTask")
+    assert entry["benchmark_name"] == content["benchmark_name"] == "matbench_v0.1"
+    assert entry["dataset_name"] == task
+    for fold in entry["results"].values():
         assert set(fold) == {"data", "parameters", "scores"}
         assert all(isinstance(x, float) for x in fold["scores"].values())
         assert all(isinstance(x, float) for x in fold["data"].values())
-    return found["results"]
+    return entry["results"]
 
 
 def in_order(content):
-    """As the package sorts what it makes the hash of."""
+    """Sorted, as the package sorts content before hashing it."""
     if not isinstance(content, dict):
         return content
     return dict(sorted((k, in_order(v)) for k, v in content.items()))
@@ -90,8 +90,8 @@ def in_order(content):
 def test_regression(write, tmp_path):
     path, truth = write("matbench_phonons", "last phdos peak", toy_targets_of)
     out = tmp_path / "out"
-    found = matbench.matbench(path, out, TINY)
-    assert (found.task, found.unit) == ("matbench_phonons", "cm^-1")
+    benchmark = matbench.matbench(path, out, TINY)
+    assert (benchmark.task, benchmark.unit) == ("matbench_phonons", "cm^-1")
     results = results_of(out, "matbench_phonons")
     assert list(results) == [f"fold_{k}" for k in range(5)]
     ids = [i for fold in results.values() for i in fold["data"]]
@@ -110,17 +110,17 @@ def test_regression(write, tmp_path):
             "mape": np.abs(error / truth[rows]).mean(),
             "max_error": sklearn_metrics.max_error(truth[rows], y),
         }
-        assert fold["scores"] == pytest.approx(expected) and found.scores[k] == fold["scores"]
+        assert fold["scores"] == pytest.approx(expected) and benchmark.scores[k] == fold["scores"]
         mean = truth[np.array(folds) != k].mean()
         left_out = fold["parameters"]["predicted_by_the_mean"]
         assert left_out == (["mb-phonons-03"] if folds[2] == k else [])
         for name in left_out:
             assert fold["data"][name] == pytest.approx(mean)
-    scores = [s["mae"] for s in found.scores.values()]
-    assert found.over_folds("mae") == pytest.approx((np.mean(scores), np.std(scores)))
+    scores = [s["mae"] for s in benchmark.scores.values()]
+    assert benchmark.over_folds("mae") == pytest.approx((np.mean(scores), np.std(scores)))
     before = (out / "fold_4" / "metrics.jsonl").read_bytes()
     again = matbench.matbench(path, out, TINY, folds=[4])  # everything is there
-    assert again.scores == found.scores
+    assert again.scores == benchmark.scores
     assert (out / "fold_4" / "metrics.jsonl").read_bytes() == before
 
 
@@ -169,7 +169,7 @@ def test_classification_fold_by_fold(write, tmp_path, capsys):
 
 
 def test_folds_of_a_table(tmp_path):
-    """A table that says itself in which fold a row is tested, by its own ids."""
+    """A table that names the fold in which each row is tested, with ids of its own."""
     pandas = pytest.importorskip("pandas")
     crystals = toy_crystals(12)
     table = pandas.DataFrame(
@@ -183,14 +183,14 @@ def test_folds_of_a_table(tmp_path):
     )
     path = tmp_path / "matbench_mp_gap_part.parquet"
     table.to_parquet(path)
-    found = matbench.matbench(path, tmp_path / "out", TINY, target="size_A", folds=[4])
-    assert found.task == "matbench_mp_gap" and list(found.scores) == [4]
+    benchmark = matbench.matbench(path, tmp_path / "out", TINY, target="size_A", folds=[4])
+    assert benchmark.task == "matbench_mp_gap" and list(benchmark.scores) == [4]
     data = results_of(tmp_path / "out", "matbench_mp_gap")["fold_4"]["data"]
     assert list(data) == [f"mb-mp-gap-{k:06d}" for k in (2, 5, 8, 11)]
 
 
 def test_folds_of_matbench_are_the_official_ones():
-    """The shared table tells the folds that the matbench package gives its rows."""
+    """The shared table holds the folds that the matbench package assigns."""
     path = SHARED / "data" / "matbench_mp_gap_sample_4000.parquet"
     if not path.exists():
         pytest.skip("needs the shared data")
@@ -213,3 +213,16 @@ def test_results_of_another_task_are_kept(write, tmp_path):
     matbench.matbench(path, tmp_path / "out", TINY, folds=[0])
     with pytest.raises(ValueError, match="holds results of some_task, not of other"):
         matbench.matbench(path, tmp_path / "out", TINY, task="other", folds=[0])
+
+
+def test_damaged_results_are_named(write, tmp_path):
+    path, _ = write("some_task", "gap", toy_targets_of, 12)
+    out = tmp_path / "out"
+    matbench.matbench(path, out, TINY, folds=[0])
+    content = (out / "results.json").read_bytes()
+    for place in (0, len(content) // 3, len(content) // 2, len(content) - 20):
+        damaged = bytearray(content)
+        damaged[place] ^= 1
+        (out / "results.json").write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"results\.json is damaged"):
+            matbench.matbench(path, out, TINY, folds=[0])

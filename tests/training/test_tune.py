@@ -1,4 +1,4 @@
-"""A search for settings: its study, what it leaves, and how it goes on."""
+"""A search for settings: its study, what it leaves, and how it resumes."""
 
 import csv
 import json
@@ -88,7 +88,7 @@ def test_resumes_where_it_was_stopped(folder, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_prunes_hopeless_trials(folder, tmp_path):
-    """Of trials that learn nothing beside one that does, most are not finished."""
+    """Trials that cannot beat the median are ended early."""
     space = {"learning_rate": {"low": 1e-9, "high": 1e-8, "log": True}}
     config = BASE.replace(epochs=8)
     tune(folder, tmp_path, config, trials=8, space=space, sampler="random")

@@ -49,7 +49,7 @@ def test_the_published_validation_error_is_the_mean_of_batch_means(kind):
         std = torch.tensor([t.std for t in run.model.targets])
         assert errors["valid_error"] == pytest.approx(float((want / std).sum()))
         assert errors["valid_error"] != pytest.approx(float((error.nanmean(0) / std).sum()))
-    assert orders[0] != orders[1], "published batches of validation are drawn anew in each epoch"
+    assert orders[0] != orders[1], "published validation batches differ between epochs"
 
 
 def test_it_stops_when_validation_gets_no_better(monkeypatch):
