@@ -384,12 +384,13 @@ def no_better_than_a_constant(
     """Warnings for targets that the model predicts no better than a constant would.
 
     Args:
-        scores: As in ``Result``.
-        config: Of the training.
+        scores: As in ``Result``; the test crystals count if there are any, else the validation
+            crystals.
+        config: Settings of the training.
         crystals: Number of training crystals.
 
     Returns:
-        One line per split and target; empty for a model that has learned.
+        One line per target; empty for a model that has learned.
     """
     advice = (
         f"Try more epochs (now {config.epochs}), another learning_rate (now "
@@ -397,22 +398,23 @@ def no_better_than_a_constant(
     )
     if not config.scale_targets:
         advice += ", or scale_targets: true"
+    part = "test" if "test" in scores else "valid"
+    title = {"test": "test", "valid": "validation"}[part]
     lines = []
-    for part, by_target in scores.items():
-        for name, values in by_target.items():
-            constants = {t: values.get(f"mae_of_{t}", np.inf) for t in ("mean", "median")}
-            title = min(constants, key=lambda t: constants[t])
-            if values.get("mae", -np.inf) >= constants[title]:
-                comparison = (
-                    f"MAE {values['mae']:.4g}, against {constants[title]:.4g} from always "
-                    f"predicting the {title}"
-                )
-            elif values.get("roc_auc", 1.0) <= 0.5:
-                comparison = f"ROC AUC {values['roc_auc']:.4g}, against 0.5 from chance"
-            else:
-                continue
-            lines.append(
-                f"WARNING: the model has not learned {name}: on the {part} crystals, {comparison}. "
-                f"{advice}"
+    for name, values in scores.get(part, {}).items():
+        constants = {x: values.get(f"mae_of_{x}", np.inf) for x in ("mean", "median")}
+        best = min(constants, key=lambda x: constants[x])
+        if values.get("mae", -np.inf) >= constants[best]:
+            comparison = (
+                f"MAE {values['mae']:.4g}, against {constants[best]:.4g} from always predicting "
+                f"the {best}"
             )
+        elif values.get("roc_auc", 1.0) <= 0.5:
+            comparison = f"ROC AUC {values['roc_auc']:.4g}, against 0.5 from chance"
+        else:
+            continue
+        lines.append(
+            f"WARNING: the model has not learned {name}: on the {title} crystals, {comparison}. "
+            f"{advice}"
+        )
     return lines

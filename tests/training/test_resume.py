@@ -141,6 +141,7 @@ train(toy_dataset(24), sys.argv[1], FAST, **{options})
 EVERYTHING = {"ema": 0.8, "schedule": "cosine", "accumulate": 2, "patience": 9, "optimizer": "muon"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, EVERYTHING], ids=["published", "everything"])
 def test_a_killed_run_resumes_to_the_same_bits(tmp_path, options):
     options = options | {"epochs": 5}
@@ -205,6 +206,7 @@ def heed_ctrl_c():
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
+@pytest.mark.slow
 def test_ctrl_c_exits_with_1_and_the_message(tmp_path):
     write_folder(tmp_path / "in", 20)
     command = [

@@ -199,6 +199,7 @@ def finished(folder, tmp_path_factory):
     return out, tune(folder, out, BASE, trials=2, space={"blocks": [1, 2]}, epochs=1)
 
 
+@pytest.mark.slow
 def test_a_damaged_study_is_named_or_gives_the_same(finished, folder, tmp_path):
     """At 40 places: one byte changed, or the rest cut off."""
     original, want = finished
