@@ -63,7 +63,7 @@ CRYSTALS = list(map(rocksalt, EDGES))
 
 
 class _OfNumbers:
-    """Makes a crystal of each row of numbers, for checks know no structures."""
+    """Makes a crystal from each row of numbers, as the checks have no structures."""
 
     def _listed(self, X):
         X = validate_data(self, X, reset=not hasattr(self, "model_"), dtype=np.float64)
@@ -145,7 +145,7 @@ def test_missing_package_is_named(monkeypatch):
 
 
 # ---------------------------------------------------------------------------------------------
-# Its tools
+# Tools of scikit-learn
 
 
 def test_cross_validation_grid_search_and_pipeline():
@@ -304,7 +304,7 @@ def test_negative_values_are_learned():
 
 
 def test_standardised_values_are_learned():
-    """As a pipeline standardises them from outside."""
+    """When a scikit-learn transformer standardises them."""
     unset = {k: v for k, v in TINY.items() if k != "last_activation"}
     model = SiteNetRegressor(unset, epochs=30, learning_rate=1e-2, random_state=1)
     scaled = TransformedTargetRegressor(model, transformer=StandardScaler())

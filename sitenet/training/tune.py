@@ -246,7 +246,7 @@ def _run_trials(
     """Run the trials that are missing, and write the table and the best config after each."""
 
     def after_trial(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
-        _report(reporter, study, trial)
+        _report(reporter, study, trial, search)
         _write(study, search, out)
         if len(finished(study)) >= trials:
             study.stop()
@@ -290,9 +290,13 @@ def _error(entry: Mapping[str, Any]) -> float:
     return float("inf") if error is None else error
 
 
-def _report(reporter: Reporter, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
+def _report(
+    reporter: Reporter, study: optuna.Study, trial: optuna.trial.FrozenTrial, search: _Search
+) -> None:
+    """Report the outcome of a trial in one line."""
     settings = ", ".join(
-        f"{k} {x:.3g}" if isinstance(x, float) else f"{k} {x}" for k, x in trial.params.items()
+        f"{k} {x:.3g}" if isinstance(x, float) else f"{k} {x}"
+        for k, x in values_of(trial, search.space).items()
     )
     if trial.state.name == "COMPLETE":
         best = " (best so far)" if study.best_trial.number == trial.number else ""

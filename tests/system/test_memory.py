@@ -1,4 +1,4 @@
-"""What a training step and a prediction may take, Python and torch included."""
+"""Memory of a training step and of a prediction, Python and torch included."""
 
 import pytest
 from bench_model import peak_memory, predict_once, train_once

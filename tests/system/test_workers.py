@@ -35,7 +35,7 @@ def test_a_bounded_number_of_chunks_is_under_way(workers):
 
 
 def _threaded(matrices):
-    """What would hang in a forked process that started a second thread of torch."""
+    """Work that hangs in a forked process with more than one thread of torch."""
     return [(torch.get_num_threads(), float((m @ m).sum())) for m in matrices]
 
 
@@ -92,7 +92,7 @@ except KeyboardInterrupt:
 
 
 def test_ctrl_c_stops_quietly():
-    """All processes of a terminal get it; only the one that waits reports it."""
+    """All processes of a terminal receive it; only the parent reports it."""
     process = subprocess.Popen(
         [sys.executable, "-c", SLOW],
         stdout=subprocess.PIPE,

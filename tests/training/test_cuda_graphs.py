@@ -42,7 +42,7 @@ def test_every_place_of_padding_has_a_row():
 @pytest.mark.parametrize("places", [1, 3])
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_padding_changes_no_crystal(config: SiteNetConfig, places, extra):
-    """Outputs and gradients of a batch's crystals, whatever comes after them."""
+    """Outputs and gradients of a batch stay the same, whatever padding follows."""
     store = store_of(config, toy_crystals(9))
     torch.manual_seed(0)
     model = SiteNet(config).double()
@@ -119,7 +119,8 @@ def test_losses_are_those_without_padding(config):
 
 
 def test_nothing_in_a_step_looks_at_values():
-    """A step on tensors without values: what needs one, and on a GPU would wait for it, raises."""
+    """A step on tensors without values; code that needs a value, and so would wait for the GPU,
+    raises."""
     run = trainer_of(SPHERE, toy_dataset(9))
     mode = FakeTensorMode()
     make_fake(run, mode)
@@ -132,7 +133,7 @@ def test_nothing_in_a_step_looks_at_values():
 
 
 def make_fake(run, mode):
-    """Replace all tensors of a run by fake ones."""
+    """Replace all tensors of a trainer by fake ones."""
     for module in run.model.modules():
         for name, p in list(module.named_parameters(recurse=False)):
             fake = mode.from_tensor(p.detach())
@@ -177,7 +178,7 @@ SINE = SMALL.replace(
 )
 @pytest.mark.filterwarnings("ignore:this model runs without the fused kernels")
 def test_what_cannot_be_captured_is_refused(config, crystals, reason):
-    """With the reason, whatever the device."""
+    """With the reason."""
     data = toy_dataset(12)
     data.crystals[: len(crystals)] = crystals
     run = trainer_of(config, data)

@@ -28,8 +28,8 @@ def test_a_model_goes_on_learning(start):
     assert result.model.targets == before.targets
     fresh = train(other, config=FAST, epochs=5)
     assert result.history[0]["train_mae"] < fresh.history[0]["train_mae"]
-    given = train(other, config=FAST, start=before, epochs=5)
-    assert same(weights(given.model), weights(result.model))
+    from_object = train(other, config=FAST, start=before, epochs=5)
+    assert same(weights(from_object.model), weights(result.model))
     assert same(weights(before), weights(load(start)))
 
 

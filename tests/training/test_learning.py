@@ -40,7 +40,7 @@ def test_loss_falls_on_the_example(tmp_path):
 
 
 def test_ten_published_steps_are_those_of_a_float64_reference():
-    """The numbers of the published config, on the same batches."""
+    """With the settings of the published config, on the same batches."""
     config = SMALL.replace(batch_sites=0, batch_crystals=2, epochs=2)
     data = toy_dataset(10)
     run = trainer_of(config, data)
@@ -72,7 +72,7 @@ def test_ten_published_steps_are_those_of_a_float64_reference():
 
 @pytest.mark.parametrize("count", [12, 11])
 def test_accumulated_batches_are_one_larger_batch(count):
-    """Also where values are missing and the last batch is smaller."""
+    """Also if values are missing and the last batch is smaller."""
     data = toy_dataset(count, names=("a", "b"))
     data.targets[::3, 1] = np.nan
     large = trainer_of(FAST.replace(batch_crystals=6), data, double=True)
@@ -82,7 +82,7 @@ def test_accumulated_batches_are_one_larger_batch(count):
     assert small.progress.step == large.progress.step == 4
     assert small.total_steps == large.total_steps
     for a, b in zip(small.model.parameters(), large.model.parameters(), strict=True):
-        # AdamW makes rounding of 1e-13 in a gradient of 0 a step of 1e-2 / 1e-7 * 1e-13.
+        # AdamW turns rounding of 1e-13 in a gradient of 0 into a step of 1e-2 / 1e-7 * 1e-13.
         torch.testing.assert_close(a, b, rtol=1e-7, atol=3e-8)
 
 
@@ -94,8 +94,8 @@ def test_options_learn_too(changes):
 
 
 def with_bfloat16(monkeypatch, there):
-    """Losses in float32 and in bfloat16 on a CPU that has its instructions, or not, and what the
-    second run said."""
+    """Losses in float32 and bfloat16 on a CPU with or without bfloat16 instructions, and the lines
+    that were reported."""
     for module in ("gradients", "train"):
         name = f"sitenet.training.{module}.multiplies_bfloat16"
         monkeypatch.setattr(name, lambda device: there)

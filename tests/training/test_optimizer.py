@@ -17,7 +17,7 @@ from sitenet.training.optimizer import Average, Muon, Optimizer, batches, learni
 
 
 def model_and_step(config=SMALL, seed=0):
-    """A model, and what puts the gradients of a loss in place."""
+    """A model, and a function that sets the gradients of a loss."""
     torch.manual_seed(seed)
     model = SiteNet(config).double()
 
@@ -109,7 +109,7 @@ def test_orthogonal_keeps_singular_vectors_and_levels_their_values(dtype):
 
 
 def matrices():
-    """Two of one shape, one of its transpose, one that is square, one without a gradient."""
+    """Two matrices of one shape, one of its transpose, a square one, one without a gradient."""
     torch.manual_seed(0)
     shapes = [(6, 9), (6, 9), (9, 6), (5, 5), (4, 4)]
     return [nn.Parameter(torch.randn(shape)) for shape in shapes]
@@ -129,7 +129,7 @@ def test_a_step_of_muon_is_that_of_torch():
         muon.step()
         torch_muon.step()
     for a, b, start in zip(ours, theirs, matrices(), strict=True):
-        # Torch's products are in bfloat16; 4 steps of 0.2 sqrt(9) 0.02 move a weight by some 0.02.
+        # The products of torch are in bfloat16; 4 steps of 0.2 sqrt(9) 0.02 move a weight by some 0.02.
         torch.testing.assert_close(a, b, rtol=0, atol=2e-3)
         assert torch.equal(a, start) == (a.grad is None)
 
@@ -245,22 +245,22 @@ def test_an_epoch_takes_each_crystal_once_in_an_order_of_its_own(training):
 
 
 def test_batches_hold_as_many_sites_as_fit():
-    found = list(batches(SITES, TrainingConfig(batch_sites=100), [0]))
-    totals = [sum(SITES[k] for k in batch) for batch in found]
+    result = list(batches(SITES, TrainingConfig(batch_sites=100), [0]))
+    totals = [sum(SITES[k] for k in batch) for batch in result]
     assert max(totals) <= 100
-    for total, after in zip(totals, found[1:], strict=False):
+    for total, after in zip(totals, result[1:], strict=False):
         assert total + SITES[after[0]] > 100
-    # One that is larger than a batch is a batch alone.
-    found = list(batches([5, 500, 5], TrainingConfig(batch_sites=100), [0]))
-    assert sorted(map(sorted, found)) in ([[0], [1], [2]], [[0, 2], [1]])
+    # A crystal larger than a batch has a batch of its own.
+    result = list(batches([5, 500, 5], TrainingConfig(batch_sites=100), [0]))
+    assert sorted(map(sorted, result)) in ([[0], [1], [2]], [[0, 2], [1]])
 
 
 def test_batches_hold_a_number_of_crystals():
-    found = list(batches(SITES, TrainingConfig(batch_sites=0, batch_crystals=7), [0]))
-    assert [len(batch) for batch in found] == [7] * 28 + [4]
+    result = list(batches(SITES, TrainingConfig(batch_sites=0, batch_crystals=7), [0]))
+    assert [len(batch) for batch in result] == [7] * 28 + [4]
     assert list(batches([], TrainingConfig(), [0])) == []
 
 
 def test_a_million_crystals_of_one_site_are_few_batches():
-    found = list(batches([1] * 10_000, TrainingConfig(), [0]))
-    assert len(found) == math.ceil(10_000 / 1200)
+    result = list(batches([1] * 10_000, TrainingConfig(), [0]))
+    assert len(result) == math.ceil(10_000 / 1200)

@@ -27,7 +27,7 @@ CASES = Path(__file__).parents[1] / "cases"
 
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory):
-    """A run folder after two of three epochs, and what the third leaves."""
+    """A run folder after two of three epochs, and the weights after the third."""
     folder = tmp_path_factory.mktemp("stopped")
     with pytest.raises(Stopped):
         train(toy_dataset(20), folder / "run", FAST, after_epoch=stop_after_two)
@@ -174,7 +174,7 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path, options):
 
 @pytest.mark.parametrize("options", [{}, EVERYTHING], ids=["published", "everything"])
 def test_it_trains_on_every_device(tmp_path, device, options):
-    """The losses of the CPU, also when stopped and resumed; what it leaves loads anywhere."""
+    """To the losses of the CPU, also when resumed; the model loads on any device."""
     options = options | {"epochs": 4}
     want = train(toy_dataset(24), config=FAST, **options)
     options["device"] = device
@@ -182,7 +182,7 @@ def test_it_trains_on_every_device(tmp_path, device, options):
         train(toy_dataset(24), tmp_path, FAST, after_epoch=stop_after_two, **options)
     got = train(toy_dataset(24), tmp_path, FAST, **options)
     assert got.model.element_table.device.type == device.type
-    # Another order of sums: AdamW makes of a gradient near its epsilon a step of any part of 1e-2.
+    # Sums in another order: AdamW turns a gradient near its epsilon into any step up to 1e-2.
     for name in ("train_loss", "valid_error"):
         values = [[h[name] for h in result.history] for result in (got, want)]
         np.testing.assert_allclose(*values, rtol=0.02)

@@ -19,7 +19,7 @@ from sitenet.training.train import no_better_than_a_constant, train
 
 
 def test_a_missing_value_pulls_nowhere():
-    """A crystal without values changes nothing; a target is learned from those that have one."""
+    """A crystal without values changes nothing; each target learns from its known values."""
     data = toy_dataset(8, names=("a", "b"))
     data.targets[4:, 0] = np.nan
     run = trainer_of(FAST, data, double=True)
@@ -49,7 +49,7 @@ def test_several_targets_with_missing_values():
         train(data, config=FAST)
 
 
-def test_classes_are_told_apart():
+def test_classes_are_learned():
     data = toy_dataset(80, names=("big",))
     data.targets = (data.targets > np.median(data.targets)).astype(float)
     result = train(data, config=FAST, classes=["big"], epochs=12, valid=0.3)
@@ -112,7 +112,7 @@ def as_yaml(path, values):
 
 @pytest.mark.parametrize("kind", ["mapping", "file", "base", "object"])
 def test_negative_targets_are_learned(tmp_path, kind):
-    """Whatever holds the config, as long as it does not set the last activation."""
+    """However the config is passed, as long as it does not set the last activation."""
     file = as_yaml(tmp_path / "config.yaml", UNSET)
     config = {
         "mapping": UNSET,
@@ -128,7 +128,7 @@ def test_negative_targets_are_learned(tmp_path, kind):
 
 @pytest.mark.parametrize("kind", ["mapping", "file", "base", "change", "start"])
 def test_an_explicit_last_activation_is_kept(tmp_path, kind):
-    """With a warning."""
+    """And a warning says that it cannot predict them."""
     explicit = UNSET | {"last_activation": "softplus"}
     file = as_yaml(tmp_path / "config.yaml", explicit)
     config, options = explicit, {}
@@ -160,11 +160,11 @@ def test_a_model_of_positive_values_is_fine_tuned_on_negative_ones():
 
 
 # ---------------------------------------------------------------------------------------------
-# What a run says of them
+# What a run reports
 
 
 def test_crystals_without_a_value_are_not_learned_from():
-    """The same bits as without these crystals among those that train."""
+    """The loss has the same bits as without these crystals."""
     data = toy_dataset(30)
     data.split = ["train"] * 20 + ["valid"] * 10
     data.targets[15:20] = np.nan

@@ -175,7 +175,7 @@ def test_command(folder, tmp_path, capsys):
 
 
 def test_the_best_config_follows_negative_targets(tmp_path):
-    """Of a search that says nothing of the last activation."""
+    """If the search does not set the last activation."""
     data = toy_dataset(12)
     data.targets -= data.targets.mean()
     prepared = tmp_path / "data"
