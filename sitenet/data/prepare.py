@@ -163,6 +163,12 @@ def _facts(path: Path) -> dict[str, Any]:
     return json.loads(metadata.get(b"sitenet", b"{}"))
 
 
+def preparation_of(path: Path) -> Preparation:
+    """The settings with which a dataset file was prepared."""
+    facts = _facts(path)
+    return Preparation(facts["primitive"], facts["disorder"])
+
+
 def _join(
     paths: list[Path], out: Path, settings: dict[str, Any], source: Source
 ) -> tuple[int, list[LeftOut]]:

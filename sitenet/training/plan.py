@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from sitenet.config import SiteNetConfig, load_config
-from sitenet.data.dataset import Preparation
+from sitenet.data.dataset import Dataset, Preparation
+from sitenet.data.prepare import preparation_of
 from sitenet.model.checkpoint import load
 from sitenet.model.ensemble import Ensemble, Model
 from sitenet.model.sitenet import SiteNet
@@ -74,9 +75,11 @@ class Plan:
             seed = self.config.training.seed + k
             yield Member(k + 1, self.config.replace(members=1, seed=seed), own, start)
 
-    def prepared(self, used: Preparation | None, reporter: Reporter) -> Plan:
-        """The plan for a dataset that was prepared earlier: the model keeps its settings."""
-        if used is None or used == self.preparation:
+    def for_dataset(self, dataset: Dataset, reporter: Reporter) -> Plan:
+        """The plan with the settings of a dataset that was prepared earlier, which the model
+        keeps."""
+        used = self.preparation if dataset.path is None else preparation_of(dataset.path)
+        if used == self.preparation:
             return self
         reporter.say(
             f"the dataset was prepared with primitive: {str(used.primitive).lower()} and disorder: "

@@ -147,7 +147,7 @@ def train(
             workers=workers,
             reporter=reporter,
         )
-        plan = plan.prepared(getattr(dataset, "how", None), reporter)
+        plan = plan.for_dataset(dataset, reporter)
         dataset = _at_most(dataset, plan.config.training)
         dataset, store = _find_pairs(dataset, plan.config, workers, reporter)
         parts = _split(dataset, plan.config.training, fold, refit)

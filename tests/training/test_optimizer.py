@@ -129,7 +129,7 @@ def test_a_step_of_muon_is_that_of_torch():
         muon.step()
         torch_muon.step()
     for a, b, start in zip(ours, theirs, matrices(), strict=True):
-        # The products of torch are in bfloat16; 4 steps of 0.2 sqrt(9) 0.02 move a weight by some 0.02.
+        # torch multiplies in bfloat16; 4 steps of 0.2 sqrt(9) 0.02 move a weight by some 0.02.
         torch.testing.assert_close(a, b, rtol=0, atol=2e-3)
         assert torch.equal(a, start) == (a.grad is None)
 

@@ -14,7 +14,7 @@ from trainers import FAST, predicted, same, weights
 
 from sitenet import load
 from sitenet.config import load_config
-from sitenet.data.dataset import LeftOut
+from sitenet.data.dataset import LeftOut, Preparation
 from sitenet.data.prepare import prepare
 from sitenet.model.checkpoint import read_metadata
 from sitenet.system.progress import Reporter
@@ -172,6 +172,19 @@ def test_the_model_keeps_how_structures_were_read(tmp_path):
     assert (again.config.primitive, again.config.disorder) == (False, "average")
     model = train(tmp_path / "in", None, FAST.replace(primitive=False), epochs=1).model
     assert (model.config.primitive, model.config.disorder) == (False, "error")
+
+
+def test_the_model_keeps_how_a_dataset_was_prepared(tmp_path):
+    """Whatever the call asks for, which comes too late."""
+    write_folder(tmp_path / "in", 20)
+    prepare(tmp_path / "in", tmp_path / "data.parquet", how=Preparation(False, "average"))
+    lines = io.StringIO()
+    reporter = Reporter(Console(file=lines, width=1000))
+    for options in ({}, {"primitive": True}, {"max_crystals": 18}):
+        data = tmp_path / "data.parquet"
+        model = train(data, None, FAST, epochs=1, reporter=reporter, **options).model
+        assert (model.config.primitive, model.config.disorder) == (False, "average")
+    assert "prepared with primitive: false and disorder: average" in lines.getvalue()
 
 
 def test_epochs_report_the_time_left_and_the_best(tmp_path):
