@@ -136,6 +136,8 @@ def train(
     if member is not None and out is None:
         raise ValueError("a member alone needs a run folder, from which the ensemble takes it")
     folder = None if out is None else writable_folder(out)
+    if folder is not None:
+        refuse_other_layout(folder, plan.config)
     with process_group(device):
         reporter = Reporter() if reporter is None or not is_first() else reporter
         dataset = open_dataset(
@@ -155,8 +157,6 @@ def train(
         targets = targets_of(dataset, parts, classes, plan.config.training)
         if plan.starts and same_properties(plan.starts[0].targets, targets):
             targets = plan.starts[0].targets  # the scale that its decoder has learned
-        if folder is not None:
-            refuse_other_layout(folder, plan.config)
         _report_data(dataset, parts, store, folder, reporter)
         if plan.config.training.precision == "bfloat16" and not multiplies_bfloat16(device):
             reporter.say("products are in float32: this CPU has no instructions for bfloat16")
