@@ -255,16 +255,16 @@ def test_train_prints_scores(sitenet, folder, config, tmp_path):
     assert "everything is in" in said and "1 structures left out" in said
 
 
-def test_interruption_says_how_to_go_on(sitenet, folder, config, tmp_path, monkeypatch):
-    from sitenet.training import train
+def test_interruption_says_how_to_resume(sitenet, folder, config, tmp_path, monkeypatch):
+    from sitenet.training.trainer import Trainer
 
     def interrupted(self):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train.Run, "train_epoch", interrupted)
+    monkeypatch.setattr(Trainer, "train_epoch", interrupted)
     status, printed, said = sitenet("train", folder, "--out", tmp_path, "--config", config)
     assert (status, printed) == (1, "")
-    assert "stopped: epoch 0 was under way" in said and "the same command goes on" in said
+    assert "stopped: epoch 0 was in progress" in said and "the same command resumes" in said
 
 
 def test_predict_tables(sitenet, folder, run_folder, tmp_path):
