@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sitenet.data.dataset import Split
+from sitenet.data.splits import Split
 from sitenet.pairs.store import PairStore
 
 

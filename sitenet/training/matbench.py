@@ -23,7 +23,8 @@ import torch
 
 import sitenet
 from sitenet.config import SiteNetConfig, load_config
-from sitenet.data.dataset import Dataset, Preparation, write_left_out
+from sitenet.data.dataset import Dataset, Preparation
+from sitenet.data.failures import write_left_out
 from sitenet.data.prepare import open_dataset
 from sitenet.data.readers import open_source
 from sitenet.data.source import Record, Source

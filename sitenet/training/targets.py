@@ -12,7 +12,8 @@ import yaml
 
 import sitenet
 from sitenet.config import SiteNetConfig, TrainingConfig, config_names
-from sitenet.data.dataset import Dataset, Split
+from sitenet.data.dataset import Dataset
+from sitenet.data.splits import Split
 from sitenet.model.sitenet import SiteNet, Target
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,11 @@ import numpy as np
 import torch
 
 from sitenet.config import SiteNetConfig, TrainingConfig
-from sitenet.data.dataset import Dataset, LeftOut, Split, split, write_left_out
+from sitenet.data.dataset import Dataset
+from sitenet.data.duplicates import find_duplicates
+from sitenet.data.failures import LeftOut, write_left_out
 from sitenet.data.prepare import open_dataset
+from sitenet.data.splits import Split, shared_structures, split
 from sitenet.inference import evaluate as evaluation
 from sitenet.model.calibration import calibrate, spread
 from sitenet.model.ensemble import Ensemble, Model
@@ -94,9 +97,10 @@ def train(
         data: A source (``sitenet.data.readers.open_source``), a file of ``sitenet prepare``, or a
             Dataset.
         out: Run folder: ``model.safetensors`` (the best model), ``config.yaml``,
-            ``metrics.jsonl``, ``predictions.csv``, ``left_out.csv``, plots, and the state from
-            which the same call resumes after an interruption, to the same bits. Members of an
-            ensemble have folders of their own in it. None writes nothing.
+            ``metrics.jsonl``, ``predictions.csv``, ``left_out.csv``, ``duplicates.csv`` if there
+            are any, plots, and the state from which the same call resumes after an interruption,
+            to the same bits. Members of an ensemble have folders of their own in it. None writes
+            nothing.
         config: As in ``SiteNet.from_config``. With ``start``, only its training settings count;
             the model's own settings are those of ``start``, except for ``changes``.
         target: Property or properties to learn; None takes the only one.
@@ -202,29 +206,27 @@ def _find_pairs(
 
 
 def _split(dataset: Dataset, config: TrainingConfig, fold: str | None, refit: bool) -> Split:
-    """Split the crystals; those without a value of any target are not trained on."""
-    parts = split(dataset, config.valid, config.test, config.seed, fold)
-    if refit:
-        parts = parts.without_test()
-    return replace(parts, train=parts.train[_has_value(dataset)[parts.train]])
-
-
-def _has_value(dataset: Dataset) -> np.ndarray:
-    """Whether each crystal has a value of some target, (crystals,) bool."""
-    return np.isfinite(dataset.targets).any(1)
+    parts = split(dataset, config.valid, config.test, config.seed, fold, config.group)
+    return parts.without_test() if refit else parts
 
 
 def _report_data(
     dataset: Dataset, parts: Split, store: PairStore, folder: Path | None, reporter: Reporter
 ) -> None:
-    known = _has_value(dataset)
-    learn, valid, test = (int(known[part].sum()) for part in (parts.train, parts.valid, parts.test))
-    line = f"{learn} crystals to learn from, {valid} to validate, {test} to test"
-    if not known.all():
-        line += f", {int((~known).sum())} without a value"
-    reporter.say(f"{line}; {int(store.num_pairs.sum())} pairs")
-    if folder is not None and is_first():
+    """Report what is learned from, and list duplicates and what was left out in the run folder."""
+    reporter.say(
+        f"{len(parts.train)} crystals to learn from, {len(parts.valid)} to validate, "
+        f"{len(parts.test)} to test; {int(store.num_pairs.sum())} pairs"
+    )
+    if not is_first():
+        return
+    if text := shared_structures(dataset, parts):
+        reporter.say(text)
+    if folder is not None:
         write_left_out(dataset.left_out, folder / "left_out.csv")
+        duplicates = find_duplicates(dataset)
+        if duplicates.groups:
+            duplicates.write(folder / "duplicates.csv")
     if dataset.left_out:
         first = dataset.left_out[0]
         where = f", listed in {folder / 'left_out.csv'}" if folder is not None else ""

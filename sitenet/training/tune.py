@@ -17,7 +17,8 @@ import torch
 import yaml
 
 from sitenet.config import SiteNetConfig, load_config
-from sitenet.data.dataset import Dataset, Preparation, write_left_out
+from sitenet.data.dataset import Dataset, Preparation
+from sitenet.data.failures import write_left_out
 from sitenet.data.prepare import open_dataset
 from sitenet.system.distributed import launched
 from sitenet.system.files import fingerprint, writable_folder, write_csv, write_text

@@ -187,6 +187,22 @@ def test_the_model_keeps_how_a_dataset_was_prepared(tmp_path):
     assert "prepared with primitive: false and disorder: average" in lines.getvalue()
 
 
+def test_equal_structures_stay_on_one_side_of_the_split(tmp_path):
+    data = toy_dataset(30)
+    data = data.select([*range(30), *range(30)])
+    data.ids = [f"{k}" for k in range(60)]
+    lines = io.StringIO()
+    reporter = Reporter(Console(file=lines, width=1000))
+    options = {"epochs": 1, "valid": 0.3, "test": 0.3, "reporter": reporter}
+    train(data, tmp_path / "structure", FAST, **options)
+    assert (tmp_path / "structure" / "duplicates.csv").exists()
+    assert "the structure of a training crystal" not in lines.getvalue()
+    ids = {int(row["id"]) % 30 for row in predicted(tmp_path / "structure")}
+    assert 2 * len(ids) == len(predicted(tmp_path / "structure"))
+    train(data, tmp_path / "none", FAST, group="none", **options)
+    assert "have the structure of a training crystal" in lines.getvalue()
+
+
 def test_epochs_report_the_time_left_and_the_best(tmp_path):
     lines = io.StringIO()
     train(toy_dataset(20), None, FAST, reporter=Reporter(Console(file=lines, width=1000)))

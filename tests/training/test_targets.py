@@ -80,7 +80,7 @@ def test_targets_are_scaled_by_the_training_crystals():
 def test_a_target_without_values_is_named():
     data = toy_dataset(20)
     data.targets[:] = np.nan
-    with pytest.raises(ValueError, match="no training crystal has a value of size_A"):
+    with pytest.raises(ValueError, match="no value of size_A"):
         train(data, config=FAST)
 
 
