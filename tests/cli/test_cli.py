@@ -258,7 +258,7 @@ def test_train_prints_scores(sitenet, folder, config, tmp_path):
 def test_interruption_says_how_to_resume(sitenet, folder, config, tmp_path, monkeypatch):
     from sitenet.training.trainer import Trainer
 
-    def interrupted(self):
+    def interrupted(self, seconds_left):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Trainer, "train_epoch", interrupted)

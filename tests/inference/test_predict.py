@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from toy_crystals import SMALL, cif_of, toy_crystals
-from trainers import out_of_memory
 
 from sitenet.config import InteractionFeature
 from sitenet.crystal.cif import CifError
