@@ -10,9 +10,14 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_CHECKSUM = "sha256"  # key in the metadata of a safetensors file
 
 
 @contextmanager
@@ -152,4 +157,60 @@ def file_checksum(path: str | Path) -> str:
     with open(path, "rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
+    return digest.hexdigest()
+
+
+def save_tensors(
+    path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], sync: bool = True
+) -> None:
+    """Write a safetensors file as a whole, with a checksum over all that it holds.
+
+    Args:
+        path: of the file.
+        tensors: by name.
+        metadata: texts by name; ``sha256`` is taken.
+        sync: as in ``new_file``.
+    """
+    import safetensors.torch  # takes a second, and this module serves commands that need no torch
+
+    tensors = {name: x.detach().cpu().contiguous() for name, x in tensors.items()}
+    checksum = {_CHECKSUM: _checksum(tensors, metadata)}
+    content = safetensors.torch.save(tensors, {**metadata, **checksum})
+    with new_file(path, sync) as temporary:
+        temporary.write_bytes(content)
+
+
+def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read a safetensors file and verify its checksum; files without one are read as they are.
+
+    Returns:
+        The tensors and the metadata, both by name.
+
+    Raises:
+        ValueError: the file is damaged or no safetensors file.
+    """
+    import safetensors
+
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            metadata = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # of many classes, as damaged headers hold dtypes and sizes
+        raise ValueError(f"{path} is damaged or no safetensors file: {error}") from None
+    expected = metadata.pop(_CHECKSUM, None)
+    if expected is not None and expected != _checksum(tensors, metadata):
+        raise ValueError(f"{path} is damaged: its content does not match its checksum")
+    return tensors, metadata
+
+
+def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """SHA-256 over the metadata and over the names, dtypes, shapes and bytes of the tensors."""
+    import torch
+
+    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
+    for name, x in sorted(tensors.items()):
+        digest.update(json.dumps([name, str(x.dtype), list(x.shape)]).encode())
+        digest.update(x.reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
