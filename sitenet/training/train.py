@@ -27,6 +27,7 @@ from sitenet.model.calibration import calibrate, spread
 from sitenet.model.checkpoint import load
 from sitenet.model.ensemble import Ensemble, Model
 from sitenet.model.sitenet import SiteNet, Target
+from sitenet.model.surroundings import Surroundings
 from sitenet.pairs.cache import pairs_of_dataset
 from sitenet.pairs.store import PairStore
 from sitenet.system.devices import choose_device, multiplies_bfloat16
@@ -171,6 +172,9 @@ def train(
         runs: list[Run] = []
         for number, one, place, first in _members(config, folder, given, member):
             model = _start(one, first, targets, freeze).to(device)
+            seen = (dataset.crystals[k].oxidation for k in parts.train)
+            charged = any(x is not None and x.any() for x in seen)
+            model.uses_oxidation = charged or (first is not None and first.uses_oxidation)
             if not runs:
                 _warn_of_negative(model, dataset.targets[parts.train])
             settings = _settings(model, dataset, parts, first, freeze)
@@ -417,6 +421,8 @@ def _finish(
         encodings[:count],
         train_encodings,
         spread=spread(best, encodings[:count]),
+        valid=Surroundings.of(run.store, parts.valid) if count else None,
+        train=Surroundings.of(run.store, parts.train),
     )
     predictions = evaluation.Predictions.of(
         best, data, {"valid": parts.valid, "test": parts.test}, y, encodings
