@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Any
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,8 @@ EPSILON = 1e-5  # of every norm
 class Layer(nn.Module):
     """Linear -> activation -> norm, in the order of the published code."""
 
+    norm: nn.LayerNorm | None
+
     def __init__(self, inputs: int, outputs: int, activation: str, norm: str):
         super().__init__()
         self.linear = nn.Linear(inputs, outputs)
@@ -32,11 +34,11 @@ class Layer(nn.Module):
         return x if self.norm is None else self.norm(x)
 
     def finish(self, z: Tensor) -> Tensor:
-        """Activation and norm without affine, of the linear part z."""
+        """Activation and norm, without its affine part, of the linear part z."""
         return normalise(ACTIVATIONS[self.activation](z), self.norm is not None, EPSILON)
 
     def affine(self, x: Tensor) -> Tensor:
-        """The norm's affine part, for an x that went without it."""
+        """Apply the norm's affine part to an x that lacks it."""
         return x if self.norm is None else x * self.norm.weight + self.norm.bias
 
 
@@ -51,8 +53,11 @@ class Rows:
 
 
 class Block(nn.Module):
-    """One attention block: g^W weighs the pairs, g^A says what they pass on, g^I renews e_ij, and
-    g^S the states."""
+    """One attention block: g^W weighs the pairs, g^A computes what they pass on, g^I renews e_ij,
+    and g^S renews the states."""
+
+    hidden: nn.ModuleList  # of Layer, g^W
+    interaction: Layer  # g^I, where the block renews e_ij
 
     def __init__(self, config: SiteNetConfig):
         super().__init__()
@@ -66,11 +71,11 @@ class Block(nn.Module):
         self.renews = config.interaction == "renew"
         widths = (inputs, *config.hidden)
         hidden = list(map(layer, widths[:-1], widths[1:]))
-        self.hidden: Any = nn.ModuleList(hidden)  # g^W
+        self.hidden = nn.ModuleList(hidden)
         self.logits = nn.Linear(config.hidden[-1], config.heads)
         self.attention = layer(inputs, config.site_dim)  # g^A
         if self.renews:
-            self.interaction = layer(inputs, self.width)  # g^I
+            self.interaction = layer(inputs, self.width)
         if self.residual:
             self.norm = norm_of(config.norm, self.sites)
             self.out = layer(2 * self.sites, 2 * self.sites)
@@ -97,7 +102,7 @@ class Block(nn.Module):
         Args:
             x: (sites, D) states of all sites.
             e: (pairs, E) interaction features, without the affine part of their norm.
-            e_layer: the layer that made e, whose affine part is still to be applied.
+            e_layer: the layer that e comes from, whose affine part is still to be applied.
             rows: the pairs.
             first: the site of the first row; the rows' sites are contiguous.
             need_interaction: whether to return the next interaction features.
@@ -105,13 +110,13 @@ class Block(nn.Module):
 
         Returns:
             The new states (rows, D); the next interaction features (pairs, E), again without
-            affine, or None; the attention weights (pairs, heads) or None. A block that keeps the
-            interaction features returns e.
+            their affine part, or None; the attention weights (pairs, heads) or None. A block that
+            keeps the interaction features returns e.
         """
         before = x
         if self.residual:
             x = self.norm(x)
-        groups = [self.hidden[0], self.attention]
+        groups = [self.first_hidden, self.attention]
         if need_interaction and self.renews:
             groups.append(self.interaction)
         weight = torch.cat([g.linear.weight for g in groups])  # (columns, 2 D + E)
@@ -134,13 +139,34 @@ class Block(nn.Module):
             y = self.out(y)
         return y, renewed if self.renews else e, weights
 
-    def attend_fused(self, site_i, site_j, e, w_e, rows, need_weights):
-        """One hidden layer: the fused op computes the whole block."""
+    @property
+    def first_hidden(self) -> Layer:
+        """The hidden layer on the pair's input."""
+        return cast(Layer, self.hidden[0])
+
+    def attend_fused(
+        self, site_i: Tensor, site_j: Tensor, e: Tensor, w_e: Tensor, rows: Rows, need_weights: bool
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Let the fused op compute the whole block, which has one hidden layer.
+
+        Args:
+            site_i: (rows, columns) linear part of the rows' sites, bias included.
+            site_j: (sites, columns) linear part of all sites.
+            e: (pairs, E) interaction features.
+            w_e: (columns, E) weights on them.
+            rows: the pairs.
+            need_weights: whether to return the attention weights.
+
+        Returns:
+            The weighted sums (rows, A * heads), the renewed interaction features or None, and the
+            attention weights or None, the first two without the affine part of their norms.
+        """
         logit_weight = self.logits.weight
-        if self.hidden[0].norm is not None:
-            logit_weight = logit_weight * self.hidden[0].norm.weight
+        norm = self.first_hidden.norm
+        if norm is not None:
+            logit_weight = logit_weight * norm.weight
             logit_weight = logit_weight - logit_weight.mean(1, keepdim=True)
-        y, e, logits = attention(
+        y, renewed, logits = attention(
             site_i,
             site_j,
             e,
@@ -157,17 +183,21 @@ class Block(nn.Module):
             check_indices=False,  # Pairs.check has
         )
         if not need_weights:
-            return y, e, None
+            return y, renewed, None
         row = row_of_pair(rows.offsets, len(rows.sites))
-        return y, e, row_softmax(logits, row, len(site_i))
+        return y, renewed, row_softmax(cast(Tensor, logits), row, len(site_i))
 
-    def attend_plainly(self, site_i, site_j, e, w_e, rows, need_weights):
-        """Several hidden layers, or k_softmax: plain torch, every pair's layers in memory."""
+    def attend_plainly(
+        self, site_i: Tensor, site_j: Tensor, e: Tensor, w_e: Tensor, rows: Rows, need_weights: bool
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Do the same as ``attend_fused`` in plain torch, with every pair's layers in memory, for
+        several hidden layers or k_softmax."""
         row = row_of_pair(rows.offsets, len(rows.sites))
         z = site_i[row] + site_j[rows.sites.long()] + F.linear(e, w_e)  # (pairs, columns)
-        hidden, a_dim = self.hidden[0].linear.out_features, self.attention.linear.out_features
-        m, a, e = z.split([hidden, a_dim, z.shape[1] - hidden - a_dim], 1)
-        m = self.hidden[0].affine(self.hidden[0].finish(m))
+        hidden = self.first_hidden.linear.out_features
+        a_dim = self.attention.linear.out_features
+        m, a, interaction = z.split([hidden, a_dim, z.shape[1] - hidden - a_dim], 1)
+        m = self.first_hidden.affine(self.first_hidden.finish(m))
         for layer in self.hidden[1:]:
             m = layer(m)
         logits = F.linear(m, self.logits.weight)  # (pairs, heads)
@@ -178,15 +208,24 @@ class Block(nn.Module):
         logits = logits + log_multiplicity
         weights = row_softmax(logits, row, len(site_i))
         y = weighted_sums(weights, self.attention.finish(a), row, len(site_i))
-        renewed = self.interaction.finish(e) if e.shape[1] else None
+        renewed = self.interaction.finish(interaction) if interaction.shape[1] else None
         return y, renewed, weights if need_weights else None
 
 
 def places_left(logits: Tensor, rows: Rows, row: Tensor, k: int) -> Tensor:
-    """What to add to ln(multiplicity) so that a row keeps its k largest logits, (pairs, heads).
+    """Compute what to add to ln(multiplicity) so that a row keeps its k largest logits.
 
     A pair of multiplicity m stands for m equal logits: going down from a row's largest logit, it
     keeps as many of them as places are left, and they are equal, so it does not matter which.
+
+    Args:
+        logits: (pairs, heads).
+        rows: the pairs.
+        row: (pairs,) the row of each pair.
+        k: logits that a row keeps.
+
+    Returns:
+        (pairs, heads), -inf for pairs that are dropped.
     """
     multiplicity = rows.log_multiplicity.exp()  # 0 beyond the cutoff
     left = torch.empty_like(logits)
