@@ -22,123 +22,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sitenet.config import SiteNetConfig
-from sitenet.crystal.crystal import Crystal
-from sitenet.crystal.elements import SYMBOLS, element_table, site_features
-from sitenet.data.failures import Unusable
 from sitenet.ops.rows import row_of_pair
-from sitenet.pairs.finder import find_pairs
+from sitenet.pairs.columns import COLUMNS, Columns, dtype_of
+from sitenet.pairs.columns import columns_of as columns_of
+from sitenet.pairs.maker import PairMaker as PairMaker
+from sitenet.pairs.maker import pair_options as pair_options
 from sitenet.pairs.pairs import Pairs
 
-Columns = dict[str, np.ndarray]
-
 FORMAT = 2
-# Column -> what it has one entry for, and its dtype on disk and in memory. Distances are kept in
-# float32: 5e-7 A at 8 A, far below the tolerance of merging.
-COLUMNS = {
-    "num_sites": ("crystal", np.int32),
-    "images": ("crystal", np.int32),
-    "num_rows": ("crystal", np.int32),
-    "num_mixed": ("crystal", np.int32),
-    "numbers": ("row", np.uint8),
-    "oxidation": ("row", np.float32),
-    "count": ("row", np.int32),
-    "num_pairs": ("row", np.int32),
-    "sites": ("pair", np.int32),
-    "distance": ("pair", np.float32),
-    "multiplicity": ("pair", np.int32),
-    "mixed_rows": ("species", np.int32),
-    "mixed_numbers": ("species", np.uint8),
-    "mixed_shares": ("species", np.float32),
-}
-
-
-def pair_options(
-    config: SiteNetConfig, max_sites: int | None = None, merge: bool | None = None
-) -> dict[str, Any]:
-    """The arguments of ``find_pairs`` that a config asks for.
-
-    Args:
-        config: of the model.
-        max_sites: instead of the config's; 0 takes the cell as it is.
-        merge: instead of the config's.
-    """
-    options: dict[str, Any] = {
-        "merge": config.merge if merge is None else merge,
-        "tolerance": config.tolerance,
-    }
-    if config.images == "sphere":
-        return options | {"images": "sphere", "radius": config.radius}
-    sine = any(f.name == "coulomb_matrix" for f in config.interaction_features)
-    max_sites = config.max_sites if max_sites is None else max_sites
-    options |= {"max_sites": max_sites or None, "sine": sine}
-    return options | {"merge": False} if sine else options
-
-
-class PairMaker:
-    """Crystal -> the columns of its pairs, as a model's config asks for them.
-
-    Args:
-        config: of the model.
-        max_sites: as in ``pair_options``.
-        merge: as in ``pair_options``.
-    """
-
-    def __init__(
-        self, config: SiteNetConfig, max_sites: int | None = None, merge: bool | None = None
-    ) -> None:
-        self.options = pair_options(config, max_sites, merge)
-        self.missing = config.missing
-        self.known = ~np.isnan(element_table(config)).any(1)  # by atomic number
-
-    def unusable(self, numbers: np.ndarray) -> list[int]:
-        """Elements of which the model has no features."""
-        numbers = np.unique(numbers)
-        return numbers[~self.known[numbers]].tolist()
-
-    def check(self, crystal: Crystal) -> None:
-        """Raise ValueError where the model lacks an element's features, by name."""
-        unusable = self.unusable(crystal.numbers)
-        if unusable:
-            reason = f"the model has no features of {SYMBOLS[unusable[0]]}"
-            try:
-                site_features(unusable, self.missing)
-            except ValueError as error:  # says which property is not known
-                reason = str(error)
-            raise Unusable("element without features", reason)
-
-    def __call__(self, crystal: Crystal) -> Columns:
-        self.check(crystal)
-        return columns_of(find_pairs(crystal, **self.options))
-
-
-def columns_of(pairs: Pairs) -> Columns:
-    """One crystal's pairs as the columns of a store."""
-    none = torch.empty(0)
-    mixed = none if pairs.mixed_rows is None else pairs.mixed_rows
-    columns = {
-        "num_sites": pairs.num_sites,
-        "images": pairs.images,
-        "num_rows": pairs.crystals.diff(),
-        "num_mixed": torch.tensor([len(mixed)]),
-        "numbers": pairs.numbers,
-        "oxidation": pairs.oxidation,
-        "count": pairs.count,
-        "num_pairs": pairs.offsets.diff(),
-        "sites": pairs.sites,
-        "distance": pairs.distance,
-        "multiplicity": pairs.multiplicity,
-        "mixed_rows": mixed,
-        "mixed_numbers": none if pairs.mixed_numbers is None else pairs.mixed_numbers,
-        "mixed_shares": none if pairs.mixed_shares is None else pairs.mixed_shares,
-    }
-    if pairs.sine_distance is not None:
-        columns["sine_distance"] = pairs.sine_distance
-    return {name: x.numpy().astype(_dtype(name), copy=False) for name, x in columns.items()}
-
-
-def _dtype(name: str) -> type:
-    return np.float32 if name == "sine_distance" else COLUMNS[name][1]
 
 
 def placed(numbers: np.ndarray, device: torch.device) -> Tensor:
@@ -342,7 +233,7 @@ class PairStore:
         names = parts[0] if parts else COLUMNS
         return cls(
             {
-                k: np.concatenate([p[k] for p in parts]) if parts else np.empty(0, _dtype(k))
+                k: np.concatenate([p[k] for p in parts]) if parts else np.empty(0, dtype_of(k))
                 for k in names
             }
         )
@@ -361,7 +252,7 @@ class PairStore:
             facts, files = content["facts"], content["columns"]
             made_of = content["format"], content["key"]
             expected = {name: (files[name]["bytes"], files[name]["crc32"]) for name in files}
-            dtypes = {name: np.dtype(_dtype(name)) for name in files}
+            dtypes = {name: np.dtype(dtype_of(name)) for name in files}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{folder / 'store.json'} cannot be read: {error!r}") from None
         if made_of != (FORMAT, key):
