@@ -17,7 +17,7 @@ import numpy as np
 from sitenet.crystal.elements import SYMBOLS
 from sitenet.model.surroundings import NEAR, SITE_NUMBERS, Surroundings
 
-USUAL = 0.98  # share of the validation crystals whose surroundings count as those of training
+USUAL = 0.985  # share of the validation crystals whose surroundings count as those of training
 PRIOR = 2.0  # observations that the statistics over all elements count for in each element's own
 RADIUS = 1.4  # angstrom: prior of a radius, with the weight of RADIUS_PRIOR bonds
 RADIUS_PRIOR = 3.0

@@ -9,7 +9,7 @@ from sitenet.pairs.pairs import Pairs
 
 Columns = dict[str, np.ndarray]
 
-# Column -> what it has one entry for, and its dtype on disk and in memory. Distances are kept in
+# Column -> what has one entry in it, and its dtype on disk and in memory. Distances are kept in
 # float32: 5e-7 A at 8 A, far below the tolerance of merging.
 COLUMNS = {
     "num_sites": ("crystal", np.int32),
@@ -30,7 +30,7 @@ COLUMNS = {
 
 
 def columns_of(pairs: Pairs) -> Columns:
-    """One crystal's pairs as the columns of a store."""
+    """Lay out one crystal's pairs as columns."""
     none = torch.empty(0)
     mixed = none if pairs.mixed_rows is None else pairs.mixed_rows
     columns = {
@@ -55,4 +55,5 @@ def columns_of(pairs: Pairs) -> Columns:
 
 
 def dtype_of(name: str) -> type:
+    """The dtype of a column."""
     return np.float32 if name == "sine_distance" else COLUMNS[name][1]

@@ -21,8 +21,8 @@ def pair_options(
 
     Args:
         config: of the model.
-        max_sites: instead of the config's; 0 takes the cell as it is.
-        merge: instead of the config's.
+        max_sites: overrides the config's; None takes that, 0 the cell as it is.
+        merge: overrides the config's; None takes that.
     """
     options: dict[str, Any] = {
         "merge": config.merge if merge is None else merge,
@@ -32,7 +32,7 @@ def pair_options(
         return options | {"images": "sphere", "radius": config.radius}
     sine = any(f.name == "coulomb_matrix" for f in config.interaction_features)
     max_sites = config.max_sites if max_sites is None else max_sites
-    options |= {"max_sites": max_sites or None, "sine": sine}
+    options |= {"max_sites": max_sites, "sine": sine}
     return options | {"merge": False} if sine else options
 
 
@@ -53,12 +53,12 @@ class PairMaker:
         self.known = ~np.isnan(element_table(config)).any(1)  # by atomic number
 
     def unusable(self, numbers: np.ndarray) -> list[int]:
-        """Elements of which the model has no features."""
+        """Elements whose features the model lacks."""
         numbers = np.unique(numbers)
         return numbers[~self.known[numbers]].tolist()
 
     def check(self, crystal: Crystal) -> None:
-        """Raise ValueError where the model lacks an element's features, by name."""
+        """Raise ValueError, naming the first, if the model lacks the features of an element."""
         unusable = self.unusable(crystal.numbers)
         if unusable:
             reason = f"the model has no features of {SYMBOLS[unusable[0]]}"

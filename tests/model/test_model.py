@@ -314,7 +314,7 @@ def test_row_by_row_is_all_at_once(device, merge, max_pairs, extended):
         EXTENDED.replace(images="supercell", **changes) if extended else SMALL.replace(**changes)
     )
     model = model_of(config).to(device)
-    finder = PairFinder(crystal, None, merge)
+    finder = PairFinder(crystal, 0, merge)
     want = model(finder.rows().to(device))
     got = model.decode(model.encode_by_rows(finder, max_pairs))
     torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
