@@ -29,6 +29,7 @@ _RUN_FILES = {"state.safetensors": "model.safetensors"}  # of a run folder: not 
 # Format of the metadata, raised when an older sitenet could not read a new file: 2 brought
 # ensembles, 3 what a calibration keeps of the training crystals.
 FORMAT = 3
+LISTED = 20  # names of parameters that a message lists
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ def load_exactly(
         name: a parameter's name in the message.
 
     Raises:
-        ValueError: names are missing, extra or of a wrong shape; lists all of them.
+        ValueError: names are missing, extra or of a wrong shape; lists them.
     """
     need_shapes({k: v.shape for k, v in model.state_dict().items()}, state, where, name)
     model.load_state_dict(dict(state))
@@ -149,7 +150,8 @@ def need_shapes(
         elif value.shape != shape:
             wrong.append(f"{name(key)} has shape {tuple(value.shape)}, not {shape}")
     problems = [
-        f"{title}: {', '.join(map(str, keys))}"
+        f"{title}: {', '.join(map(str, keys[:LISTED]))}"
+        + (f" and {len(keys) - LISTED} more" if len(keys) > LISTED else "")
         for title, keys in (("missing", missing), ("extra", extra), ("wrong", sorted(wrong)))
         if keys
     ]
