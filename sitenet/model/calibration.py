@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from sitenet.model.ensemble import Model
 
 POINTS = 1000  # training crystals whose encodings are kept
-DIMENSIONS = 16  # kept of their encodings, by variance
+DIMENSIONS = 8  # kept of their encodings, by variance: further ones tell less of errors
 NEIGHBOURS = 5
 RESIDUALS = 2000  # kept quantiles of the residuals
-INSIDE = 0.99  # share of the validation crystals whose encodings count as near
+INSIDE = 0.995  # share of the validation crystals whose encodings count as near
 FAR = "far from the training crystals in the model's encoding"
 _FAMILIARITY = "familiarity."  # prefix of the tensors of a Familiarity
 

@@ -47,6 +47,10 @@ class Ensemble(nn.Module):
                 raise ValueError(f"member {number} of the ensemble has another config than the 1st")
             if member.targets != first.targets:
                 raise ValueError(f"member {number} of the ensemble has other targets than the 1st")
+            if member.uses_oxidation != first.uses_oxidation:
+                raise ValueError(
+                    f"member {number} of the ensemble differs from the 1st in uses_oxidation"
+                )
         self.members = nn.ModuleList(members)
         self.config = first.config
         self.calibration: Calibration | None = None

@@ -15,12 +15,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from sitenet.crystal.elements import SYMBOLS
-from sitenet.model.surroundings import NEAR, SITE_NUMBERS, Surroundings
+from sitenet.model.surroundings import ALONE, NEAR, SITE_NUMBERS, Surroundings
 
 USUAL = 0.985  # share of the validation crystals whose surroundings count as those of training
 PRIOR = 2.0  # observations that the statistics over all elements count for in each element's own
 RADIUS = 1.4  # angstrom: prior of a radius, with the weight of RADIUS_PRIOR bonds
 RADIUS_PRIOR = 3.0
+LEAST = 0.02  # smallest standard deviation of ln(length) and of the numbers of sites
+LEAST_SCALE = 0.1  # of the features, which are in units of standard deviations
 LARGEST = 20.0  # standard deviations: more are taken for these
 RIDGE = 0.01  # added to the eigenvalues of the correlation matrix, whose mean is 1
 TELLING = 3.0  # standard deviations from which on a single bond or site is named as the reason
@@ -74,7 +76,7 @@ class Familiarity:
         mean, std, count = _shrunk(a * _ELEMENTS + b, deviation, _ELEMENTS**2)
         seen = np.flatnonzero(count)
         bonds = np.stack([*np.divmod(seen, _ELEMENTS), count[seen], mean[seen], std[seen]], 1)
-        other = np.array([deviation.mean(), max(deviation.std(), _least(deviation))])
+        other = np.array([deviation.mean(), max(deviation.std(), LEAST)])
         element, numbers = _sites_by_element(train)
         columns = [_shrunk(element, x, _ELEMENTS)[:2] for x in numbers.T]
         sites = np.stack([np.stack(column, -1) for column in columns], 1)
@@ -83,7 +85,7 @@ class Familiarity:
         usual = cls(elements, radii, bonds, other, sites, zero, one, np.inf)
         features = usual.features(train, itself=1)
         usual.mean = features.mean(0)
-        scale = np.maximum(features.std(0), 1e-6)
+        scale = np.maximum(features.std(0), LEAST_SCALE)
         correlation = np.cov(((features - usual.mean) / scale).T, bias=True)
         values, vectors = np.linalg.eigh(correlation)
         usual.axes = vectors / np.sqrt(np.maximum(values, 0) + RIDGE) / scale[:, None]
@@ -184,10 +186,12 @@ class Familiarity:
     def _oddest(self, x: Surroundings, crystal: int, bonds: np.ndarray, sites: np.ndarray) -> str:
         """The bond or site of a crystal with the largest deviation, in words."""
         begin, end = np.searchsorted(x.bond_crystal, [crystal, crystal + 1])
-        bond = begin + int(np.abs(bonds[begin:end]).argmax())
+        a, b = x.bond_elements[begin:end].T
+        size = np.abs(bonds[begin:end]) + LARGEST * (self._count[a, b] == 0)  # unseen bonds first
+        bond = begin + int(size.argmax())
         begin, end = np.searchsorted(x.site_crystal, [crystal, crystal + 1])
         site, number = np.divmod(int(np.abs(sites[begin:end]).argmax()), sites.shape[1])
-        of_bond, of_site = abs(bonds[bond]), abs(sites[begin + site, number])
+        of_bond, of_site = size.max(), abs(sites[begin + site, number])
         if max(of_bond, of_site) < TELLING:
             return "an unusual combination of bond lengths and neighbours"
         return self._bond(x, bond) if of_bond >= of_site else self._site(x, begin + site, number)
@@ -195,6 +199,8 @@ class Familiarity:
     def _bond(self, x: Surroundings, bond: int) -> str:
         """A bond beside the usual ones, in words."""
         a, b = x.bond_elements[bond]
+        if x.bond_length[bond] >= ALONE:
+            return f"{SYMBOLS[a]} without any neighbour"
         text = f"{SYMBOLS[a]}-{SYMBOLS[b]} at {x.bond_length[bond]:.2f} A"
         if not self._count[a, b]:
             return f"{text}, a bond that no training crystal has"
@@ -251,11 +257,6 @@ def _radii(a: np.ndarray, b: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     return np.maximum(np.linalg.solve(matrix, vector), 0.2)
 
 
-def _least(values: np.ndarray) -> float:
-    """A standard deviation below which values are equal but for noise."""
-    return 1e-3 * max(1.0, float(np.abs(values).max(initial=0)))
-
-
 def _shrunk(
     key: np.ndarray, values: np.ndarray, size: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -266,7 +267,7 @@ def _shrunk(
     means = (np.bincount(key, values, size) + PRIOR * mean) / (count + PRIOR)
     squares = (np.bincount(key, values**2, size) + PRIOR * square) / (count + PRIOR)
     std = np.sqrt(np.maximum(squares - means**2, 0))
-    return means, np.maximum(std, _least(values)), count
+    return means, np.maximum(std, LEAST), count
 
 
 def need_arrays(
