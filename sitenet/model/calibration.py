@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sitenet.model.familiarity import Familiarity, need_arrays
+from sitenet.model.familiarity import Familiarity, need_arrays, upper_bound
 from sitenet.model.surroundings import Structures, Surroundings
 
 if TYPE_CHECKING:
@@ -215,8 +215,7 @@ def calibrate(
     familiarity = None if train is None else Familiarity.fit(train, valid)
     calibration = Calibration(residuals, counts, mean, axes, points, np.inf, floor, familiarity)
     if len(valid_encodings):
-        distance = calibration.distance(valid_encodings)
-        calibration.threshold = float(np.quantile(distance, INSIDE))
+        calibration.threshold = upper_bound(calibration.distance(valid_encodings), INSIDE)
     return calibration
 
 

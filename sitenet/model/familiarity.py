@@ -90,7 +90,7 @@ class Familiarity:
         values, vectors = np.linalg.eigh(correlation)
         usual.axes = vectors / np.sqrt(np.maximum(values, 0) + RIDGE) / scale[:, None]
         if valid is not None and valid.crystals:
-            usual.threshold = float(np.quantile(usual.distance(valid), USUAL))
+            usual.threshold = upper_bound(usual.distance(valid), USUAL)
         return usual
 
     @classmethod
@@ -222,6 +222,15 @@ class Familiarity:
                 what, values = f"neighbours within {NEAR:g} A", np.maximum(np.expm1(values), 0)
         value, low, high = values
         return f"{SYMBOLS[element]} with {value:.3g} {what}, usually {low:.3g} to {high:.3g}"
+
+
+def upper_bound(distances: np.ndarray, share: float) -> float:
+    """A bound that a new distance stays below with a probability of at least ``share``: the
+    conformal quantile; twice the largest distance where there are too few for that."""
+    rank = int(np.ceil(round((len(distances) + 1) * share, 9)))
+    if rank > len(distances):
+        return 2 * float(distances.max())
+    return float(np.sort(distances)[rank - 1])
 
 
 def _log_root(square: np.ndarray) -> np.ndarray:

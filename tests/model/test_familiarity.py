@@ -12,7 +12,7 @@ import sitenet
 from sitenet.crystal.crystal import Crystal
 from sitenet.inference.predict import outputs
 from sitenet.model.calibration import FAR, calibrate
-from sitenet.model.familiarity import Familiarity
+from sitenet.model.familiarity import Familiarity, upper_bound
 from sitenet.model.surroundings import ALONE, Surroundings
 from sitenet.pairs.columns import columns_of
 from sitenet.pairs.finder import find_pairs
@@ -130,6 +130,16 @@ def test_without_validation_only_elements_are_judged():
         "",
         "no training crystal holds Cs",
     ]
+
+
+def test_the_bound_holds_new_distances_with_the_stated_probability():
+    """Exchangeable distances: rank r of n holds the next one with probability r / (n + 1)."""
+    rng = np.random.default_rng(0)
+    held = [upper_bound(x[:200], 0.985) >= x[200] for x in rng.exponential(size=(4000, 201))]
+    # 198 / 201 is the rank's; the mean of 4000 draws scatters by 0.002.
+    assert np.mean(held) == pytest.approx(198 / 201, abs=4 * 0.002)
+    assert upper_bound(np.arange(1.0, 66), 0.985) == 2 * 65
+    assert upper_bound(np.arange(1.0, 67), 0.985) == 66
 
 
 def test_one_training_crystal_does_no_harm():
