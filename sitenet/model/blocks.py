@@ -244,3 +244,46 @@ def places_left(logits: Tensor, rows: Rows, row: Tensor, k: int) -> Tensor:
 def norm_of(kind: str, width: int) -> nn.Module:
     """LayerNorm, or nothing."""
     return nn.LayerNorm(width, EPSILON) if kind == "layer" else nn.Identity()
+
+
+def with_gradient_of(value: Tensor, x: Tensor) -> Tensor:
+    """Return the value, and pass its gradient to x unchanged."""
+    return value.detach() + (x - x.detach())
+
+
+class Embedding(nn.Embedding):
+    """Element embedding.
+
+    Args:
+        number: rows.
+        width: columns.
+        bounded: whether to hold the rows to a norm of at most 1; otherwise they start near 1.
+
+    The published code scales the rows that it looks up in place, and its gradient ignores the
+    scaling. The look-up here gives the same values and gradients but leaves the stored rows alone;
+    ``scale_rows`` scales them as the published look-up does.
+    """
+
+    def __init__(self, number: int, width: int, bounded: bool):
+        super().__init__(number, width)
+        self.bounded = bounded
+        if not bounded:
+            nn.init.normal_(self.weight, std=width**-0.5)
+
+    def forward(self, numbers: Tensor) -> Tensor:
+        rows = super().forward(numbers)
+        if not self.bounded:
+            return rows
+        return with_gradient_of(rows * self._factor(rows), rows)
+
+    @torch.no_grad()
+    def scale_rows(self, numbers: Tensor) -> None:
+        """Scale the stored rows of these elements to a norm of at most 1, in place."""
+        used = torch.zeros(len(self.weight), 1, dtype=torch.bool, device=self.weight.device)
+        used.index_fill_(0, numbers, True)
+        self.weight.mul_(torch.where(used, self._factor(self.weight), 1))
+
+    @staticmethod
+    def _factor(rows: Tensor) -> Tensor:
+        norm = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+        return torch.where(norm > 1, 1 / (norm + 1e-7), 1).to(rows.dtype)

@@ -31,10 +31,10 @@ from torch import Tensor, nn
 import sitenet
 from sitenet.config import SiteNetConfig, load_config
 from sitenet.crystal.elements import NUM_ELEMENTS, element_table
-from sitenet.model.blocks import EPSILON, Block, Layer, Rows, norm_of
+from sitenet.model.blocks import EPSILON, Block, Embedding, Layer, Rows, norm_of, with_gradient_of
 from sitenet.ops.attention import pair_embedding
 from sitenet.ops.rows import row_of_pair
-from sitenet.pairs.features import pair_features
+from sitenet.pairs.features import gaussians, log_envelope, pair_features
 from sitenet.pairs.finder import PairFinder
 from sitenet.pairs.pairs import Pairs
 
@@ -76,67 +76,6 @@ class Target:
             raise ValueError(f"mean must be finite and std positive, got {self.mean}, {self.std}")
         if self.kind not in get_args(Kind):
             raise ValueError(f"kind must be one of {', '.join(get_args(Kind))}, got {self.kind!r}")
-
-
-def log_envelope(distance: Tensor, reach: float) -> Tensor:
-    """Logarithm of a polynomial that falls from 1 at distance 0 to 0 at the reach, where its first
-    and second derivatives are 0, too; -inf beyond.
-
-    Source: Gasteiger et al., Directional message passing, ICLR 2020, eq. 8 with p = 6.
-    """
-    u = distance / reach
-    return torch.where(u < 1, 1 - u**6 * (28 - 48 * u + 21 * u**2), 0).clamp(min=0).log()
-
-
-def gaussians(distance: Tensor, number: int, reach: float) -> Tensor:
-    """Gaussians at equal spacings from 0 to the reach, with the spacing as standard deviation:
-    (pairs, number)."""
-    spacing = reach / (number - 1)
-    centres = torch.arange(number, dtype=distance.dtype, device=distance.device)
-    return (distance[:, None] / spacing - centres).square().mul(-0.5).exp()
-
-
-def with_gradient_of(value: Tensor, x: Tensor) -> Tensor:
-    """Return the value, and pass its gradient to x unchanged."""
-    return value.detach() + (x - x.detach())
-
-
-class Embedding(nn.Embedding):
-    """Element embedding.
-
-    Args:
-        number: rows.
-        width: columns.
-        bounded: whether to hold the rows to a norm of at most 1; otherwise they start near 1.
-
-    The published code scales the rows that it looks up in place, and its gradient ignores the
-    scaling. The look-up here gives the same values and gradients but leaves the stored rows alone;
-    ``scale_rows`` scales them as the published look-up does.
-    """
-
-    def __init__(self, number: int, width: int, bounded: bool):
-        super().__init__(number, width)
-        self.bounded = bounded
-        if not bounded:
-            nn.init.normal_(self.weight, std=width**-0.5)
-
-    def forward(self, numbers: Tensor) -> Tensor:
-        rows = super().forward(numbers)
-        if not self.bounded:
-            return rows
-        return with_gradient_of(rows * self._factor(rows), rows)
-
-    @torch.no_grad()
-    def scale_rows(self, numbers: Tensor) -> None:
-        """Scale the stored rows of these elements to a norm of at most 1, in place."""
-        used = torch.zeros(len(self.weight), 1, dtype=torch.bool, device=self.weight.device)
-        used.index_fill_(0, numbers, True)
-        self.weight.mul_(torch.where(used, self._factor(self.weight), 1))
-
-    @staticmethod
-    def _factor(rows: Tensor) -> Tensor:
-        norm = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-        return torch.where(norm > 1, 1 / (norm + 1e-7), 1).to(rows.dtype)
 
 
 class SiteNet(nn.Module):

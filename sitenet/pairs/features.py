@@ -42,6 +42,24 @@ def pair_features(
     return torch.stack(columns, 1).to(dtype or pairs.distance.dtype)
 
 
+def log_envelope(distance: torch.Tensor, reach: float) -> torch.Tensor:
+    """Logarithm of a polynomial that falls from 1 at distance 0 to 0 at the reach, where its first
+    and second derivatives are 0, too; -inf beyond.
+
+    Source: Gasteiger et al., Directional message passing, ICLR 2020, eq. 8 with p = 6.
+    """
+    u = distance / reach
+    return torch.where(u < 1, 1 - u**6 * (28 - 48 * u + 21 * u**2), 0).clamp(min=0).log()
+
+
+def gaussians(distance: torch.Tensor, number: int, reach: float) -> torch.Tensor:
+    """Gaussians at equal spacings from 0 to the reach, with the spacing as standard deviation:
+    (pairs, number)."""
+    spacing = reach / (number - 1)
+    centres = torch.arange(number, dtype=distance.dtype, device=distance.device)
+    return (distance[:, None] / spacing - centres).square().mul(-0.5).exp()
+
+
 def _feature(pairs: Pairs, feature: InteractionFeature) -> torch.Tensor:
     distance = pairs.distance
     if feature.name == "distance_matrix":

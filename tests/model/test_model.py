@@ -16,8 +16,8 @@ from toy_crystals import toy_crystals, toy_model
 import sitenet
 from sitenet.config import SiteNetConfig, config_names
 from sitenet.model.ensemble import Ensemble
-from sitenet.model.sitenet import SiteNet, Target, gaussians, log_envelope
-from sitenet.pairs.features import pair_features
+from sitenet.model.sitenet import SiteNet, Target
+from sitenet.pairs.features import gaussians, log_envelope, pair_features
 from sitenet.pairs.finder import PairFinder
 from sitenet.pairs.pairs import Pairs
 from sitenet.published.checkpoint import to_published
