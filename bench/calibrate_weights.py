@@ -182,9 +182,12 @@ def main() -> None:
             judge(model, calibration, name, crystals)
         return
     model.calibration = calibration
-    truth = np.array(table[target].to_pylist(), dtype=np.float64)[:, None]
-    data = Dataset(ids, [], truth, (target,), (model.targets[0].unit,), folds)
-    predictions = Predictions.of(model, data, {"valid": parts.valid}, y, encodings)
+    truth = np.array(table[target].take(parts.valid).to_pylist(), dtype=np.float64)[:, None]
+    count, unit = len(truth), model.targets[0].unit
+    valid = crystals_of(table, parts.valid)
+    names = [ids[k] for k in parts.valid]
+    data = Dataset(names, valid, truth, (target,), (unit,), [""] * count)
+    predictions = Predictions.of(model, data, {"valid": np.arange(count)}, y, encodings)
     facts["scores"]["valid"][target] |= predictions.scores()["valid"][target]
     model.save(path, facts)
     print(f"{path}: {path.stat().st_size} bytes, {facts['scores']['valid'][target]}")
