@@ -484,7 +484,7 @@ def test_max_sites_is_an_integer(max_sites):
 )
 def test_work_without_end_is_refused_before_it_starts(search):
     begin = time.process_time()
-    with pytest.raises(ValueError, match=r"max_sites|radius") as caught:
+    with pytest.raises(ValueError, match=r"max_sites|radius|images") as caught:
         search()
     assert "more than" in str(caught.value) or "from 0 to 1000000" in str(caught.value)
     assert time.process_time() - begin < 5  # the searches themselves take minutes, or all memory
