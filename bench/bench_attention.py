@@ -15,7 +15,8 @@ from cases import large_product, matbench_pairs, measure_in_turn
 
 from sitenet import reference
 from sitenet.config import SiteNetConfig
-from sitenet.model.sitenet import Rows, SiteNet
+from sitenet.model.blocks import Rows
+from sitenet.model.sitenet import SiteNet
 from sitenet.published.checkpoint import to_published
 from sitenet.published.model import PaddedBatch, PublishedSiteNet
 from sitenet.system.devices import multiplies_bfloat16
@@ -79,7 +80,7 @@ class Case:
             return self.block(self.x, self.rounded, self.e_layer, self.rows)[:2]
 
     def run_plain(self):
-        with patch("sitenet.model.sitenet.attention", reference.attention):
+        with patch("sitenet.model.blocks.attention", reference.attention):
             return self.run_ours()
 
     def ways(self, compiled):

@@ -111,7 +111,7 @@ def train_once(sites, images, bf16):
 def predict_once(sites):
     """A prediction of one crystal by rows."""
     model = paper_model()
-    model.decode(model.encode_by_rows(PairFinder(random_crystal(sites), None)))
+    model.decode(model.encode_by_rows(PairFinder(random_crystal(sites), 0)))
 
 
 def _report_peak(connection, function, arguments, threads):

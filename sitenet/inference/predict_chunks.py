@@ -147,8 +147,8 @@ class Predictor:
         for name, values in model.state_dict().items():
             parts += [name, values.cpu().numpy()]
         if model.calibration is not None:
-            for name, value in vars(model.calibration).items():
-                parts += [name, value]
+            for name, value in model.calibration.to_tensors().items():
+                parts += [name, value.numpy()]
         return fingerprint(*parts)
 
     def _chunk(self, number: int, records: int, ready: list[_Ready]) -> Chunk:

@@ -143,13 +143,9 @@ def unlike_training(
     Returns:
         A reason per crystal; None if the model is not calibrated.
     """
-    calibration = model.calibration
-    if calibration is None:
+    if model.calibration is None:
         return None
-    if hasattr(calibration, "unlike"):
-        return calibration.unlike(encodings, structures)
-    far = "its encoding is far from those of the training crystals"
-    return ["" if inside else far for inside in calibration.inside(encodings)]
+    return model.calibration.unlike(encodings, structures)
 
 
 def structure_warnings(crystal: Crystal) -> str:

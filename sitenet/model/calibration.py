@@ -1,30 +1,38 @@
-"""How sure a prediction is: an interval of stated coverage, and whether the crystal is like those
-that the model learned from.
+"""How sure a prediction is: an interval of stated coverage, and whether the crystal resembles those
+that the model was trained on.
 
 Intervals are split-conformal (Vovk et al., 2005; Lei et al., JASA 2018): the quantile of the
 absolute residuals of validation crystals, which no training step saw, covers a new crystal drawn
-from the same distribution with the stated probability. Those of an ensemble are in units of its
-spread, so that intervals are wider where its members disagree (Lei et al., section 5.2), with the
-same coverage over all. The distance to the training set is the mean distance to the nearest
-training crystals in the space of encodings, whitened.
+from the same distribution with the stated probability. An ensemble's residuals are taken in units
+of its spread, so that intervals are wider where its members disagree (Lei et al., section 5.2),
+with the same overall coverage. Resemblance has two parts: the surroundings of the sites
+(``familiarity.py``), and the mean distance to the nearest training crystals in the whitened space
+of encodings.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import Tensor
+
+from sitenet.model.familiarity import Familiarity, need_arrays, upper_bound
+from sitenet.model.surroundings import Structures, Surroundings
 
 if TYPE_CHECKING:
     from sitenet.model.ensemble import Model
 
-POINTS = 1000  # training crystals that are kept
-DIMENSIONS = 16  # of their encodings, by variance
+POINTS = 1000  # training crystals whose encodings are kept
+DIMENSIONS = 8  # kept of their encodings, by variance: further ones tell less of errors
 NEIGHBOURS = 5
-RESIDUALS = 2000  # quantiles that are kept
-INSIDE = 0.99  # part of the validation crystals that count as like the training set
+RESIDUALS = 2000  # kept quantiles of the residuals
+INSIDE = 0.995  # share of the validation crystals whose encodings count as near
+FAR = "far from the training crystals in the model's encoding"
+_FAMILIARITY = "familiarity."  # prefix of the tensors of a Familiarity
 
 
 @dataclass(eq=False)
@@ -33,15 +41,16 @@ class Calibration:
 
     Attributes:
         residuals: (targets, n) sorted absolute residuals of validation crystals, in the targets'
-            units, or of an ensemble in units of its spread; of many, equally spaced quantiles;
-            padded with infinity.
-        counts: (targets,) how many crystals they come from.
+            units, or in units of an ensemble's spread; thinned to equally spaced quantiles where
+            there are many, padded with infinity.
+        counts: (targets,) number of crystals behind them.
         mean: (encoding,) mean encoding of the training crystals.
         axes: (encoding, dimensions) whitening projection.
         points: (points, dimensions) projected training crystals.
-        threshold: the largest distance that still counts as inside the training set.
-        floor: (targets,) what is added to an ensemble's spread, in the targets' units, so that no
-            interval is empty; None of a single model.
+        threshold: the largest distance that still counts as near to the training crystals.
+        floor: (targets,) added to an ensemble's spread, in the targets' units, so that no interval
+            is empty; None for a single model.
+        familiarity: what the surroundings of the training crystals' sites are; None in older files.
     """
 
     residuals: np.ndarray
@@ -51,15 +60,16 @@ class Calibration:
     points: np.ndarray
     threshold: float
     floor: np.ndarray | None = None
+    familiarity: Familiarity | None = None
 
     def half_width(self, coverage: float, spread: np.ndarray | None = None) -> np.ndarray:
-        """Half the width of the interval of each target, (targets,); infinite where there are too
-        few validation crystals for this coverage.
+        """Half the width of each target's interval, (targets,); infinite where there are too few
+        validation crystals for this coverage.
 
         Args:
-            coverage: part of new crystals whose true value the interval should hold, in (0, 1).
-            spread: (crystals, targets) of an ensemble's members; the widths are then of each
-                crystal, (crystals, targets).
+            coverage: share of new crystals whose true value the interval should hold, in (0, 1).
+            spread: (crystals, targets) of an ensemble's members; the result is then
+                (crystals, targets), too.
 
         Raises:
             ValueError: the coverage is out of range.
@@ -87,18 +97,82 @@ class Calibration:
         """
         x = (encodings - self.mean) @ self.axes
         k = min(NEIGHBOURS, len(self.points))
+        square_of_point = (self.points**2).sum(1)
         distances = np.empty(len(x))
         for first in range(0, len(x), 256):
             part = x[first : first + 256]
-            square = ((part[:, None] - self.points) ** 2).sum(-1)
-            nearest = np.partition(square, k - 1, axis=1)[:, :k]
+            square = (part**2).sum(1)[:, None] - 2 * part @ self.points.T + square_of_point
+            nearest = np.partition(np.maximum(square, 0), k - 1, axis=1)[:, :k]
             distances[first : first + 256] = np.sqrt(nearest).mean(1)
         return distances
 
     def inside(self, encodings: np.ndarray) -> np.ndarray:
-        """Whether each crystal is as near to the training set as nearly all of the validation
-        crystals are, (crystals,) bool."""
+        """Whether each encoding is as near to the training crystals as nearly all of those of the
+        validation crystals are, (crystals,) bool."""
         return self.distance(encodings) <= self.threshold
+
+    def unlike(self, encodings: np.ndarray, structures: Structures | Surroundings) -> list[str]:
+        """Say why each crystal is unlike the training crystals; "" for one that is like them.
+
+        Args:
+            encodings: (crystals, encoding) by the model.
+            structures: the same crystals: the pairs that the model has used, as a batch, a store
+                or columns; or Crystals, whose neighbours are then searched for.
+        """
+        if not len(encodings):
+            return []
+        reasons = [""] * len(encodings)
+        if self.familiarity is not None:
+            if not isinstance(structures, Surroundings):
+                structures = Surroundings.of(structures)
+            reasons = self.familiarity.unlike(structures)
+        if len(reasons) != len(encodings):
+            raise ValueError(f"got {len(encodings)} encodings of {len(reasons)} crystals")
+        near = self.inside(encodings)
+        return [why or ("" if near[k] else FAR) for k, why in enumerate(reasons)]
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """All values as float32 or int64 tensors, by name; ``from_tensors`` takes them back."""
+        values = {k: v for k, v in vars(self).items() if v is not None and k != "familiarity"}
+        if self.familiarity is not None:
+            kept = {f.name: getattr(self.familiarity, f.name) for f in fields(Familiarity)}
+            values |= {_FAMILIARITY + name: value for name, value in kept.items()}
+        tensors = {k: torch.as_tensor(np.atleast_1d(v).copy()) for k, v in values.items()}
+        return {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
+
+    @classmethod
+    def from_tensors(
+        cls, tensors: Mapping[str, Tensor], encoding_size: int, num_targets: int
+    ) -> Calibration:
+        """Build a calibration from what ``to_tensors`` gave.
+
+        Raises:
+            ValueError: a tensor is missing, unknown or of a wrong shape; names it.
+        """
+        values = {
+            k: v.double().numpy() if v.is_floating_point() else v.numpy()
+            for k, v in tensors.items()
+        }
+        shapes = {
+            "residuals": (num_targets, None),
+            "counts": (num_targets,),
+            "mean": (encoding_size,),
+            "axes": (encoding_size, None),
+            "points": (None, values["axes"].shape[-1] if "axes" in values else None),
+            "threshold": (1,),
+            "floor": (num_targets,),
+        }
+        familiar = {
+            k.removeprefix(_FAMILIARITY): values.pop(k)
+            for k in list(values)
+            if k.startswith(_FAMILIARITY)
+        }
+        need_arrays(values, shapes, optional={"floor"})
+        return cls(
+            **{name: value for name, value in values.items() if name != "threshold"},
+            threshold=float(values["threshold"].item()),
+            familiarity=Familiarity.from_arrays(familiar) if familiar else None,
+        )
 
 
 def calibrate(
@@ -108,6 +182,8 @@ def calibrate(
     train_encodings: np.ndarray,
     seed: int = 0,
     spread: np.ndarray | None = None,
+    valid: Surroundings | None = None,
+    train: Surroundings | None = None,
 ) -> Calibration:
     """Calibrate a model on its validation crystals.
 
@@ -115,39 +191,48 @@ def calibrate(
         truth: (crystals, targets) true values, NaN where missing.
         predicted: (crystals, targets).
         valid_encodings: (crystals, encoding).
-        train_encodings: (training crystals, encoding).
-        seed: of the choice of the training crystals that are kept.
+        train_encodings: (training crystals, encoding); a sample does.
+        seed: of the choice of the training crystals whose encodings are kept.
         spread: (crystals, targets) of an ensemble's members.
+        valid: surroundings of the validation crystals.
+        train: surroundings of the training crystals, best of all of them; None leaves the elements
+            and bonds of a crystal unjudged.
     """
     error, floor = np.abs(predicted - truth), None
     if spread is not None:
         floor = spread.mean(0) if len(spread) else np.ones(truth.shape[1])
         floor[~(floor > 0)] = 1.0  # members that agree on every crystal: as for a single model
         error = error / (spread + floor)
-    sorted_residuals = [np.sort(e[np.isfinite(t)]) for t, e in zip(truth.T, error.T, strict=True)]
-    counts = np.array([len(r) for r in sorted_residuals])
-    kept = np.full((len(counts), min(RESIDUALS, max(counts.max(initial=0), 1))), np.inf)
-    for k, residuals in enumerate(sorted_residuals):
-        size = min(RESIDUALS, len(residuals))
-        if size:
-            places = np.ceil(np.linspace(0, len(residuals) - 1, size)).astype(int)
-            kept[k, :size] = residuals[places]
-    train = train_encodings.astype(np.float64)
-    mean = train.mean(0)
-    _, spread, axes = np.linalg.svd(train - mean, full_matrices=False)
-    spread = spread / np.sqrt(max(len(train) - 1, 1))
-    used = min(DIMENSIONS, int((spread > 1e-6 * max(spread.max(initial=0), 1e-12)).sum()))
-    axes = axes[:used].T / np.maximum(spread[:used], 1e-12)
-    chosen = np.random.default_rng(seed).permutation(len(train))[:POINTS]
-    points = (train[chosen] - mean) @ axes
-    found = Calibration(kept, counts, mean, axes, points, np.inf, floor)
+    residuals, counts = _kept_residuals(truth, error)
+    encodings = train_encodings.astype(np.float64)
+    mean = encodings.mean(0)
+    _, std, axes = np.linalg.svd(encodings - mean, full_matrices=False)
+    std = std / np.sqrt(max(len(encodings) - 1, 1))
+    used = min(DIMENSIONS, int((std > 1e-6 * max(std.max(initial=0), 1e-12)).sum()))
+    axes = axes[:used].T / np.maximum(std[:used], 1e-12)
+    chosen = np.random.default_rng(seed).permutation(len(encodings))[:POINTS]
+    points = (encodings[chosen] - mean) @ axes
+    familiarity = None if train is None else Familiarity.fit(train, valid)
+    calibration = Calibration(residuals, counts, mean, axes, points, np.inf, floor, familiarity)
     if len(valid_encodings):
-        found.threshold = float(np.quantile(found.distance(valid_encodings), INSIDE))
-    return found
+        calibration.threshold = upper_bound(calibration.distance(valid_encodings), INSIDE)
+    return calibration
+
+
+def _kept_residuals(truth: np.ndarray, error: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """``residuals`` and ``counts`` of a Calibration from the errors of known values."""
+    residuals = [np.sort(e[np.isfinite(t)]) for t, e in zip(truth.T, error.T, strict=True)]
+    counts = np.array([len(r) for r in residuals])
+    kept = np.full((len(counts), min(RESIDUALS, max(counts.max(initial=0), 1))), np.inf)
+    for k, each in enumerate(residuals):
+        size = min(RESIDUALS, len(each))
+        if size:
+            kept[k, :size] = each[np.ceil(np.linspace(0, len(each) - 1, size)).astype(int)]
+    return kept, counts
 
 
 def half_widths(model: Model, encodings: np.ndarray, coverage: float) -> np.ndarray:
-    """Half the widths of the intervals of crystals, (crystals, targets); infinite where the model
+    """Half the widths of the crystals' intervals, (crystals, targets); infinite where the model
     has none.
 
     Args:
@@ -163,7 +248,7 @@ def half_widths(model: Model, encodings: np.ndarray, coverage: float) -> np.ndar
 
 
 def spread(model: Model, encodings: np.ndarray) -> np.ndarray | None:
-    """How far an ensemble's members are apart, (crystals, targets), from encodings by it; None of
-    a single model."""
-    found = model.spread(torch.as_tensor(encodings, device=model.element_table.device))
-    return None if found is None else found.double().cpu().numpy()
+    """Standard deviation over an ensemble's members, (crystals, targets), from its encodings; None
+    for a single model."""
+    values = model.spread(torch.as_tensor(encodings, device=model.element_table.device))
+    return None if values is None else values.double().cpu().numpy()

@@ -1,11 +1,11 @@
-"""Several models of one config that differ in their first weights, taken together: their mean
-predicts, and how far they are apart says where the prediction is less sure (Lakshminarayanan et
-al., NeurIPS 2017)."""
+"""Ensembles: models of one config, trained from different initial weights. Their mean is the
+prediction, and their spread shows where it is less certain (Lakshminarayanan et al., NeurIPS
+2017)."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -25,17 +25,16 @@ if TYPE_CHECKING:
 
 
 class Ensemble(nn.Module):
-    """A model whose predictions are the means of its members'.
+    """A model whose predictions are the means of its members' predictions.
 
-    It predicts, explains, saves and loads as a SiteNet does. What stands beside each other in one
-    tensor for all members: the inputs of sites, the encodings (crystals, members * post_pool[-1]).
-    Blocks are counted through the members.
+    It predicts, explains, saves and loads as a SiteNet does. The members' site inputs and encodings
+    are concatenated along dimension 1, and its blocks are those of all members in order.
 
     Args:
-        members: two models or more, equal in config (but for training) and targets.
+        members: two or more models, equal in config (but for training) and targets.
 
     Raises:
-        ValueError: they are not.
+        ValueError: they differ, or there are fewer than two.
     """
 
     def __init__(self, members: Sequence[SiteNet]):
@@ -44,17 +43,37 @@ class Ensemble(nn.Module):
             raise ValueError(f"an ensemble has two members or more, got {len(members)}")
         first = members[0]
         for number, member in enumerate(members[1:], 2):
-            if _what_counts(member.config) != _what_counts(first.config):
+            if _without_training(member.config) != _without_training(first.config):
                 raise ValueError(f"member {number} of the ensemble has another config than the 1st")
             if member.targets != first.targets:
                 raise ValueError(f"member {number} of the ensemble has other targets than the 1st")
-        self.members: Any = nn.ModuleList(members)
+            if member.uses_oxidation != first.uses_oxidation:
+                raise ValueError(
+                    f"member {number} of the ensemble differs from the 1st in uses_oxidation"
+                )
+        self.members = nn.ModuleList(members)
         self.config = first.config
         self.calibration: Calibration | None = None
 
     @property
+    def each(self) -> list[SiteNet]:
+        """The members."""
+        return [cast(SiteNet, member) for member in self.members]
+
+    @property
     def first(self) -> SiteNet:
+        """The first member."""
         return cast(SiteNet, self.members[0])
+
+    @property
+    def uses_oxidation(self) -> bool:
+        """Whether oxidation states are part of the input, as in ``SiteNet``."""
+        return self.first.uses_oxidation
+
+    @uses_oxidation.setter
+    def uses_oxidation(self, value: bool) -> None:
+        for member in self.each:
+            member.uses_oxidation = value
 
     @property
     def targets(self) -> list[Target]:
@@ -72,7 +91,7 @@ class Ensemble(nn.Module):
 
     @property
     def num_blocks(self) -> int:
-        """Blocks of all members."""
+        """Attention blocks of all members together."""
         return self.config.blocks * len(self.members)
 
     @property
@@ -81,40 +100,51 @@ class Ensemble(nn.Module):
         return self.first.encoding_size * len(self.members)
 
     def forward(self, pairs: Pairs) -> Tensor:
-        """Predict from pairs, as ``SiteNet.forward``: the mean of the members."""
-        return torch.stack([member(pairs) for member in self.members]).mean(0)
+        """Predict from pairs, as ``SiteNet.forward``."""
+        return self.decode(self.encode(self.site_inputs(pairs), self.pair_inputs(pairs), pairs))
 
     def site_inputs(self, pairs: Pairs) -> Tensor:
-        """Of each member, side by side: (rows, members * site inputs)."""
-        return torch.cat([member.site_inputs(pairs) for member in self.members], 1)
+        """The members' site inputs: (rows, members * site inputs)."""
+        return torch.cat([member.site_inputs(pairs) for member in self.each], 1)
 
     def pair_inputs(self, pairs: Pairs) -> Tensor:
-        """As of every member: (pairs, F)."""
+        """The pair features, the same for every member: (pairs, F)."""
         return self.first.pair_inputs(pairs)
 
     def encode(
         self, x: Tensor, features: Tensor, pairs: Pairs, weights: list[Tensor] | None = None
     ) -> Tensor:
-        """As ``SiteNet.encode``; (crystals, members * post_pool[-1])."""
-        parts = zip(self.members, x.chunk(len(self.members), 1), strict=True)
+        """Encode as ``SiteNet.encode``: (crystals, members * post_pool[-1])."""
+        parts = zip(self.each, x.chunk(len(self.members), 1), strict=True)
         return torch.cat([m.encode(part, features, pairs, weights) for m, part in parts], 1)
 
     def encode_by_rows(self, finder: PairFinder, max_pairs: int = 2_000_000) -> Tensor:
-        """As ``SiteNet.encode_by_rows``, member by member."""
-        return torch.cat([m.encode_by_rows(finder, max_pairs) for m in self.members], 1)
+        """Encode as ``SiteNet.encode_by_rows``, member by member."""
+        return torch.cat([m.encode_by_rows(finder, max_pairs) for m in self.each], 1)
+
+    def decode(self, encoding: Tensor) -> Tensor:
+        """Encodings -> means over the members in the targets' units, logits of classes:
+        (crystals, targets). The mean is taken before the last activation, so that a member's value
+        below 0 balances another's above it."""
+        return self.first.activate(self._over_members(SiteNet.raw, encoding).mean(0))
 
     def properties(self, encoding: Tensor) -> Tensor:
-        """Encodings -> means of the members' properties: (crystals, targets)."""
-        return self._each(encoding).mean(0)
+        """Encodings -> what is reported: values as ``decode`` gives them, and means of the members'
+        probabilities of class 1."""
+        probability = self._over_members(SiteNet.properties, encoding).mean(0)
+        return torch.where(self.first.is_class, probability, self.decode(encoding))
 
     @torch.no_grad()
     def spread(self, encoding: Tensor) -> Tensor:
         """Encodings -> standard deviations of the members' properties: (crystals, targets)."""
-        return self._each(encoding).std(0)
+        return self._over_members(SiteNet.properties, encoding).std(0)
 
-    def _each(self, encoding: Tensor) -> Tensor:
-        parts = zip(self.members, encoding.chunk(len(self.members), 1), strict=True)
-        return torch.stack([member.properties(part) for member, part in parts])
+    def _over_members(
+        self, function: Callable[[SiteNet, Tensor], Tensor], encoding: Tensor
+    ) -> Tensor:
+        """A function of each member and its encodings: (members, crystals, targets)."""
+        parts = zip(self.each, encoding.chunk(len(self.members), 1), strict=True)
+        return torch.stack([function(member, part) for member, part in parts])
 
     def save(self, path: str | Path, metadata: Mapping[str, Any] | None = None) -> None:
         """Write all members to one safetensors file; see ``sitenet.save``."""
@@ -128,5 +158,5 @@ class Ensemble(nn.Module):
 Model = SiteNet | Ensemble  # what is trained, saved and predicts
 
 
-def _what_counts(config: SiteNetConfig) -> SiteNetConfig:
+def _without_training(config: SiteNetConfig) -> SiteNetConfig:
     return dataclasses.replace(config, training=SiteNetConfig().training)

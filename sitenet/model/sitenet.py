@@ -4,7 +4,7 @@ Every site of a crystal attends to every site of a supercell, guided by the pair
 come as CSR rows (``sitenet.Pairs``), so nothing is padded and equal pairs are computed once. Where
 the published code differs from the paper, this follows the code and says so.
 
-Two rearrangements leave every number as it is:
+Two rearrangements, made in ``blocks.py``, change no number:
 
 - The first layer on [x_i, x_j, e_ij] is W_i x_i + W_j x_j + W_e e_ij. The first two are products
   per site; only the last one is per pair.
@@ -22,7 +22,7 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -31,9 +31,10 @@ from torch import Tensor, nn
 import sitenet
 from sitenet.config import SiteNetConfig, load_config
 from sitenet.crystal.elements import NUM_ELEMENTS, element_table
-from sitenet.ops.attention import attention, pair_embedding
-from sitenet.ops.rows import normalise, row_of_pair, row_softmax, weighted_sums
-from sitenet.pairs.features import pair_features
+from sitenet.model.blocks import EPSILON, Block, Embedding, Layer, Rows, norm_of, with_gradient_of
+from sitenet.ops.attention import pair_embedding
+from sitenet.ops.rows import row_of_pair
+from sitenet.pairs.features import gaussians, log_envelope, pair_features
 from sitenet.pairs.finder import PairFinder
 from sitenet.pairs.pairs import Pairs
 
@@ -42,256 +43,39 @@ if TYPE_CHECKING:
 
     from sitenet.model.calibration import Calibration
 
-ACTIVATIONS = {"mish": F.mish, "relu": torch.relu, "none": lambda x: x}
-EPSILON = 1e-5  # of every norm
+
+Kind = Literal["value", "class"]
 
 
 @dataclass(frozen=True)
 class Target:
-    """One predicted property: its name and unit, the scaling of the decoder's output, and its kind:
-    "value", or "class" for 0 or 1, of which the decoder gives the logit."""
+    """One predicted property.
+
+    Attributes:
+        name: of the property.
+        unit: of its values.
+        mean: added to the decoder's output times ``std``.
+        std: see ``mean``.
+        kind: "value", or "class" for labels 0 and 1, for which the decoder gives the logit.
+    """
 
     name: str = "target"
     unit: str = ""
     mean: float = 0.0
     std: float = 1.0
-    kind: str = "value"
+    kind: Kind = "value"
 
-
-class Layer(nn.Module):
-    """Linear -> activation -> norm, in the order of the published code."""
-
-    def __init__(self, inputs: int, outputs: int, activation: str, norm: str):
-        super().__init__()
-        self.linear = nn.Linear(inputs, outputs)
-        self.activation = activation
-        self.norm = nn.LayerNorm(outputs, EPSILON) if norm == "layer" else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = ACTIVATIONS[self.activation](self.linear(x))
-        return x if self.norm is None else self.norm(x)
-
-    def finish(self, z: Tensor) -> Tensor:
-        """Activation and norm without affine, of the linear part z."""
-        return normalise(ACTIVATIONS[self.activation](z), self.norm is not None, EPSILON)
-
-    def affine(self, x: Tensor) -> Tensor:
-        """The norm's affine part, for an x that went without it."""
-        return x if self.norm is None else x * self.norm.weight + self.norm.bias
-
-
-@dataclass
-class Rows:
-    """The pairs as the blocks see them: CSR offsets (rows + 1,), each pair's site (pairs,), and
-    ln(multiplicity), (pairs,), -inf beyond the cutoff."""
-
-    offsets: Tensor
-    sites: Tensor
-    log_multiplicity: Tensor
-
-
-class Block(nn.Module):
-    """One attention block: g^W weighs the pairs, g^A says what they pass on, g^I renews e_ij, and
-    g^S the states."""
-
-    def __init__(self, config: SiteNetConfig):
-        super().__init__()
-        self.sites = config.heads * config.site_dim
-        self.width = config.heads * config.interaction_dim
-        self.heads = config.heads
-        self.k_softmax = config.k_softmax
-        inputs = 2 * self.sites + self.width
-        layer = functools.partial(Layer, activation=config.activation, norm=config.norm)
-        self.residual = config.residual
-        self.renews = config.interaction == "renew"
-        widths = (inputs, *config.hidden)
-        hidden = list(map(layer, widths[:-1], widths[1:]))
-        self.hidden: Any = nn.ModuleList(hidden)  # g^W
-        self.logits = nn.Linear(config.hidden[-1], config.heads)
-        self.attention = layer(inputs, config.site_dim)  # g^A
-        if self.renews:
-            self.interaction = layer(inputs, self.width)  # g^I
-        if self.residual:
-            self.norm = norm_of(config.norm, self.sites)
-            self.out = layer(2 * self.sites, 2 * self.sites)
-            self.add = nn.Linear(2 * self.sites, self.sites)
-        else:
-            self.out = layer(self.sites, self.sites)  # g^S
-        self.plain = config.k_softmax is not None or len(config.hidden) > 1
-        self.logits.bias.requires_grad_(False)  # cancels in the softmax
-        if hidden[0].norm is not None and not self.plain:
-            hidden[0].norm.bias.requires_grad_(False)  # so does this
-
-    def forward(
-        self,
-        x: Tensor,
-        e: Tensor,
-        e_layer: Layer,
-        rows: Rows,
-        first: int = 0,
-        need_interaction: bool = True,
-        need_weights: bool = False,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Let the rows' sites attend to their pairs.
-
-        Args:
-            x: (sites, D) states of all sites.
-            e: (pairs, E) interaction features, without the affine part of their norm.
-            e_layer: the layer that made e, whose affine part is still to be applied.
-            rows: the pairs.
-            first: the site of the first row; the rows' sites are contiguous.
-            need_interaction: whether to return the next interaction features.
-            need_weights: whether to return the attention weights.
-
-        Returns:
-            The new states (rows, D); the next interaction features (pairs, E), again without
-            affine, or None; the attention weights (pairs, heads) or None. A block that keeps the
-            interaction features returns e.
-        """
-        before = x
-        if self.residual:
-            x = self.norm(x)
-        groups = [self.hidden[0], self.attention]
-        if need_interaction and self.renews:
-            groups.append(self.interaction)
-        weight = torch.cat([g.linear.weight for g in groups])  # (columns, 2 D + E)
-        bias = torch.cat([g.linear.bias for g in groups])
-        w_i, w_j, w_e = weight.split([self.sites, self.sites, self.width], 1)
-        if e_layer.norm is not None:
-            bias = bias + w_e @ e_layer.norm.bias
-            w_e = w_e * e_layer.norm.weight
-        here = slice(first, first + len(rows.offsets) - 1)
-        site_i = F.linear(x[here], w_i, bias)  # (rows, columns)
-        site_j = F.linear(x, w_j)  # (sites, columns)
-
-        compute = self.attend_plainly if self.plain else self.attend_fused
-        y, renewed, weights = compute(site_i, site_j, e, w_e, rows, need_weights)
-        y = self.attention.affine(y.unflatten(1, (-1, self.heads)).mT)  # (rows, heads, A)
-        y = y.mT.flatten(1)
-        if self.residual:
-            y = before[here] + self.add(self.out(torch.cat([x[here], y], 1)))
-        else:
-            y = self.out(y)
-        return y, renewed if self.renews else e, weights
-
-    def attend_fused(self, site_i, site_j, e, w_e, rows, need_weights):
-        """One hidden layer: the fused op computes the whole block."""
-        logit_weight = self.logits.weight
-        if self.hidden[0].norm is not None:
-            logit_weight = logit_weight * self.hidden[0].norm.weight
-            logit_weight = logit_weight - logit_weight.mean(1, keepdim=True)
-        y, e, logits = attention(
-            site_i,
-            site_j,
-            e,
-            w_e,
-            logit_weight,
-            rows.log_multiplicity,
-            rows.offsets,
-            rows.sites,
-            attention_dim=self.attention.linear.out_features,
-            activation=self.attention.activation,
-            norm=self.attention.norm is not None,
-            eps=EPSILON,
-            need_logits=need_weights,
-            check_indices=False,  # Pairs.check has
-        )
-        if not need_weights:
-            return y, e, None
-        row = row_of_pair(rows.offsets, len(rows.sites))
-        return y, e, row_softmax(logits, row, len(site_i))
-
-    def attend_plainly(self, site_i, site_j, e, w_e, rows, need_weights):
-        """Several hidden layers, or k_softmax: plain torch, every pair's layers in memory."""
-        row = row_of_pair(rows.offsets, len(rows.sites))
-        z = site_i[row] + site_j[rows.sites.long()] + F.linear(e, w_e)  # (pairs, columns)
-        hidden, a_dim = self.hidden[0].linear.out_features, self.attention.linear.out_features
-        m, a, e = z.split([hidden, a_dim, z.shape[1] - hidden - a_dim], 1)
-        m = self.hidden[0].affine(self.hidden[0].finish(m))
-        for layer in self.hidden[1:]:
-            m = layer(m)
-        logits = F.linear(m, self.logits.weight)  # (pairs, heads)
-        log_multiplicity = rows.log_multiplicity[:, None]
-        if self.k_softmax is not None:
-            left = places_left(logits, rows, row, self.k_softmax)
-            log_multiplicity = log_multiplicity + left
-        logits = logits + log_multiplicity
-        weights = row_softmax(logits, row, len(site_i))
-        y = weighted_sums(weights, self.attention.finish(a), row, len(site_i))
-        renewed = self.interaction.finish(e) if e.shape[1] else None
-        return y, renewed, weights if need_weights else None
-
-
-def places_left(logits: Tensor, rows: Rows, row: Tensor, k: int) -> Tensor:
-    """What to add to ln(multiplicity) so that a row keeps its k largest logits, (pairs, heads).
-
-    A pair of multiplicity m stands for m equal logits: going down from a row's largest logit, it
-    keeps as many of them as places are left, and they are equal, so it does not matter which.
-    """
-    multiplicity = rows.log_multiplicity.exp()  # 0 beyond the cutoff
-    left = torch.empty_like(logits)
-    for head in range(logits.shape[1]):
-        key = logits[:, head].detach().masked_fill(multiplicity == 0, -torch.inf)
-        order = torch.argsort(key, descending=True, stable=True)
-        order = order[torch.argsort(row[order], stable=True)]  # by row, then by falling logit
-        count = multiplicity[order].to(torch.float64).round()
-        before = count.cumsum(0) - count
-        before = before - before[rows.offsets[:-1]][row]
-        kept = torch.minimum((k - before).clamp(min=0), count) / count.clamp(min=1)
-        left[order, head] = kept.to(logits.dtype)
-    return left.log()
-
-
-def norm_of(kind: str, width: int) -> nn.Module:
-    """LayerNorm, or nothing."""
-    return nn.LayerNorm(width, EPSILON) if kind == "layer" else nn.Identity()
-
-
-def log_envelope(distance: Tensor, reach: float) -> Tensor:
-    """ln of a polynomial that falls from 1 at distance 0 to 0 at the reach, where its first and
-    second derivatives are 0 too; -inf beyond.
-
-    Source: Gasteiger et al., Directional message passing, ICLR 2020, eq. 8 with p = 6.
-    """
-    u = distance / reach
-    return torch.where(u < 1, 1 - u**6 * (28 - 48 * u + 21 * u**2), 0).clamp(min=0).log()
-
-
-def gaussians(distance: Tensor, number: int, reach: float) -> Tensor:
-    """Gaussians at equal spacings from 0 to the reach, each a spacing wide: (pairs, number)."""
-    spacing = reach / (number - 1)
-    centres = torch.arange(number, dtype=distance.dtype, device=distance.device)
-    return (distance[:, None] / spacing - centres).square().mul(-0.5).exp()
-
-
-def with_gradient_of(value: Tensor, x: Tensor) -> Tensor:
-    """value, whose gradient goes to x unchanged."""
-    return value.detach() + (x - x.detach())
-
-
-class Embedding(nn.Embedding):
-    """Element embedding whose rows have a norm of at most 1.
-
-    The published code scales the rows it looks up in place, and its gradient ignores the scaling.
-    Looking up here gives the same values and gradients and leaves the stored rows alone;
-    ``scale_rows`` does what the published look-up does to them.
-    """
-
-    def forward(self, numbers: Tensor) -> Tensor:
-        rows = super().forward(numbers)
-        return with_gradient_of(rows * self._factor(rows), rows)
-
-    @torch.no_grad()
-    def scale_rows(self, numbers: Tensor) -> None:
-        """Scale the stored rows of these elements to a norm of at most 1, in place."""
-        used = torch.zeros(len(self.weight), 1, dtype=torch.bool, device=self.weight.device)
-        used.index_fill_(0, numbers, True)
-        self.weight.mul_(torch.where(used, self._factor(self.weight), 1))
-
-    @staticmethod
-    def _factor(rows: Tensor) -> Tensor:
-        norm = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-        return torch.where(norm > 1, 1 / (norm + 1e-7), 1).to(rows.dtype)
+    def __post_init__(self) -> None:
+        for name, kind in (("name", str), ("unit", str), ("mean", float), ("std", float)):
+            value = getattr(self, name)
+            if kind is float and type(value) is int:
+                object.__setattr__(self, name, value := float(value))
+            if not isinstance(value, kind):
+                raise TypeError(f"{name} must be of type {kind.__name__}, got {value!r}")
+        if not (math.isfinite(self.mean) and 0 < self.std < math.inf):
+            raise ValueError(f"mean must be finite and std positive, got {self.mean}, {self.std}")
+        if self.kind not in get_args(Kind):
+            raise ValueError(f"kind must be one of {', '.join(get_args(Kind))}, got {self.kind!r}")
 
 
 class SiteNet(nn.Module):
@@ -300,8 +84,14 @@ class SiteNet(nn.Module):
     Args:
         config: sizes and options; the paper's by default.
         targets: what it predicts, one decoder output each.
+
+    Attributes:
+        uses_oxidation: whether oxidation states are part of the input. A model whose training
+            crystals had none never learned what they do: it takes them for 0.
+        calibration: of a trained model.
     """
 
+    blocks: nn.ModuleList  # of Block
     element_table: Tensor  # buffers
     target_mean: Tensor
     target_std: Tensor
@@ -314,14 +104,10 @@ class SiteNet(nn.Module):
         self.config = config = config or SiteNetConfig()
         sites = config.heads * config.site_dim
         layer = functools.partial(Layer, activation=config.activation, norm=config.norm)
-        if config.max_norm:
-            self.embedding: Any = Embedding(NUM_ELEMENTS, config.embedding)
-        else:  # rows with a norm near 1 to begin with
-            self.embedding = nn.Embedding(NUM_ELEMENTS, config.embedding)
-            nn.init.normal_(self.embedding.weight, std=config.embedding**-0.5)
+        self.embedding = Embedding(NUM_ELEMENTS, config.embedding, config.max_norm)
         self.site_layer = layer(config.site_inputs, sites)
         self.pair_layer = layer(config.pair_inputs, config.heads * config.interaction_dim)
-        self.blocks: Any = nn.ModuleList(Block(config) for _ in range(config.blocks))
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
         if config.residual:
             self.norm = norm_of(config.norm, sites)
         summarised = config.blocks if config.summary == "all" else 1
@@ -331,10 +117,11 @@ class SiteNet(nn.Module):
         layer = functools.partial(layer, norm=config.post_pool_norm)
         self.post_pool = nn.ModuleList(map(layer, widths[:-1], widths[1:]))
         self.decoder = nn.Linear(config.post_pool[-1], len(targets))
-        # No one reads the last block's interaction features: it computes none, and these
+        # Nothing reads the last block's interaction features: it computes none, and these
         # parameters exist for the published names alone.
-        if config.interaction == "renew":
-            self.blocks[-1].interaction.requires_grad_(False)
+        last = self.each_block[-1]
+        if last.renews:
+            last.interaction.requires_grad_(False)
         features = torch.tensor(element_table(config), dtype=torch.get_default_dtype())
         self.register_buffer("element_table", features, persistent=False)
         self.register_buffer("target_mean", torch.zeros(len(targets)), persistent=False)
@@ -342,18 +129,24 @@ class SiteNet(nn.Module):
         is_class = torch.zeros(len(targets), dtype=torch.bool)
         self.register_buffer("is_class", is_class, persistent=False)
         self.targets = targets
-        self.calibration: Calibration | None = None  # of a trained model
-        if self.blocks[0].plain:
+        self.uses_oxidation = True
+        self.calibration: Calibration | None = None
+        if last.plain:
             why = f"hidden: {list(config.hidden)}" if config.k_softmax is None else "k_softmax"
             warnings.warn(
-                f"this model runs without the fused kernels, slower and with more memory: they "
-                f"have one hidden layer and a full softmax, and this config has {why}",
+                f"this model runs without the fused kernels, more slowly and with more memory: "
+                f"they have one hidden layer and a full softmax, and this config has {why}",
                 stacklevel=2,
             )
 
     @property
+    def each_block(self) -> list[Block]:
+        """The attention blocks."""
+        return [cast(Block, block) for block in self.blocks]
+
+    @property
     def targets(self) -> list[Target]:
-        """What the model predicts; assigning takes over the scaling too."""
+        """What the model predicts; assigning sets the scaling of the decoder's output, too."""
         return list(self._targets)
 
     @targets.setter
@@ -372,7 +165,7 @@ class SiteNet(nn.Module):
 
     @property
     def num_blocks(self) -> int:
-        """Attention blocks, whose weights ``encode`` hands out."""
+        """Attention blocks whose weights ``encode`` hands out."""
         return self.config.blocks
 
     @property
@@ -390,13 +183,16 @@ class SiteNet(nn.Module):
         return self.decode(self.encode(self.site_inputs(pairs), self.pair_inputs(pairs), pairs))
 
     def site_inputs(self, pairs: Pairs) -> Tensor:
-        """Embedding, elemental features and oxidation state of each row: (rows, site inputs).
-        Those of a disordered site are means over its species."""
+        """Embedding, elemental features and oxidation state of each row: (rows, site inputs). A
+        disordered site has their means over its species."""
         pairs.check()
         elements = self.element_inputs(pairs.numbers)
         if pairs.mixed_numbers is not None:
             elements = pairs.mix(elements, self.element_inputs(pairs.mixed_numbers))
-        return torch.cat([elements, pairs.oxidation.to(elements.dtype)[:, None]], 1)
+        oxidation = pairs.oxidation.to(elements.dtype)
+        if not self.uses_oxidation:
+            oxidation = torch.zeros_like(oxidation)
+        return torch.cat([elements, oxidation[:, None]], 1)
 
     def element_inputs(self, numbers: Tensor) -> Tensor:
         """Embedding and elemental features of elements: (n, site inputs - 1)."""
@@ -419,9 +215,9 @@ class SiteNet(nn.Module):
         Args:
             x: (rows, site inputs).
             features: (pairs, F), the first one the distance.
-            pairs: who is paired with whom.
-            weights: a list that receives each block's attention weights, (pairs, heads), those of
-                merged pairs together.
+            pairs: which sites are paired.
+            weights: a list that receives each block's attention weights, (pairs, heads); a merged
+                pair has the sum over the pairs that it stands for.
 
         Returns:
             (crystals, post_pool[-1])
@@ -430,8 +226,9 @@ class SiteNet(nn.Module):
         x = self.embed_sites(x)  # (rows, D)
         e, e_layer = self.embed(features), self.pair_layer  # (pairs, E)
         summary = []
-        for block in self.blocks:
-            last = block is self.blocks[-1]
+        blocks = self.each_block
+        for block in blocks:
+            last = block is blocks[-1]
             x, e, w = block(
                 x, e, e_layer, rows, need_interaction=not last, need_weights=weights is not None
             )
@@ -443,7 +240,7 @@ class SiteNet(nn.Module):
         return self.pool(self.summarise(summary), pairs)
 
     def summarise(self, states: list[Tensor]) -> Tensor:
-        """The states after each block -> what is pooled, (rows, blocks * D) or (rows, D)."""
+        """The states after each block -> the input of pooling, (rows, blocks * D) or (rows, D)."""
         if self.config.summary == "last":
             states = states[-1:]
         if self.config.residual:
@@ -451,7 +248,7 @@ class SiteNet(nn.Module):
         return torch.cat(states, 1)
 
     def rows(self, pairs: Pairs, features: Tensor) -> Rows:
-        """The pairs as the blocks see them. The cutoff is strict, on the first feature as it is,
+        """The pairs as the blocks see them. The cutoff is strict and on the unscaled first feature,
         so that the self pair always stays."""
         pairs.check()
         log_multiplicity = pairs.multiplicity.to(features.dtype).log()
@@ -464,13 +261,14 @@ class SiteNet(nn.Module):
         return Rows(pairs.offsets, pairs.sites, log_multiplicity)
 
     def embed_sites(self, x: Tensor) -> Tensor:
-        """Site inputs -> the first states, (rows, D): in full precision, as elemental features
-        need it and sums of residual states too."""
+        """Site inputs -> the first states, (rows, D); in full precision, which elemental features
+        and sums of residual states need."""
         with torch.autocast(x.device.type, enabled=False):
             return self.site_layer(x)
 
     def embed(self, features: Tensor) -> Tensor:
-        """Pair features -> interaction features without affine: (pairs, F) -> (pairs, E)."""
+        """Pair features (pairs, F) -> interaction features without the affine part of their norm,
+        (pairs, E)."""
         layer = self.pair_layer
         return pair_embedding(
             features,
@@ -483,7 +281,7 @@ class SiteNet(nn.Module):
 
     def pool(self, x: Tensor, pairs: Pairs) -> Tensor:
         """States of the rows -> encodings of the crystals. A row counts for ``pairs.count`` sites;
-        images are all equal, so the published mean over unique sites leaves them out."""
+        images are equal, so the mean is over unique sites, as published."""
         for layer in self.pre_pool:
             x = layer(x)
         crystal = row_of_pair(pairs.crystals, len(x))
@@ -505,8 +303,15 @@ class SiteNet(nn.Module):
 
     def decode(self, encoding: Tensor) -> Tensor:
         """Encodings -> properties in their units, logits of classes: (crystals, targets)."""
+        return self.activate(self.raw(encoding))
+
+    def raw(self, encoding: Tensor) -> Tensor:
+        """Encodings -> properties in their units, before the last activation."""
         with torch.autocast(encoding.device.type, enabled=False):
-            y = self.decoder(encoding) * self.target_std + self.target_mean
+            return self.decoder(encoding) * self.target_std + self.target_mean
+
+    def activate(self, y: Tensor) -> Tensor:
+        """Apply the last activation to properties that are values."""
         z = y
         match self.config.last_activation:
             case "relu":
@@ -522,19 +327,21 @@ class SiteNet(nn.Module):
         y = self.decode(encoding)
         return torch.where(self.is_class, torch.sigmoid(y), y)
 
-    def spread(self, encoding: Tensor) -> None:
-        """How far an ensemble's members are apart; one model has nothing to say of it."""
+    def spread(self, encoding: Tensor) -> Tensor | None:
+        """None: only an ensemble has a spread."""
+        return None
 
     @torch.no_grad()
     def encode_by_rows(self, finder: PairFinder, max_pairs: int = 2_000_000) -> Tensor:
         """Encode one crystal whose pairs do not fit into memory, some rows at a time.
 
-        Nothing of the size of all pairs is kept: every block finds a part's pairs anew and computes
-        their interaction features from the start, with the states that earlier blocks left.
+        Nothing of the size of all pairs is kept: for every block, the pairs of each part are
+        searched for again and their interaction features computed from the start, with the states
+        that earlier blocks left.
 
         Args:
             finder: the crystal's pairs.
-            max_pairs: pairs held at a time; one row's at least.
+            max_pairs: largest number of pairs held at a time; one row's are always held.
 
         Returns:
             (1, post_pool[-1]), as ``encode`` of all the pairs.
@@ -552,15 +359,15 @@ class SiteNet(nn.Module):
         return self.pool(self.summarise(states[1:]), whole)
 
     def _attend_part(self, pairs: Pairs, states: list[Tensor]) -> Tensor:
-        """The next states of a part's rows, from the states before each block so far."""
+        """The next states of a part's rows, given the states before each of the first blocks."""
         features = self.pair_inputs(pairs)
         rows = self.rows(pairs, features)
         e, e_layer = self.embed(features), self.pair_layer
-        for b, x in enumerate(states):
-            need = b < len(states) - 1
-            x, e, _ = self.blocks[b](x, e, e_layer, rows, pairs.first_row, need_interaction=need)
-            if self.blocks[b].renews:
-                e_layer = self.blocks[b].interaction
+        for number, (block, x) in enumerate(zip(self.each_block, states, strict=False), 1):
+            need = number < len(states)
+            x, e, _ = block(x, e, e_layer, rows, pairs.first_row, need_interaction=need)
+            if block.renews:
+                e_layer = block.interaction
         return x
 
     @classmethod

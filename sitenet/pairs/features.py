@@ -19,27 +19,45 @@ def pair_features(
     features: Sequence[InteractionFeature] = SiteNetConfig.interaction_features,
     dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
-    """The features of every pair, in closed form.
+    """Compute the features of every pair, in closed form.
 
     Args:
         pairs: pairs of a crystal or a batch.
-        features: what to compute, by published names: ``distance_matrix`` (angstrom),
+        features: by published names: ``distance_matrix`` (angstrom),
             ``reciprocal_square_distance_matrix`` (infinite for the self pair),
             ``non_sine_coulomb_matrix`` (Z_i Z_j / d with d in bohr, 0.5 Z^2.4 for the self pair)
-            or ``coulomb_matrix`` (the same with the sine distance for d); each raised to a power
-            and, if asked for, ln(x + 1e-8) of that, clipped.
-        dtype: dtype of the result; None takes that of the distances.
+            or ``coulomb_matrix`` (the same with the sine distance as d); each is raised to its
+            power and, with ``log``, replaced by ln(x + 1e-8) and clipped.
+        dtype: of the result; None takes that of the distances.
 
     Returns:
         (pairs, features) tensor.
 
     Raises:
-        ValueError: a feature's name is not known, or the sine distance was not computed.
+        ValueError: a feature has an unknown name, or the sine distance was not computed.
 
     Source: h5_handler.py of the published Site-Net; Coulomb matrices as in matminer.
     """
     columns = [_feature(pairs, f) for f in features]
     return torch.stack(columns, 1).to(dtype or pairs.distance.dtype)
+
+
+def log_envelope(distance: torch.Tensor, reach: float) -> torch.Tensor:
+    """Logarithm of a polynomial that falls from 1 at distance 0 to 0 at the reach, where its first
+    and second derivatives are 0, too; -inf beyond.
+
+    Source: Gasteiger et al., Directional message passing, ICLR 2020, eq. 8 with p = 6.
+    """
+    u = distance / reach
+    return torch.where(u < 1, 1 - u**6 * (28 - 48 * u + 21 * u**2), 0).clamp(min=0).log()
+
+
+def gaussians(distance: torch.Tensor, number: int, reach: float) -> torch.Tensor:
+    """Gaussians at equal spacings from 0 to the reach, with the spacing as standard deviation:
+    (pairs, number)."""
+    spacing = reach / (number - 1)
+    centres = torch.arange(number, dtype=distance.dtype, device=distance.device)
+    return (distance[:, None] / spacing - centres).square().mul(-0.5).exp()
 
 
 def _feature(pairs: Pairs, feature: InteractionFeature) -> torch.Tensor:

@@ -7,12 +7,21 @@ from typing import Any
 import numpy as np
 import torch
 
+from sitenet.config import SiteNetConfig
 from sitenet.crystal.crystal import Crystal
 from sitenet.crystal.disorder import Places, find_places
-from sitenet.crystal.supercell import count_images, lattice_points, supercell_matrix
+from sitenet.crystal.supercell import MOST_SITES, count_images, lattice_points, supercell_matrix
 from sitenet.pairs.pairs import MIXED, Pairs
 from sitenet.system.compiled import _C
 
+# More are refused before the search begins.
+MOST_PAIRS = 2e8  # held at a time; 32 bytes each while they are merged
+MOST_ROOM = 1e9  # before merging, in a supercell, of which only the merged pairs are written
+MOST_IMAGES = 2e9  # looked at in spheres, some 2 ns each
+MOST_SEARCHED = 1e10  # pairs of a supercell that are searched row by row, some 10 ns each
+
+_SMALLER_SUPERCELL = "take a smaller max_sites, or the primitive cell"
+_SMALLER_SPHERE = "take a smaller radius, or the primitive cell"
 _ERRORS = {
     -1: "the cell has no volume or is not finite",
     -2: "the supercell matrix has determinant 0",
@@ -21,19 +30,19 @@ _ERRORS = {
 
 
 class _Input:
-    """A crystal's arrays as the kernels take them, checked; they hold addresses of what is here."""
+    """A crystal's arrays as the kernels take them, checked. ``kernel`` holds their addresses."""
 
     def __init__(
         self,
         crystal: Crystal,
         tolerance: float,
-        max_sites: int | None = None,
+        max_sites: int | None,
         supercell: np.ndarray | None = None,
     ) -> None:
         if not tolerance >= 0:
             raise ValueError(f"tolerance must be >= 0, got {tolerance!r}")
         self.crystal = crystal
-        # The kernels take a place for a site, and its kind for an element.
+        # Of a disordered crystal, the kernels get places as sites and their kinds as elements.
         self.places = None if crystal.occupancy is None else find_places(crystal)
         numbers, frac, oxidation = crystal.numbers, crystal.frac, crystal.oxidation
         if self.places is not None:
@@ -56,12 +65,17 @@ class _Input:
 
     def new_orbits(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Room for the orbit of each site and the first site of each orbit."""
-        return torch.empty(self.sites, dtype=torch.int32), torch.empty(
-            self.sites, dtype=torch.int32
-        )
+        orbit, leader = torch.empty((2, self.sites), dtype=torch.int32)
+        return orbit, leader
 
     def rows(self, orbit: torch.Tensor, leader: torch.Tensor, images: int) -> dict[str, Any]:
-        """What Pairs holds of its rows, each an orbit with its first site."""
+        """The attributes of Pairs that describe rows.
+
+        Args:
+            orbit: (sites,) the row of each site.
+            leader: (rows,) the first site of each row.
+            images: supercell sites per site.
+        """
         num_rows, first = leader.numel(), leader.numpy()
         if self.places is None:
             oxidation = np.zeros(num_rows) if self.oxidation is None else self.oxidation[first]
@@ -78,13 +92,12 @@ class _Input:
         }
 
     def _mixed(self, places: Places, first: np.ndarray) -> dict[str, np.ndarray]:
-        """What Pairs holds of the species on some places, each a row."""
+        """The attributes of Pairs that describe the species on some places, one row each."""
         on, row = places.rows_on(first)
         numbers = self.crystal.numbers[on]
         shares = np.asarray(self.crystal.occupancy, dtype=np.float64)[on]
-        oxidation = (
-            np.zeros(len(on)) if self.crystal.oxidation is None else (self.crystal.oxidation[on])
-        )
+        known = self.crystal.oxidation
+        oxidation = np.zeros(len(on)) if known is None else known[on]
         mean = np.bincount(row, shares * oxidation, minlength=len(first))
         main = np.lexsort((-shares, row))[np.searchsorted(row, np.arange(len(first)))]
         shares[main] -= 1
@@ -99,33 +112,25 @@ class _Input:
 class PairFinder:
     """Finds the pairs of a crystal row by row, for crystals whose pairs do not fit into memory.
 
-    Args:
-        crystal: the structure, taken as it stands (not made primitive).
-        max_sites: most sites of the supercell (or the cell's own, if it has more); None takes the
-            cell as it is.
-        merge: whether to merge equal pairs.
-        tolerance: largest difference in angstrom between distances that are merged.
-        sine: whether to compute ``sine_distance`` too; needs ``merge=False``.
-        supercell: (3, 3) integers that make the supercell's vectors of the cell's, instead of the
-            published choice for ``max_sites``.
-
-    Raises:
-        ValueError: the cell has no volume, or two sites are in one place.
+    Args and errors are those of ``find_pairs`` with ``images="supercell"``.
     """
 
     def __init__(
         self,
         crystal: Crystal,
-        max_sites: int | None = 100,
+        max_sites: int | None = None,
         merge: bool = True,
-        tolerance: float = 1e-3,
+        tolerance: float = SiteNetConfig.tolerance,
         sine: bool = False,
         supercell: np.ndarray | None = None,
     ) -> None:
         if sine and merge:
             raise ValueError("the sine distance tells equal distances apart: it needs merge=False")
         self._input = _Input(crystal, tolerance, max_sites, supercell)
-        self.images = abs(round(float(np.linalg.det(self._input.supercell))))
+        self.images = count_images(self._input.supercell)
+        _need_work(
+            self._input.sites, self.row_size, MOST_SEARCHED, "supercell sites", _SMALLER_SUPERCELL
+        )
         self._merge = merge
         self._sine = sine
         if merge:
@@ -160,6 +165,7 @@ class PairFinder:
         last = self.num_rows if last is None else last
         if not 0 <= first <= last <= self.num_rows:
             raise ValueError(f"rows must lie in 0 to {self.num_rows}, got {first} to {last}")
+        _need_work(last - first, self.row_size, MOST_ROOM, "supercell sites", _SMALLER_SUPERCELL)
         # Room for the most there can be; pages that are never written cost nothing.
         room = (last - first) * self.row_size
         offsets = torch.empty(last - first + 1, dtype=torch.int64)
@@ -184,38 +190,68 @@ class PairFinder:
         ).assume_checked()
 
     def _sine_distance(self, first: int, last: int) -> torch.Tensor:
-        cell, frac, matrix = self._input.cell, self._input.frac, self._input.supercell
+        """``Pairs.sine_distance`` of some rows."""
+        matrix = self._input.supercell
         points = lattice_points(matrix)
-        ends = ((frac[:, None] + points) @ np.linalg.inv(matrix)).reshape(-1, 3)
+        ends = ((self._input.frac[:, None] + points) @ np.linalg.inv(matrix)).reshape(-1, 3)
         begins = ends[:: self.images][first:last]
         sines = np.sin(np.pi * (ends - begins[:, None])) ** 2
-        return torch.from_numpy(np.linalg.norm(sines @ (matrix @ cell), axis=-1).reshape(-1))
+        lengths = np.linalg.norm(sines @ (matrix @ self._input.cell), axis=-1)
+        return torch.from_numpy(lengths.reshape(-1))
 
 
 def _supercell(
     cell: np.ndarray, sites: int, max_sites: int | None, supercell: np.ndarray | None
 ) -> np.ndarray:
+    """The supercell's matrix, from the published choice or as given."""
     if supercell is None:
-        return supercell_matrix(cell, sites, max_sites)
-    matrix = np.ascontiguousarray(supercell)
-    if matrix.shape != (3, 3) or not np.issubdtype(matrix.dtype, np.integer):
-        raise ValueError(f"supercell must be (3, 3) integers, got {matrix.dtype} {matrix.shape}")
-    count_images(matrix)  # refuses too many, and none
-    return matrix.astype(np.int64)
+        most = SiteNetConfig.max_sites if max_sites is None else max_sites
+        if isinstance(most, bool) or not isinstance(most, (int, np.integer)):
+            raise TypeError(f"max_sites must be an integer or None, got {most!r}")
+        if not 0 <= most <= MOST_SITES:
+            raise ValueError(f"max_sites must be from 0 to {MOST_SITES}, got {most}")
+        matrix = supercell_matrix(cell, sites, int(most) or None)
+    else:
+        matrix = np.asarray(supercell)
+        if matrix.shape != (3, 3) or not np.issubdtype(matrix.dtype, np.integer):
+            raise ValueError(
+                f"supercell must be (3, 3) integers, got {matrix.dtype} {matrix.shape}"
+            )
+        count_images(matrix)  # refuses too many, and none
+    return np.ascontiguousarray(matrix, dtype=np.int64)
 
 
-def _checked(found: int) -> int:
-    if found < 0:
-        raise ValueError(_ERRORS[found])
-    return found
+def _need_work(sites: int, each: float, most: float, what: str, remedy: str) -> None:
+    """Raise ValueError where a search would look at too many pairs.
+
+    Args:
+        sites: of the cell.
+        each: other ends of the pairs of each site.
+        most: pairs that are allowed.
+        what: what the other ends are.
+        remedy: what to do about it.
+    """
+    if sites * each > most:
+        raise ValueError(
+            f"the pairs of {sites} sites with {each:.3g} {what} each are {sites * each:.1e}, more "
+            f"than {most:.0e}: {remedy}"
+        )
+
+
+def _checked(count: int) -> int:
+    """A count of the kernels, or the ValueError that stands for it."""
+    if count < 0:
+        raise ValueError(_ERRORS[count])
+    return count
 
 
 def _find_in_sphere(crystal: Crystal, radius: float, merge: bool, tolerance: float) -> Pairs:
-    data = _Input(crystal, tolerance)
-    volume = abs(np.linalg.det(data.cell))
-    if not 0 < radius or data.sites**2 * 4.19 * radius**3 > 1e9 * volume > 0:
-        raise ValueError(f"radius must be positive and hold fewer than 1e9 pairs, got {radius!r}")
+    if not 0 < radius < np.inf:
+        raise ValueError(f"radius must be positive and finite, got {radius!r}")
+    data = _Input(crystal, tolerance, max_sites=0)
+    _need_sphere(data, radius)
     room = _checked(_C.count_sphere_cpu(data.kernel, radius))
+    _need_work(data.sites, room / data.sites, MOST_PAIRS, "images", _SMALLER_SPHERE)
     orbit, leader = data.new_orbits()
     offsets = torch.empty(data.sites + 1, dtype=torch.int64)
     sites = torch.empty(room, dtype=torch.int32)
@@ -231,45 +267,70 @@ def _find_in_sphere(crystal: Crystal, radius: float, merge: bool, tolerance: flo
     return Pairs(offsets, sites, distance, multiplicity, **rows).assume_checked()
 
 
+def _need_sphere(data: _Input, radius: float) -> None:
+    """Raise ValueError where the search in spheres would look at too many images.
+
+    For every pair of sites, the kernel looks at a box of lattice points around the sphere in the
+    reduced basis. Most cells are cleared by the box in their own basis. For the others, the lattice
+    points in the sphere are counted, n of a small radius first: there are at least 2n - 1 in twice
+    the radius, as sums of two of them, so that a search without end shows early.
+    """
+    volume = abs(np.linalg.det(data.cell))
+    if not volume > 0:
+        return  # the kernel says so
+    reach = radius * np.linalg.norm(np.linalg.inv(data.cell), axis=0)
+    if data.sites**2 * float(np.prod(2 * reach + 1)) <= MOST_IMAGES:
+        return
+    origin = _Input(Crystal(data.cell, np.zeros((1, 3)), data.numbers[:1]), 0, max_sites=0)
+    points = 4 / 3 * np.pi * radius**3 / volume
+    for doublings in range(16, -1, -1):
+        _need_work(data.sites, points, MOST_PAIRS, "images", _SMALLER_SPHERE)
+        _need_work(data.sites, data.sites * points, MOST_IMAGES, "images", _SMALLER_SPHERE)
+        count = _checked(_C.count_sphere_cpu(origin.kernel, radius / 2**doublings))
+        points = max(points, (count - 1) * 2.0**doublings + 1)
+    _need_work(data.sites, data.sites * points, MOST_IMAGES, "images", _SMALLER_SPHERE)
+
+
 def find_pairs(
     crystal: Crystal,
-    max_sites: int | None = 100,
+    max_sites: int | None = None,
     merge: bool = True,
-    tolerance: float = 1e-3,
+    tolerance: float = SiteNetConfig.tolerance,
     sine: bool = False,
     supercell: np.ndarray | None = None,
     images: str = "supercell",
-    radius: float = 8.0,
+    radius: float = SiteNetConfig.radius,
 ) -> Pairs:
-    """The pairs of a crystal's sites with the sites of its supercell, or of a sphere.
+    """Find the pairs of a crystal's sites with the sites of its supercell, or in spheres.
 
     Merging changes no prediction beyond the tolerance: pairs of one site with one orbit at one
     distance are the same pair in every block of a Site-Net.
 
     Args:
         crystal: the structure, taken as it stands (not made primitive).
-        max_sites: most sites of the supercell (or the cell's own, if it has more); None takes the
-            cell as it is.
+        max_sites: largest number of sites of the supercell; a cell that has more is not repeated.
+            None takes the default of a config, 100; 0 takes the cell as it is.
         merge: whether to merge equal pairs.
         tolerance: largest difference in angstrom between distances that are merged.
-        sine: whether to compute ``sine_distance`` too; needs ``merge=False``.
-        supercell: (3, 3) integers that make the supercell's vectors of the cell's, instead of the
-            published choice for ``max_sites``.
+        sine: whether to compute ``sine_distance``, too; needs ``merge=False``.
+        supercell: (3, 3) integers, which times the cell's vectors are the supercell's, instead of
+            the published choice for ``max_sites``.
         images: ``"supercell"``, as published: every supercell site once, at its nearest image; or
-            ``"sphere"``: all periodic images within ``radius`` of a site, its own too, which do
-            not depend on the choice of the cell. ``Pairs.images`` is then 0.
-        radius: of the sphere, in angstrom.
+            ``"sphere"``: all periodic images within ``radius`` of a site, its own included, which
+            do not depend on the choice of the cell. ``Pairs.images`` is then 0.
+        radius: radius of the sphere in angstrom.
 
     Returns:
         Pairs of this one crystal.
 
     Raises:
-        ValueError: the crystal has no sites, its cell has no volume, or two sites are in one
-            place.
+        TypeError: ``max_sites`` is no integer.
+        ValueError: the crystal has no sites, its cell has no volume, two sites are in one place,
+            or there are too many pairs; says how many and what to do.
     """
     if images == "sphere":
         if sine or supercell is not None:
-            raise ValueError("sine and supercell are of images='supercell', not of 'sphere'")
+            raise ValueError("sine and supercell need images='supercell', got 'sphere'")
         return _find_in_sphere(crystal, radius, merge, tolerance)
     if images != "supercell":
         raise ValueError(f"images must be 'supercell' or 'sphere', got {images!r}")

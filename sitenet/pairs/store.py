@@ -1,8 +1,8 @@
 """The pairs of many crystals in flat columns, in memory, mapped from disk or on a GPU.
 
-A batch is a few gathers, whatever the device, so that training waits for no Python loop. On disk
-a store is a folder of one raw file a column beside ``store.json``, which names their sizes and
-checksums and what the pairs were computed from.
+A batch is a few gathers, whatever the device, so that training waits for no Python loop. On disk,
+a store is a folder with one raw file per column and ``store.json``, which holds their sizes and
+checksums and the key of what the pairs were computed from.
 """
 
 from __future__ import annotations
@@ -22,140 +22,37 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sitenet.config import SiteNetConfig
-from sitenet.crystal.crystal import Crystal
-from sitenet.crystal.elements import SYMBOLS, element_table, site_features
-from sitenet.data.failures import Unusable
 from sitenet.ops.rows import row_of_pair
-from sitenet.pairs.finder import find_pairs
+from sitenet.pairs.columns import COLUMNS, Columns, dtype_of
+from sitenet.pairs.columns import columns_of as columns_of  # also imported from here
+from sitenet.pairs.maker import PairMaker as PairMaker
+from sitenet.pairs.maker import pair_options as pair_options
 from sitenet.pairs.pairs import Pairs
 
-Columns = dict[str, np.ndarray]
-
 FORMAT = 2
-# Column -> what it has one entry for, and its dtype on disk and in memory. Distances are kept in
-# float32: 5e-7 A at 8 A, far below the tolerance of merging.
-COLUMNS = {
-    "num_sites": ("crystal", np.int32),
-    "images": ("crystal", np.int32),
-    "num_rows": ("crystal", np.int32),
-    "num_mixed": ("crystal", np.int32),
-    "numbers": ("row", np.uint8),
-    "oxidation": ("row", np.float32),
-    "count": ("row", np.int32),
-    "num_pairs": ("row", np.int32),
-    "sites": ("pair", np.int32),
-    "distance": ("pair", np.float32),
-    "multiplicity": ("pair", np.int32),
-    "mixed_rows": ("species", np.int32),
-    "mixed_numbers": ("species", np.uint8),
-    "mixed_shares": ("species", np.float32),
-}
-
-
-def pair_options(
-    config: SiteNetConfig, max_sites: int | None = None, merge: bool | None = None
-) -> dict[str, Any]:
-    """The arguments of ``find_pairs`` that a config asks for.
-
-    Args:
-        config: of the model.
-        max_sites: instead of the config's; 0 takes the cell as it is.
-        merge: instead of the config's.
-    """
-    options: dict[str, Any] = {
-        "merge": config.merge if merge is None else merge,
-        "tolerance": config.tolerance,
-    }
-    if config.images == "sphere":
-        return options | {"images": "sphere", "radius": config.radius}
-    sine = any(f.name == "coulomb_matrix" for f in config.interaction_features)
-    max_sites = config.max_sites if max_sites is None else max_sites
-    options |= {"max_sites": max_sites or None, "sine": sine}
-    return options | {"merge": False} if sine else options
-
-
-class PairMaker:
-    """Crystal -> the columns of its pairs, as a model's config asks for them.
-
-    Args:
-        config: of the model.
-        max_sites: as in ``pair_options``.
-        merge: as in ``pair_options``.
-    """
-
-    def __init__(
-        self, config: SiteNetConfig, max_sites: int | None = None, merge: bool | None = None
-    ) -> None:
-        self.options = pair_options(config, max_sites, merge)
-        self.missing = config.missing
-        self.known = ~np.isnan(element_table(config)).any(1)  # by atomic number
-
-    def unusable(self, numbers: np.ndarray) -> list[int]:
-        """Elements of which the model has no features."""
-        numbers = np.unique(numbers)
-        return numbers[~self.known[numbers]].tolist()
-
-    def check(self, crystal: Crystal) -> None:
-        """Raise ValueError where the model lacks an element's features, by name."""
-        unusable = self.unusable(crystal.numbers)
-        if unusable:
-            reason = f"the model has no features of {SYMBOLS[unusable[0]]}"
-            try:
-                site_features(unusable, self.missing)
-            except ValueError as error:  # says which property is not known
-                reason = str(error)
-            raise Unusable("element without features", reason)
-
-    def __call__(self, crystal: Crystal) -> Columns:
-        self.check(crystal)
-        return columns_of(find_pairs(crystal, **self.options))
-
-
-def columns_of(pairs: Pairs) -> Columns:
-    """One crystal's pairs as the columns of a store."""
-    none = torch.empty(0)
-    mixed = none if pairs.mixed_rows is None else pairs.mixed_rows
-    columns = {
-        "num_sites": pairs.num_sites,
-        "images": pairs.images,
-        "num_rows": pairs.crystals.diff(),
-        "num_mixed": torch.tensor([len(mixed)]),
-        "numbers": pairs.numbers,
-        "oxidation": pairs.oxidation,
-        "count": pairs.count,
-        "num_pairs": pairs.offsets.diff(),
-        "sites": pairs.sites,
-        "distance": pairs.distance,
-        "multiplicity": pairs.multiplicity,
-        "mixed_rows": mixed,
-        "mixed_numbers": none if pairs.mixed_numbers is None else pairs.mixed_numbers,
-        "mixed_shares": none if pairs.mixed_shares is None else pairs.mixed_shares,
-    }
-    if pairs.sine_distance is not None:
-        columns["sine_distance"] = pairs.sine_distance
-    return {name: x.numpy().astype(_dtype(name), copy=False) for name, x in columns.items()}
-
-
-def _dtype(name: str) -> type:
-    return np.float32 if name == "sine_distance" else COLUMNS[name][1]
 
 
 def placed(numbers: np.ndarray, device: torch.device) -> Tensor:
-    """An array as a tensor on a device; the host does not wait for the copy."""
-    found = torch.from_numpy(numbers)
-    return found.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else found
+    """Copy an array to a device as a tensor; the host does not wait for the copy."""
+    tensor = torch.from_numpy(numbers)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def _ranges(starts: Tensor, lengths: Tensor, total: int) -> Tensor:
-    """starts[0], starts[0] + 1, ... (lengths[0] of them), starts[1], ...; total in all."""
+    """Concatenate ranges: starts[0], starts[0] + 1, ... (lengths[0] of them), starts[1], ...
+
+    Args:
+        starts: (n,) first values.
+        lengths: (n,) lengths of the ranges.
+        total: sum of the lengths, known on the host, so that no device has to be waited for.
+    """
     ends = lengths.cumsum(0)
     shift = torch.repeat_interleave(starts - (ends - lengths), lengths, output_size=total)
     return torch.arange(total, device=starts.device) + shift
 
 
 def _begins(lengths: Tensor) -> Tensor:
-    """Where parts of these lengths begin, and where the last one ends: (n + 1,) int64."""
+    """The beginnings of parts of these lengths, and the end of the last: (n + 1,) int64."""
     return F.pad(lengths.long().cumsum(0), (1, 0))
 
 
@@ -163,10 +60,10 @@ class PairStore:
     """The pairs of many crystals.
 
     Args:
-        columns: name -> flat array of all crystals, as ``COLUMNS`` says (and perhaps
-            ``sine_distance``, one a pair). ``sites`` count from the crystal's first row.
+        columns: name -> flat array over all crystals, as in ``COLUMNS``, with or without
+            ``sine_distance`` (per pair). ``sites`` count from the crystal's first row.
         device: where the columns are kept.
-        facts: what its writer noted beside the columns.
+        facts: notes of its writer, kept beside the columns.
     """
 
     def __init__(
@@ -182,7 +79,8 @@ class PairStore:
         self._pair_of_row = _begins(self.columns["num_pairs"])  # (rows + 1,)
         self._mixed_of_crystal = _begins(self.columns["num_mixed"])  # (crystals + 1,)
         pairs = self._pair_of_row[self._row_of_crystal].diff()
-        # Rows, pairs and species of each crystal where no GPU must be waited for: (3, crystals).
+        # (3, crystals): rows, pairs and species of each, on the host, so that no GPU has to be
+        # waited for.
         sizes = (self.columns["num_rows"], pairs, self.columns["num_mixed"])
         self._sizes = np.stack([x.cpu().numpy().astype(np.int64) for x in sizes])
 
@@ -206,8 +104,7 @@ class PairStore:
             crystals: their numbers, in any order.
 
         Returns:
-            Pairs without ``orbit``, which is empty: a store does not keep which site is in which
-            row.
+            Pairs whose ``orbit`` is empty, as a store does not keep the rows of single sites.
         """
         c = self.columns
         numbers = np.asarray(crystals, dtype=np.int64)
@@ -221,17 +118,17 @@ class PairStore:
         pairs = _ranges(first_pair, num_pairs, all_pairs)
         begin = _begins(num_rows)  # (crystals + 1,)
         shift = torch.repeat_interleave(begin[:-1], num_pairs, output_size=all_pairs)
-        found = self._take(index, rows, pairs, _begins(c["num_pairs"][rows]), begin)
-        found.sites += shift.int()
+        batch = self._take(index, rows, pairs, _begins(c["num_pairs"][rows]), begin)
+        batch.sites += shift.int()
         if all_mixed:
             first = self._mixed_of_crystal[index]
             lengths = self._mixed_of_crystal[index + 1] - first
             species = _ranges(first, lengths, all_mixed)
             shift = torch.repeat_interleave(begin[:-1], lengths, output_size=all_mixed)
-            found.mixed_rows = c["mixed_rows"][species].long() + shift
-            found.mixed_numbers = c["mixed_numbers"][species].long()
-            found.mixed_shares = c["mixed_shares"][species]
-        return found.assume_checked()
+            batch.mixed_rows = c["mixed_rows"][species].long() + shift
+            batch.mixed_numbers = c["mixed_numbers"][species].long()
+            batch.mixed_shares = c["mixed_shares"][species]
+        return batch.assume_checked()
 
     def room(self, crystals: Sequence[int] | np.ndarray) -> tuple[int, int]:
         """Rows and pairs of some crystals together."""
@@ -239,18 +136,17 @@ class PairStore:
         return rows, pairs
 
     def padded_batch(self, index: Tensor, num_rows: int, num_pairs: int) -> Pairs:
-        """The pairs of some crystals in arrays of given sizes, made without a look at the numbers,
-        so that a CUDA graph can do it again for other crystals.
+        """The pairs of some crystals in arrays of fixed sizes, computed without reading a value,
+        so that a CUDA graph can repeat it for other crystals.
 
-        The places of ``index`` that are left over hold crystals of padding: one row each, and in
-        the last one what rows are missing else. They share the missing pairs evenly, each with
-        itself at 1 A, and their sites are those of the batch's first row.
+        Unused places of ``index`` become padding crystals of one row; the last one takes all
+        remaining rows. Their rows share the remaining pairs evenly, pairs of a row with itself at
+        1 A, and repeat the values of the batch's first row.
 
         Args:
-            index: (crystals,) int64 on the store's device; -1 from the first place of padding on,
-                of which there is one at least.
-            num_rows: of the arrays; the crystals' and one for each place of padding at least.
-            num_pairs: of the arrays; the crystals' at least.
+            index: (crystals,) int64 on the store's device; at least one -1 at its end for padding.
+            num_rows: rows of the arrays; at least the crystals' and one for each padding crystal.
+            num_pairs: pairs of the arrays; at least the crystals'.
 
         Raises:
             ValueError: the store holds disordered crystals or sine distances.
@@ -270,23 +166,31 @@ class PairStore:
         rows = torch.where(added_rows, first_row[0], first_row[crystal] + row - begin[crystal])
         lengths = torch.where(added_rows, 0, c["num_pairs"][rows].long())
         missing, places = num_pairs - lengths.sum(), added_rows.sum()
-        place = row - (num_rows - places)  # of a row of padding among those
+        place = row - (num_rows - places)  # of a padding row among the padding rows
         share = (place + 1) * missing // places - place * missing // places
         offsets = _begins(torch.where(added_rows, share, lengths))
         row = row_of_pair(offsets, num_pairs)
         added = added_rows[row]
         pairs = self._pair_of_row[rows[row]] - offsets[row]
         pairs += torch.arange(num_pairs, device=index.device)
-        found = self._take(index, rows, torch.where(added, 0, pairs), offsets, begin)
-        found.sites = torch.where(added, row, found.sites + begin[crystal[row]]).int()
-        found.distance = torch.where(added, 1.0, found.distance)
-        return found.assume_checked()
+        batch = self._take(index, rows, torch.where(added, 0, pairs), offsets, begin)
+        batch.sites = torch.where(added, row, batch.sites + begin[crystal[row]]).int()
+        batch.distance = torch.where(added, 1.0, batch.distance)
+        return batch.assume_checked()
 
     def _take(
         self, index: Tensor, rows: Tensor, pairs: Tensor, offsets: Tensor, begin: Tensor
     ) -> Pairs:
-        """Rows and pairs of the store as those of a batch, ``sites`` still counted from each
-        crystal's first row."""
+        """Gather rows and pairs of the store as a batch whose ``sites`` still count from each
+        crystal's first row.
+
+        Args:
+            index: (crystals,) numbers of the crystals.
+            rows: (rows,) numbers of the rows.
+            pairs: (pairs,) numbers of the pairs.
+            offsets: (rows + 1,) where each row's pairs begin in the batch.
+            begin: (crystals + 1,) where each crystal's rows begin in the batch.
+        """
         c = self.columns
         return Pairs(
             offsets=offsets,
@@ -308,21 +212,21 @@ class PairStore:
         numbers = np.asarray(crystals, dtype=np.int64)
         total, _, species = self._sizes[:, numbers].sum(1).tolist()
         index = placed(numbers, self._row_of_crystal.device)
-        found = []
+        parts = []
         for column, begin, size in (
             ("numbers", self._row_of_crystal, total),
             ("mixed_numbers", self._mixed_of_crystal, species),
         ):
             first = begin[index]
             place = _ranges(first, begin[index + 1] - first, size)
-            found.append(self.columns[column][place].long())
-        return torch.cat(found)
+            parts.append(self.columns[column][place].long())
+        return torch.cat(parts)
 
     def to(self, device: torch.device | str) -> PairStore:
-        """A copy on another device, or this one if it is there.
+        """A copy on another device, or this store if it is there already.
 
         Raises:
-            RuntimeError: it does not fit into the GPU's memory; says how large it is.
+            RuntimeError: it does not fit into the GPU's memory; gives its size.
         """
         if self.columns["sites"].device == torch.device(device):
             return self
@@ -338,33 +242,37 @@ class PairStore:
 
     @classmethod
     def of(cls, parts: Sequence[Columns]) -> PairStore:
-        """A store of the columns (``columns_of``) of one crystal after another."""
+        """Join the columns of single crystals (``columns_of``) into a store."""
         names = parts[0] if parts else COLUMNS
         return cls(
             {
-                k: np.concatenate([p[k] for p in parts]) if parts else np.empty(0, _dtype(k))
+                k: np.concatenate([p[k] for p in parts]) if parts else np.empty(0, dtype_of(k))
                 for k in names
             }
         )
 
     @classmethod
     def open(cls, folder: str | Path, key: str) -> PairStore:
-        """A store on disk, mapped into memory and shared by all processes that open it.
+        """Open a store on disk, mapped into memory and shared by all processes that open it.
+
+        Args:
+            folder: of the store.
+            key: of what its pairs must have been computed from.
 
         Raises:
-            ValueError: a file is missing, truncated or altered, or was computed from something
-                else than ``key`` says; the file is named.
+            ValueError: a file is missing, truncated or altered, or the store has another key;
+                names the file.
         """
         folder = Path(folder)
         try:
             content = json.loads((folder / "store.json").read_text())
             facts, files = content["facts"], content["columns"]
-            made_of = content["format"], content["key"]
+            origin = content["format"], content["key"]
             expected = {name: (files[name]["bytes"], files[name]["crc32"]) for name in files}
-            dtypes = {name: np.dtype(_dtype(name)) for name in files}
+            dtypes = {name: np.dtype(dtype_of(name)) for name in files}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{folder / 'store.json'} cannot be read: {error!r}") from None
-        if made_of != (FORMAT, key):
+        if origin != (FORMAT, key):
             raise ValueError(f"{folder} holds pairs of other data or settings")
         columns = {}
         for name, (size, checksum) in expected.items():
@@ -383,17 +291,18 @@ class PairStore:
 
 @contextlib.contextmanager
 def _quiet_about_read_only():
-    """torch warns of arrays that cannot be written, as those mapped from disk; none is here."""
+    """Silence torch's warning of read-only arrays, such as those mapped from disk: nothing writes
+    to them."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         yield
 
 
 class StoreWriter:
-    """Writes a store column by column as crystals come; in bounded memory, complete or not at all.
+    """Writes a store crystal by crystal, in bounded memory, complete or not at all.
 
-    Use as a context manager, one at a time for a folder, which appears under its name when it ends
-    without an error.
+    Use it as a context manager, one at a time per folder. The folder gets its name when the block
+    ends without an error.
     """
 
     def __init__(self, folder: str | Path, key: str) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -59,9 +60,9 @@ def published_name(name: str) -> str:
 
 
 def to_published(model: SiteNet) -> dict[str, Tensor]:
-    """A model's weights under their published names.
+    """Rename a model's weights to their published names.
 
-    What the published code does not do to its input and output goes into the weights beside them:
+    What the published code does not do to its input and output is folded into the weights:
     standardised site features and an embedding without a largest norm into the first layer, the
     targets' mean and standard deviation into the decoder.
 
@@ -69,7 +70,7 @@ def to_published(model: SiteNet) -> dict[str, Tensor]:
         Copies of the parameters, by published name (the ``state_dict`` of the published code).
 
     Raises:
-        ValueError: the model has options that the published one lacks, by name.
+        ValueError: the model has options that the published one lacks; names them.
     """
     if model.config.unpublished:
         raise ValueError(
@@ -98,7 +99,7 @@ def to_published(model: SiteNet) -> dict[str, Tensor]:
 def from_published(
     config: str | Path | Mapping[str, Any] | SiteNetConfig, state: str | Path | Mapping[str, Any]
 ) -> SiteNet:
-    """A model with published weights.
+    """Build a model with published weights.
 
     Args:
         config: as in ``SiteNet.from_config``.
@@ -106,8 +107,8 @@ def from_published(
             ``state_dict``.
 
     Raises:
-        ValueError: keys are missing, extra or of the wrong shape (all of them are listed), or the
-            file cannot be read without running code from it.
+        ValueError: keys are missing, extra or of the wrong shape (all of them are listed), the
+            file is damaged, or it cannot be read without running code from it.
     """
     where, content = "the state_dict", state
     if isinstance(content, (str, Path)):
@@ -122,12 +123,13 @@ def from_published(
 
 
 class _StandIn:
-    """Takes the place of Lightning's own classes, which stand beside the weights: does nothing."""
+    """Stands in for Lightning's own classes, which a checkpoint holds beside the weights."""
 
 
 def _read_torch_file(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint file {str(path)!r}")
+    _need_intact_zip(path)
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     except Exception:  # no zip archive; torch.load says what is wrong
@@ -157,8 +159,22 @@ def _read_torch_file(path: Path) -> Mapping[str, Any]:
     return content
 
 
+def _need_intact_zip(path: Path) -> None:
+    """Raise ValueError if a part of a zip archive does not match its checksum, which torch does not
+    look at. Files of torch before 1.6 are no archives and have none."""
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            part = archive.testzip()
+    except Exception as error:  # of many classes, as damaged archives hold sizes and methods
+        raise ValueError(f"{path} is not a readable checkpoint: {_reason(error)}") from None
+    if part is not None:
+        raise ValueError(f"{path} is damaged: {part} does not match its checksum")
+
+
 def _reason(error: Exception) -> str:
-    """What torch found, without its advice."""
+    """The line that says what torch does not read, without its advice."""
     lines = (str(error).strip() or type(error).__name__).splitlines()
-    found = [line for line in lines if "WeightsUnpickler error:" in line]
-    return (found or lines)[0].strip().removeprefix("WeightsUnpickler error: ").rstrip(".")
+    telling = [line for line in lines if "WeightsUnpickler error:" in line]
+    return (telling or lines)[0].strip().removeprefix("WeightsUnpickler error: ").rstrip(".")

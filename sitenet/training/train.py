@@ -25,6 +25,7 @@ from sitenet.inference import evaluate as evaluation
 from sitenet.model.calibration import calibrate, spread
 from sitenet.model.ensemble import Ensemble, Model
 from sitenet.model.sitenet import SiteNet, Target
+from sitenet.model.surroundings import Surroundings
 from sitenet.pairs.cache import pairs_of_dataset
 from sitenet.pairs.store import PairStore
 from sitenet.system.devices import choose_device, multiplies_bfloat16
@@ -166,9 +167,11 @@ def train(
             reporter.say("products are in float32: this CPU has no instructions for bfloat16")
         common = TrainingData(store.to(device), dataset.targets, parts)
         data_settings = _fingerprint(dataset, parts, targets)
+        charged = _has_oxidation(dataset, parts)
         trainers = []
         for each in plan.members(folder):
             model = _new_model(each, targets, plan.freeze)
+            model.uses_oxidation = charged or (each.start is not None and each.start.uses_oxidation)
             settings = fingerprint(data_settings, _model_settings(model, each))
             trainer = Trainer(
                 model.to(device), common, each.folder, settings, reporter, after_epoch
@@ -259,6 +262,12 @@ def _new_model(member: Member, targets: list[Target], freeze: bool) -> SiteNet:
         model.post_pool.requires_grad_(True)
         model.decoder.requires_grad_(True)
     return model
+
+
+def _has_oxidation(dataset: Dataset, parts: Split) -> bool:
+    """Whether any training crystal states oxidation states other than 0."""
+    states = (dataset.crystals[k].oxidation for k in parts.train)
+    return any(x is not None and bool(x.any()) for x in states)
 
 
 def _fingerprint(dataset: Dataset, parts: Split, targets: Sequence[Target]) -> str:
@@ -376,6 +385,8 @@ def _calibrate(model: Model, data: TrainingData) -> tuple[np.ndarray, np.ndarray
         encodings[:count],
         train_encodings,
         spread=spread(model, encodings[:count]),
+        valid=Surroundings.of(data.store, parts.valid) if count else None,
+        train=Surroundings.of(data.store, parts.train),
     )
     return y, encodings
 

@@ -11,6 +11,7 @@ from sitenet.inference.predict import outputs
 from sitenet.model.calibration import calibrate, spread
 from sitenet.model.ensemble import Ensemble
 from sitenet.model.sitenet import SiteNet, Target
+from sitenet.model.surroundings import Surroundings
 
 SMALL = SiteNetConfig(
     embedding=4,
@@ -77,7 +78,10 @@ def _calibrated(model, seed):
     y = rng.normal(size=(40, len(model.targets)))
     apart = spread(model, encodings)
     zeros = np.zeros_like(y)
-    model.calibration = calibrate(y, zeros, encodings, encodings[20:], spread=apart)
+    sites = Surroundings.of(crystals)
+    model.calibration = calibrate(
+        y, zeros, encodings, encodings[20:], spread=apart, valid=sites, train=sites
+    )
     return model.eval()
 
 

@@ -6,7 +6,7 @@ import torch
 from toy_crystals import SMALL
 
 from sitenet import load
-from sitenet.model.calibration import POINTS, RESIDUALS, calibrate
+from sitenet.model.calibration import DIMENSIONS, INSIDE, POINTS, RESIDUALS, calibrate
 from sitenet.model.sitenet import SiteNet, Target
 
 
@@ -106,7 +106,7 @@ def test_relatives_are_inside_and_strangers_outside():
     mix = rng.normal(size=(4, 10)) * 100
     train, valid, new = (rng.normal(size=(n, 4)) @ mix + 7 for n in (600, 300, 300))
     calibration = calibration_of(np.ones(300), valid, train)
-    assert calibration.inside(valid).mean() == pytest.approx(0.99, abs=0.01)
+    assert calibration.inside(valid).mean() == pytest.approx(INSIDE, abs=0.01)
     assert calibration.inside(new).mean() > 0.95
     strangers = rng.normal(size=(50, 4)) * 0.1 @ mix + 8 * mix[0]
     assert not calibration.inside(strangers).any()
@@ -129,7 +129,7 @@ def test_of_many_training_crystals_some_are_kept():
     calibration = calibration_of(
         np.ones(10), rng.normal(size=(10, 30)), rng.normal(size=(1500, 30))
     )
-    assert calibration.points.shape == (POINTS, 16)
+    assert calibration.points.shape == (POINTS, DIMENSIONS)
 
 
 @pytest.mark.parametrize("train", [np.zeros((1, 3)), np.ones((7, 3))])

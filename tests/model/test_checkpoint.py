@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import sys
+import time
 import types
 
 import numpy as np
@@ -11,12 +12,13 @@ import pytest
 import safetensors.torch
 import torch
 from random_pairs import random_pairs
-from toy_crystals import toy_crystals
+from toy_crystals import toy_crystals, toy_model
 
 import sitenet
 from sitenet.config import SiteNetConfig
 from sitenet.model import checkpoint
 from sitenet.model.sitenet import SiteNet, Target
+from sitenet.system.files import load_tensors, save_tensors
 
 SMALL = SiteNetConfig(
     embedding=6, heads=2, site_dim=3, interaction_dim=2, hidden=(7,), pre_pool=(5,), post_pool=(4,)
@@ -190,6 +192,148 @@ def test_damaged_file_is_named(model, tmp_path):
         path.write_bytes(content[:cut])
         with pytest.raises(ValueError, match=r"model\.safetensors is damaged"):
             sitenet.load(path)
+
+
+def test_flipped_bytes_are_never_used(model, tmp_path):
+    """Of a model's file and of a published checkpoint: refused by name, or the same weights (a flip
+    in a time stamp or in padding)."""
+    model.targets = [Target()]
+    ours, published = tmp_path / "model.safetensors", tmp_path / "published.ckpt"
+    model.save(ours)
+    torch.save({"state_dict": model.to_published()}, published)
+    rng = np.random.default_rng(0)
+    for path, read, share in (
+        (ours, sitenet.load, 0.95),
+        (published, lambda p: SiteNet.from_published(SMALL, p), 0.3),
+    ):
+        content = path.read_bytes()
+        refused = 0
+        for place in rng.choice(len(content), 150, replace=False):
+            damaged = bytearray(content)
+            damaged[place] ^= 1 << rng.integers(8)
+            path.write_bytes(damaged)
+            try:
+                again = read(path)
+            except ValueError as error:
+                assert path.name in str(error)
+                refused += 1
+                continue
+            assert all(
+                torch.equal(a, b)
+                for a, b in zip(again.parameters(), model.parameters(), strict=True)
+            )
+            assert again.config == model.config and again.targets == model.targets
+        assert refused > share * 150
+
+
+def header_of(path, **changes):
+    """Rewrite a model's file, without a checksum, with other metadata; None removes a key."""
+    tensors, metadata = load_tensors(path)
+    header = json.loads(metadata["sitenet"])
+    for key, value in changes.items():
+        *outer, last = key.split("__")
+        place = header
+        for name in outer:
+            place = place[int(name) if isinstance(place, list) else name]
+        if value is None:
+            del place[last]
+        else:
+            place[last] = value
+    safetensors.torch.save_file(tensors, path, {"sitenet": json.dumps(header)})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"config": None}, "config must be of type dict, got nothing"),
+        ({"config": [1]}, r"config must be of type dict, got list \[1\]"),
+        ({"format": "1"}, "format must be of type int, got str '1'"),
+        ({"format": True}, "format must be of type int, got bool True"),
+        ({"targets": {}}, "targets must be of type list"),
+        ({"targets": []}, "targets: 0 cannot be"),
+        ({"targets": [{"name": 5}]}, "target 1: name must be of type str"),
+        ({"targets": [5]}, "target 1: "),
+        ({"targets": [{"nam": "a"}]}, "target 1: .*nam"),
+        ({"targets__0__std": 0.0}, "target 1: .*std positive"),
+        ({"targets__0__kind": "label"}, "target 1: kind must be one of value, class"),
+        ({"members": 1_000_000}, "members: 1000000 cannot be, as the file holds"),
+        ({"members": 2}, "does not fit the config; missing: members.0.embedding.weight"),
+        ({"members": 0}, "members: 0 cannot be"),
+        ({"members": -3}, "members: -3 cannot be"),
+        ({"members": 1.5}, "members must be of type int"),
+        ({"config__blocks": 1_000_000}, "config: blocks"),
+        ({"config__blocks": 60}, "config: blocks: 60 cannot be"),
+        ({"config__blocks": "two"}, "config: blocks must be"),
+        ({"config__blocks": 10**30}, "config: blocks"),
+        ({"config__embedding": 900}, "does not fit the config; wrong: embedding.weight has"),
+        ({"config__embedding": 10**18}, "config: "),
+        ({"config__heads": 50}, "does not fit the config; wrong: "),
+        ({"config__heads": 10**7}, "config: heads|does not fit"),
+        ({"config__hidden": [7] * 1000}, "config: .*hidden"),
+        ({"config__hidden": 7}, "config: hidden must be"),
+        ({"config__distance_basis": 10**12, "config__distance_cutoff": 5.0}, "does not fit|basis"),
+        ({"config__training": 5}, "config: "),
+        ({"config__radius": "far"}, "config: "),
+        ({"config__no_such": 5}, "config: unknown key 'no_such'"),
+        ({"config__base": "paper"}, "config: base"),
+        ({"metadata": 3}, "metadata must be of type dict"),
+        ({"uses_oxidation": "no"}, "uses_oxidation must be of type bool"),
+    ],
+)
+def test_metadata_that_is_none_is_refused_at_once(model, tmp_path, changes, message):
+    path = tmp_path / "model.safetensors"
+    model.save(path)
+    header_of(path, **changes)
+    begin = time.process_time()
+    with pytest.raises(ValueError, match=r"model\.safetensors.*(" + message + ")"):
+        sitenet.load(path)
+    assert time.process_time() - begin < 5  # a million blocks take minutes
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "5", "[" * 100_000])
+def test_metadata_that_is_no_object_is_refused(model, tmp_path, text):
+    path = tmp_path / "model.safetensors"
+    tensors = {k: v.contiguous() for k, v in model.state_dict().items()}
+    safetensors.torch.save_file(tensors, path, {"sitenet": text})
+    with pytest.raises(ValueError, match=r"model\.safetensors: the metadata"):
+        sitenet.load(path)
+
+
+def test_a_wrong_calibration_is_named(tmp_path):
+    path = tmp_path / "model.safetensors"
+    for name, value, message in (
+        ("calibration.axes", torch.zeros(3, 2), r"axes must have shape \(6, None\), got \(3, 2\)"),
+        ("calibration.points", None, "points is missing"),
+        ("calibration.other", torch.zeros(1), "unknown other"),
+        ("calibration.familiarity.radii", torch.zeros(5), "radii must have shape"),
+        ("calibration.familiarity.bonds", torch.full((1, 5), 500.0), "bonds must be between"),
+    ):
+        toy_model().save(path)
+        tensors, metadata = load_tensors(path)
+        tensors.pop(name, None)
+        if value is not None:
+            tensors[name] = value
+        safetensors.torch.save_file(tensors, path, metadata)
+        with pytest.raises(ValueError, match="safetensors: calibration: " + message):
+            sitenet.load(path)
+
+
+def test_older_files_without_checksum_or_new_keys_load(model, tmp_path):
+    path = tmp_path / "model.safetensors"
+    model.save(path)
+    header_of(path, members=None, uses_oxidation=None, config__primitive=None)
+    again = sitenet.load(path)
+    assert again.uses_oxidation and again.config == model.config
+
+
+def test_a_run_folder_stands_for_its_model(model, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"holds no model\.safetensors"):
+        sitenet.load(tmp_path)
+    model.save(tmp_path / "model.safetensors")
+    assert torch.equal(sitenet.load(tmp_path).decoder.weight, model.decoder.weight)
+    save_tensors(tmp_path / "state.safetensors", {"a": torch.ones(1)}, {"sitenet": "{}"})
+    with pytest.raises(ValueError, match=r"state of a training run.*model\.safetensors instead"):
+        sitenet.load(tmp_path / "state.safetensors")
 
 
 def test_other_safetensors_and_later_formats_are_refused(tmp_path):

@@ -69,6 +69,25 @@ def test_it_predicts_the_mean(kind):
         np.testing.assert_allclose(model(pairs).detach()[0], primitive.mean(0)[0], rtol=1e-4)
 
 
+@pytest.mark.parametrize("last", ["relu", "trelu", "softplus"])
+def test_the_mean_is_taken_before_the_last_activation(last):
+    """A member's value below 0 balances another's above it; intervals start from the members'
+    own predictions."""
+    members = [toy_model(seed=k) for k in range(2)]
+    for member, bias in zip(members, (-0.5, 0.3), strict=True):
+        member.config = member.config.replace(last_activation=last)
+        torch.nn.init.zeros_(member.decoder.weight)
+        torch.nn.init.constant_(member.decoder.bias, bias)
+    model = Ensemble(members)
+    want = np.log1p(np.exp(-0.1)) if last == "softplus" else 0.0
+    np.testing.assert_allclose(model.predict(CRYSTALS), want, rtol=1e-6)
+    pairs = find_pairs(CRYSTALS[0], **pair_options(model.config))
+    assert model(pairs).item() == pytest.approx(want, rel=1e-6)
+    each = [member.predict(CRYSTALS[0])[0] for member in members]
+    spread = model.spread(torch.zeros(1, model.encoding_size)).item()
+    assert spread == pytest.approx(np.std(each, ddof=1), rel=1e-5)
+
+
 def test_row_by_row_is_the_same(ensemble):
     finder = PairFinder(CRYSTALS[0], **pair_options(ensemble.config))
     encoding = ensemble.encode_by_rows(finder, max_pairs=7)
@@ -95,12 +114,14 @@ def test_saved_and_loaded(ensemble, tmp_path):
     assert isinstance(again, Ensemble) and same(again, ensemble)
     assert again.config == ensemble.config and again.targets == ensemble.targets
     header = read_metadata(tmp_path / "m.safetensors")
-    assert (header["format"], header["members"]) == (2, 3)
+    assert (header["format"], header["members"]) == (3, 3)
     (want, rows), (got, others) = (rows_of(m, tmp_path) for m in (ensemble, again))
     np.testing.assert_allclose(got, want, rtol=1e-6)  # a calibration is kept in float32
     assert [row[4] for row in rows] == [row[4] for row in others]
-    toy_model().save(tmp_path / "one.safetensors")
-    assert read_metadata(tmp_path / "one.safetensors")["format"] == 1
+    for model, number in ((toy_model(members=2), 2), (toy_model(), 1)):  # older versions read it
+        model.calibration = None
+        model.save(tmp_path / "plain.safetensors")
+        assert read_metadata(tmp_path / "plain.safetensors")["format"] == number
 
 
 def test_intervals_are_of_each_crystal(ensemble, tmp_path):

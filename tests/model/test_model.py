@@ -1,6 +1,7 @@
 """The model against the published way of computing, and what holds for any model of crystals."""
 
 import copy
+import dataclasses
 import pickle
 from types import SimpleNamespace
 
@@ -10,10 +11,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_pairs import random_pairs, written_out
+from toy_crystals import toy_crystals, toy_model
 
+import sitenet
 from sitenet.config import SiteNetConfig, config_names
-from sitenet.model.sitenet import SiteNet, Target, gaussians, log_envelope
-from sitenet.pairs.features import pair_features
+from sitenet.model.ensemble import Ensemble
+from sitenet.model.sitenet import SiteNet, Target
+from sitenet.pairs.features import gaussians, log_envelope, pair_features
 from sitenet.pairs.finder import PairFinder
 from sitenet.pairs.pairs import Pairs
 from sitenet.published.checkpoint import to_published
@@ -314,7 +318,7 @@ def test_row_by_row_is_all_at_once(device, merge, max_pairs, extended):
         EXTENDED.replace(images="supercell", **changes) if extended else SMALL.replace(**changes)
     )
     model = model_of(config).to(device)
-    finder = PairFinder(crystal, None, merge)
+    finder = PairFinder(crystal, 0, merge)
     want = model(finder.rows().to(device))
     got = model.decode(model.encode_by_rows(finder, max_pairs))
     torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
@@ -449,3 +453,28 @@ class Predictions(torch.utils.data.Dataset):
     @torch.no_grad()
     def __getitem__(self, _):
         return self.model(self.pairs)
+
+
+def test_oxidation_states_are_left_out_where_training_had_none(tmp_path):
+    """A published model takes them, as SPEC 2.2 says; one that never saw any does not, and a file
+    keeps which."""
+    plain = toy_crystals(3)
+    charged = [dataclasses.replace(c, oxidation=np.where(c.numbers == 8, -2.0, 2)) for c in plain]
+    for model in (toy_model(), toy_model(members=2)):
+        assert model.uses_oxidation
+        assert np.abs(model.predict(charged) - model.predict(plain)).max() > 1e-3
+        model.uses_oxidation = False
+        want = model.predict(plain)
+        model.save(tmp_path / "m.safetensors")
+        for each in (model, sitenet.load(tmp_path / "m.safetensors")):
+            # Sites that differ in charge alone are separate rows: other orders of the same sums.
+            np.testing.assert_allclose(each.predict(charged), want, rtol=1e-4, atol=1e-5)
+    first, second = toy_model(), toy_model(seed=1)
+    second.uses_oxidation = False
+    with pytest.raises(ValueError, match="member 2 of the ensemble"):
+        Ensemble([first, second])
+
+
+@pytest.mark.parametrize("name", ["mp-gap", "mp-eform"])
+def test_shipped_models_leave_oxidation_states_out(name):
+    assert not sitenet.load(name).uses_oxidation

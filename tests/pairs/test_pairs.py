@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,9 +15,10 @@ from cases import matbench_crystals
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sitenet.config import InteractionFeature
+from sitenet.config import InteractionFeature, SiteNetConfig
 from sitenet.pairs.features import pair_features
 from sitenet.pairs.finder import PairFinder, find_pairs
+from sitenet.pairs.maker import pair_options
 from sitenet.pairs.pairs import Pairs
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
@@ -96,7 +98,7 @@ def test_rows_of_rock_salt_by_hand():
     a = 5.64
     faces = [[0, 0, 0], [0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]]
     frac = np.concatenate([faces, np.add(faces, [0.5, 0, 0])])
-    pairs = find_pairs(make_crystal(a * np.eye(3), frac, [11] * 4 + [17] * 4), max_sites=None)
+    pairs = find_pairs(make_crystal(a * np.eye(3), frac, [11] * 4 + [17] * 4), max_sites=0)
     assert pairs.count.tolist() == [4, 4] and pairs.numbers.tolist() == [11, 17]
     assert pairs.orbit.tolist() == [0] * 4 + [1] * 4
     assert pairs.offsets.tolist() == [0, 4, 8]
@@ -208,7 +210,7 @@ def test_bad_supercells_are_refused(matrix):
 def test_other_published_features():
     """Sine Coulomb and reciprocal square against the formulas, site by site."""
     crystal = random_crystal(8, sites=4)
-    pairs = find_pairs(crystal, None, merge=False, sine=True)
+    pairs = find_pairs(crystal, 0, merge=False, sine=True)
     got = pair_features(
         pairs,
         [
@@ -291,7 +293,7 @@ def test_another_cell_of_the_lattice_has_the_same_pairs(seed):
     frac = crystal.frac @ np.linalg.inv(shear)
     other = make_crystal(shear @ crystal.cell, frac, crystal.numbers)
     for merge in (True, False):
-        ours, theirs = (find_pairs(c, None, merge) for c in (other, crystal))
+        ours, theirs = (find_pairs(c, 0, merge) for c in (other, crystal))
         torch.testing.assert_close(ours.distance, theirs.distance, rtol=0, atol=1e-9)
         assert torch.equal(ours.sites, theirs.sites)
 
@@ -307,11 +309,11 @@ def test_orbits_of_a_lattice_with_a_vacancy():
     """Found by whole rows only: the shortest distances are those of the perfect lattice."""
     points = np.stack(np.meshgrid(*[np.arange(6)] * 3, indexing="ij"), -1).reshape(-1, 3)
     crystal = make_crystal(np.eye(3) * 18, points[1:] / 6, [11] * 215)
-    pairs = find_pairs(crystal, None)
+    pairs = find_pairs(crystal, 0)
     # The orbits of cubic symmetry around the vacancy: 0 <= x <= y <= z <= 3 without the origin.
     assert pairs.num_rows == 19
     assert pairs.count.sum() == 215
-    assert_same_pairs(pairs, find_pairs(crystal, None, merge=False))
+    assert_same_pairs(pairs, find_pairs(crystal, 0, merge=False))
 
 
 def published_model():
@@ -370,7 +372,7 @@ def test_ten_thousand_sites_stay_small():
     script = (
         "import resource, numpy as np\n"
         "from types import SimpleNamespace\n"
-        "from sitenet.pairs.pairs import PairFinder\n"
+        "from sitenet.pairs.finder import PairFinder\n"
         "used = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024\n"
         "rng, n, before = np.random.default_rng(0), 10_000, used()\n"
         "crystal = SimpleNamespace(cell=np.eye(3) * 53, frac=rng.random((n, 3)),\n"
@@ -441,13 +443,69 @@ def test_sphere_does_not_depend_on_the_cell(seed):
     assert_same_rows(pairs, want)
 
 
+def needle(length=1e-3, sites=1):
+    """A cell with one vector that is far shorter than the others."""
+    frac = np.linspace(0, 0.5, sites)[:, None] * [0, 1, 1]
+    return make_crystal(np.diag([length, 1e3, 1e3]), frac, [6] * sites)
+
+
+def test_max_sites_means_one_thing():
+    """None is the default, 0 the cell as it is; the same for a config's options."""
+    crystal = rock_salt()
+    for make in (find_pairs, lambda c, **options: PairFinder(c, **options).rows()):
+        assert torch.equal(make(crystal, max_sites=None).distance, make(crystal).distance)
+        assert make(crystal, max_sites=None).images == make(crystal, max_sites=100).images == 48
+        assert make(crystal, max_sites=0).images == 1
+        assert 1 < make(crystal, max_sites=np.int64(20)).images <= 10
+    config = SiteNetConfig(max_sites=20)
+    want = find_pairs(crystal, **pair_options(config)).images.item()
+    assert 1 < want == find_pairs(crystal, **pair_options(config, None)).images <= 10
+    assert find_pairs(crystal, **pair_options(config, 0)).images == 1
+
+
+@pytest.mark.parametrize("max_sites", [1.5, "100", True])
+def test_max_sites_is_an_integer(max_sites):
+    with pytest.raises(TypeError, match="max_sites must be an integer"):
+        find_pairs(rock_salt(), max_sites)
+
+
+@pytest.mark.parametrize(
+    "search",
+    [
+        lambda: find_pairs(rock_salt(), 10**12),
+        lambda: PairFinder(rock_salt(), 10**12),
+        lambda: PairFinder(rock_salt(), 2**70),
+        lambda: find_pairs(rock_salt(), -1),
+        lambda: find_pairs(rock_salt(), supercell=np.diag([10**6] * 3)),
+        lambda: find_pairs(rock_salt(), images="sphere", radius=1e3),
+        lambda: find_pairs(needle(1e-6), images="sphere", radius=900),
+        lambda: find_pairs(needle(1e-3, 500), images="sphere", radius=8.0),
+    ],
+)
+def test_work_without_end_is_refused_before_it_starts(search):
+    begin = time.process_time()
+    with pytest.raises(ValueError, match=r"max_sites|radius|images") as caught:
+        search()
+    assert "more than" in str(caught.value) or "from 0 to 1000000" in str(caught.value)
+    assert time.process_time() - begin < 5  # the searches themselves take minutes, or all memory
+
+
+def test_a_sheared_cell_is_judged_by_its_lattice():
+    """The box of the basis as it is would be refused; that of the reduced basis is small."""
+    crystal = random_crystal(3, 2)
+    shear = np.array([[1, 0, 0], [100_000, 1, 0], [0, 100_000, 1]])
+    other = make_crystal(shear @ crystal.cell, crystal.frac @ np.linalg.inv(shear), crystal.numbers)
+    want, got = (find_pairs(c, images="sphere", radius=4.0, merge=False) for c in (crystal, other))
+    assert got.num_pairs == want.num_pairs > 10
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"images": "sphere", "radius": 0}, "radius must be positive"),
-        ({"images": "sphere", "radius": 1e5}, "fewer than 1e9 pairs"),
+        ({"images": "sphere", "radius": 1e5}, "more than 2e\\+08: take a smaller radius"),
         ({"images": "sphere", "radius": float("nan")}, "radius must be positive"),
-        ({"images": "sphere", "sine": True, "merge": False}, "of images='supercell'"),
+        ({"images": "sphere", "sine": True, "merge": False}, "need images='supercell'"),
         ({"images": "cube"}, "images must be 'supercell' or 'sphere', got 'cube'"),
         ({"tolerance": -1}, "tolerance must be >= 0"),
     ],

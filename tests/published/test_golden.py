@@ -48,7 +48,7 @@ def run(z, model, pairs, x, features):
 def attention_path(request, monkeypatch):
     """The kernels, and the same in plain torch."""
     if request.param == "plain":
-        monkeypatch.setattr("sitenet.model.sitenet.attention", reference.attention)
+        monkeypatch.setattr("sitenet.model.blocks.attention", reference.attention)
         monkeypatch.setattr("sitenet.model.sitenet.pair_embedding", reference.pair_embedding)
 
 
@@ -123,7 +123,7 @@ def test_golden_float32(path, device, monkeypatch):
         torch.as_tensor(z[what], dtype=torch.float64, device=device).view_as(x)
         for what, x in zip(("encoding", "prediction"), got, strict=True)
     ]
-    monkeypatch.setattr("sitenet.model.sitenet.attention", reference.attention)
+    monkeypatch.setattr("sitenet.model.blocks.attention", reference.attention)
     monkeypatch.setattr("sitenet.model.sitenet.pair_embedding", reference.pair_embedding)
     allowed = limits(lambda copy: outputs(copy[0], copy[1], copy[2:]), arguments, exact)
     ours = errors(got, exact)

@@ -199,3 +199,8 @@ def test_every_damaged_byte_is_noticed(tmp_path):
         path.write_bytes(content[:length])
         with pytest.raises(ValueError, match="is damaged"):
             load_tensors(path)
+
+
+def test_absent_files_are_not_damaged_ones(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        load_tensors(tmp_path / "absent.safetensors")

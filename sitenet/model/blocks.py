@@ -1,0 +1,289 @@
+"""Layers and attention blocks of Site-Net."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sitenet.config import SiteNetConfig
+from sitenet.ops.attention import attention
+from sitenet.ops.rows import normalise, row_of_pair, row_softmax, weighted_sums
+
+ACTIVATIONS = {"mish": F.mish, "relu": torch.relu, "none": lambda x: x}
+EPSILON = 1e-5  # of every norm
+
+
+class Layer(nn.Module):
+    """Linear -> activation -> norm, in the order of the published code."""
+
+    norm: nn.LayerNorm | None
+
+    def __init__(self, inputs: int, outputs: int, activation: str, norm: str):
+        super().__init__()
+        self.linear = nn.Linear(inputs, outputs)
+        self.activation = activation
+        self.norm = nn.LayerNorm(outputs, EPSILON) if norm == "layer" else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = ACTIVATIONS[self.activation](self.linear(x))
+        return x if self.norm is None else self.norm(x)
+
+    def finish(self, z: Tensor) -> Tensor:
+        """Activation and norm, without its affine part, of the linear part z."""
+        return normalise(ACTIVATIONS[self.activation](z), self.norm is not None, EPSILON)
+
+    def affine(self, x: Tensor) -> Tensor:
+        """Apply the norm's affine part to an x that lacks it."""
+        return x if self.norm is None else x * self.norm.weight + self.norm.bias
+
+
+@dataclass
+class Rows:
+    """The pairs as the blocks see them: CSR offsets (rows + 1,), each pair's site (pairs,), and
+    ln(multiplicity), (pairs,), -inf beyond the cutoff."""
+
+    offsets: Tensor
+    sites: Tensor
+    log_multiplicity: Tensor
+
+
+class Block(nn.Module):
+    """One attention block: g^W weighs the pairs, g^A computes what they pass on, g^I renews e_ij,
+    and g^S renews the states."""
+
+    hidden: nn.ModuleList  # of Layer, g^W
+    interaction: Layer  # g^I, where the block renews e_ij
+
+    def __init__(self, config: SiteNetConfig):
+        super().__init__()
+        self.sites = config.heads * config.site_dim
+        self.width = config.heads * config.interaction_dim
+        self.heads = config.heads
+        self.k_softmax = config.k_softmax
+        inputs = 2 * self.sites + self.width
+        layer = functools.partial(Layer, activation=config.activation, norm=config.norm)
+        self.residual = config.residual
+        self.renews = config.interaction == "renew"
+        widths = (inputs, *config.hidden)
+        hidden = list(map(layer, widths[:-1], widths[1:]))
+        self.hidden = nn.ModuleList(hidden)
+        self.logits = nn.Linear(config.hidden[-1], config.heads)
+        self.attention = layer(inputs, config.site_dim)  # g^A
+        if self.renews:
+            self.interaction = layer(inputs, self.width)
+        if self.residual:
+            self.norm = norm_of(config.norm, self.sites)
+            self.out = layer(2 * self.sites, 2 * self.sites)
+            self.add = nn.Linear(2 * self.sites, self.sites)
+        else:
+            self.out = layer(self.sites, self.sites)  # g^S
+        self.plain = config.k_softmax is not None or len(config.hidden) > 1
+        self.logits.bias.requires_grad_(False)  # cancels in the softmax
+        if hidden[0].norm is not None and not self.plain:
+            hidden[0].norm.bias.requires_grad_(False)  # so does this
+
+    def forward(
+        self,
+        x: Tensor,
+        e: Tensor,
+        e_layer: Layer,
+        rows: Rows,
+        first: int = 0,
+        need_interaction: bool = True,
+        need_weights: bool = False,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Let the rows' sites attend to their pairs.
+
+        Args:
+            x: (sites, D) states of all sites.
+            e: (pairs, E) interaction features, without the affine part of their norm.
+            e_layer: the layer that e comes from, whose affine part is still to be applied.
+            rows: the pairs.
+            first: the site of the first row; the rows' sites are contiguous.
+            need_interaction: whether to return the next interaction features.
+            need_weights: whether to return the attention weights.
+
+        Returns:
+            The new states (rows, D); the next interaction features (pairs, E), again without
+            their affine part, or None; the attention weights (pairs, heads) or None. A block that
+            keeps the interaction features returns e.
+        """
+        before = x
+        if self.residual:
+            x = self.norm(x)
+        groups = [self.first_hidden, self.attention]
+        if need_interaction and self.renews:
+            groups.append(self.interaction)
+        weight = torch.cat([g.linear.weight for g in groups])  # (columns, 2 D + E)
+        bias = torch.cat([g.linear.bias for g in groups])
+        w_i, w_j, w_e = weight.split([self.sites, self.sites, self.width], 1)
+        if e_layer.norm is not None:
+            bias = bias + w_e @ e_layer.norm.bias
+            w_e = w_e * e_layer.norm.weight
+        here = slice(first, first + len(rows.offsets) - 1)
+        site_i = F.linear(x[here], w_i, bias)  # (rows, columns)
+        site_j = F.linear(x, w_j)  # (sites, columns)
+
+        compute = self.attend_plainly if self.plain else self.attend_fused
+        y, renewed, weights = compute(site_i, site_j, e, w_e, rows, need_weights)
+        y = self.attention.affine(y.unflatten(1, (-1, self.heads)).mT)  # (rows, heads, A)
+        y = y.mT.flatten(1)
+        if self.residual:
+            y = before[here] + self.add(self.out(torch.cat([x[here], y], 1)))
+        else:
+            y = self.out(y)
+        return y, renewed if self.renews else e, weights
+
+    @property
+    def first_hidden(self) -> Layer:
+        """The hidden layer on the pair's input."""
+        return cast(Layer, self.hidden[0])
+
+    def attend_fused(
+        self, site_i: Tensor, site_j: Tensor, e: Tensor, w_e: Tensor, rows: Rows, need_weights: bool
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Let the fused op compute the whole block, which has one hidden layer.
+
+        Args:
+            site_i: (rows, columns) linear part of the rows' sites, bias included.
+            site_j: (sites, columns) linear part of all sites.
+            e: (pairs, E) interaction features.
+            w_e: (columns, E) weights on them.
+            rows: the pairs.
+            need_weights: whether to return the attention weights.
+
+        Returns:
+            The weighted sums (rows, A * heads), the renewed interaction features or None, and the
+            attention weights or None, the first two without the affine part of their norms.
+        """
+        logit_weight = self.logits.weight
+        norm = self.first_hidden.norm
+        if norm is not None:
+            logit_weight = logit_weight * norm.weight
+            logit_weight = logit_weight - logit_weight.mean(1, keepdim=True)
+        y, renewed, logits = attention(
+            site_i,
+            site_j,
+            e,
+            w_e,
+            logit_weight,
+            rows.log_multiplicity,
+            rows.offsets,
+            rows.sites,
+            attention_dim=self.attention.linear.out_features,
+            activation=self.attention.activation,
+            norm=self.attention.norm is not None,
+            eps=EPSILON,
+            need_logits=need_weights,
+            check_indices=False,  # Pairs.check has
+        )
+        if not need_weights:
+            return y, renewed, None
+        row = row_of_pair(rows.offsets, len(rows.sites))
+        return y, renewed, row_softmax(cast(Tensor, logits), row, len(site_i))
+
+    def attend_plainly(
+        self, site_i: Tensor, site_j: Tensor, e: Tensor, w_e: Tensor, rows: Rows, need_weights: bool
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Do the same as ``attend_fused`` in plain torch, with every pair's layers in memory, for
+        several hidden layers or k_softmax."""
+        row = row_of_pair(rows.offsets, len(rows.sites))
+        z = site_i[row] + site_j[rows.sites.long()] + F.linear(e, w_e)  # (pairs, columns)
+        hidden = self.first_hidden.linear.out_features
+        a_dim = self.attention.linear.out_features
+        m, a, interaction = z.split([hidden, a_dim, z.shape[1] - hidden - a_dim], 1)
+        m = self.first_hidden.affine(self.first_hidden.finish(m))
+        for layer in self.hidden[1:]:
+            m = layer(m)
+        logits = F.linear(m, self.logits.weight)  # (pairs, heads)
+        log_multiplicity = rows.log_multiplicity[:, None]
+        if self.k_softmax is not None:
+            left = places_left(logits, rows, row, self.k_softmax)
+            log_multiplicity = log_multiplicity + left
+        logits = logits + log_multiplicity
+        weights = row_softmax(logits, row, len(site_i))
+        y = weighted_sums(weights, self.attention.finish(a), row, len(site_i))
+        renewed = self.interaction.finish(interaction) if interaction.shape[1] else None
+        return y, renewed, weights if need_weights else None
+
+
+def places_left(logits: Tensor, rows: Rows, row: Tensor, k: int) -> Tensor:
+    """Compute what to add to ln(multiplicity) so that a row keeps its k largest logits.
+
+    A pair of multiplicity m stands for m equal logits: going down from a row's largest logit, it
+    keeps as many of them as places are left, and they are equal, so it does not matter which.
+
+    Args:
+        logits: (pairs, heads).
+        rows: the pairs.
+        row: (pairs,) the row of each pair.
+        k: logits that a row keeps.
+
+    Returns:
+        (pairs, heads), -inf for pairs that are dropped.
+    """
+    multiplicity = rows.log_multiplicity.exp()  # 0 beyond the cutoff
+    left = torch.empty_like(logits)
+    for head in range(logits.shape[1]):
+        key = logits[:, head].detach().masked_fill(multiplicity == 0, -torch.inf)
+        order = torch.argsort(key, descending=True, stable=True)
+        order = order[torch.argsort(row[order], stable=True)]  # by row, then by falling logit
+        count = multiplicity[order].to(torch.float64).round()
+        before = count.cumsum(0) - count
+        before = before - before[rows.offsets[:-1]][row]
+        kept = torch.minimum((k - before).clamp(min=0), count) / count.clamp(min=1)
+        left[order, head] = kept.to(logits.dtype)
+    return left.log()
+
+
+def norm_of(kind: str, width: int) -> nn.Module:
+    """LayerNorm, or nothing."""
+    return nn.LayerNorm(width, EPSILON) if kind == "layer" else nn.Identity()
+
+
+def with_gradient_of(value: Tensor, x: Tensor) -> Tensor:
+    """Return the value, and pass its gradient to x unchanged."""
+    return value.detach() + (x - x.detach())
+
+
+class Embedding(nn.Embedding):
+    """Element embedding.
+
+    Args:
+        number: rows.
+        width: columns.
+        bounded: whether to hold the rows to a norm of at most 1; otherwise they start near 1.
+
+    The published code scales the rows that it looks up in place, and its gradient ignores the
+    scaling. The look-up here gives the same values and gradients but leaves the stored rows alone;
+    ``scale_rows`` scales them as the published look-up does.
+    """
+
+    def __init__(self, number: int, width: int, bounded: bool):
+        super().__init__(number, width)
+        self.bounded = bounded
+        if not bounded:
+            nn.init.normal_(self.weight, std=width**-0.5)
+
+    def forward(self, numbers: Tensor) -> Tensor:
+        rows = super().forward(numbers)
+        if not self.bounded:
+            return rows
+        return with_gradient_of(rows * self._factor(rows), rows)
+
+    @torch.no_grad()
+    def scale_rows(self, numbers: Tensor) -> None:
+        """Scale the stored rows of these elements to a norm of at most 1, in place."""
+        used = torch.zeros(len(self.weight), 1, dtype=torch.bool, device=self.weight.device)
+        used.index_fill_(0, numbers, True)
+        self.weight.mul_(torch.where(used, self._factor(self.weight), 1))
+
+    @staticmethod
+    def _factor(rows: Tensor) -> Tensor:
+        norm = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+        return torch.where(norm > 1, 1 / (norm + 1e-7), 1).to(rows.dtype)

@@ -1,0 +1,59 @@
+"""The pairs of a crystal as flat columns, as a store keeps them."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from sitenet.pairs.pairs import Pairs
+
+Columns = dict[str, np.ndarray]
+
+# Column -> what has one entry in it, and its dtype on disk and in memory. Distances are kept in
+# float32: 5e-7 A at 8 A, far below the tolerance of merging.
+COLUMNS = {
+    "num_sites": ("crystal", np.int32),
+    "images": ("crystal", np.int32),
+    "num_rows": ("crystal", np.int32),
+    "num_mixed": ("crystal", np.int32),
+    "numbers": ("row", np.uint8),
+    "oxidation": ("row", np.float32),
+    "count": ("row", np.int32),
+    "num_pairs": ("row", np.int32),
+    "sites": ("pair", np.int32),
+    "distance": ("pair", np.float32),
+    "multiplicity": ("pair", np.int32),
+    "mixed_rows": ("species", np.int32),
+    "mixed_numbers": ("species", np.uint8),
+    "mixed_shares": ("species", np.float32),
+}
+
+
+def columns_of(pairs: Pairs) -> Columns:
+    """Lay out one crystal's pairs as columns."""
+    none = torch.empty(0)
+    mixed = none if pairs.mixed_rows is None else pairs.mixed_rows
+    columns = {
+        "num_sites": pairs.num_sites,
+        "images": pairs.images,
+        "num_rows": pairs.crystals.diff(),
+        "num_mixed": torch.tensor([len(mixed)]),
+        "numbers": pairs.numbers,
+        "oxidation": pairs.oxidation,
+        "count": pairs.count,
+        "num_pairs": pairs.offsets.diff(),
+        "sites": pairs.sites,
+        "distance": pairs.distance,
+        "multiplicity": pairs.multiplicity,
+        "mixed_rows": mixed,
+        "mixed_numbers": none if pairs.mixed_numbers is None else pairs.mixed_numbers,
+        "mixed_shares": none if pairs.mixed_shares is None else pairs.mixed_shares,
+    }
+    if pairs.sine_distance is not None:
+        columns["sine_distance"] = pairs.sine_distance
+    return {name: x.numpy().astype(dtype_of(name), copy=False) for name, x in columns.items()}
+
+
+def dtype_of(name: str) -> type:
+    """The dtype of a column."""
+    return np.float32 if name == "sine_distance" else COLUMNS[name][1]
