@@ -82,7 +82,7 @@ def test_golden_pairs_and_features(file):
     """With the published supercell's choice where rounding ties."""
     z = np.load(file)
     crystal = make_crystal(z["prim_lattice"], z["prim_frac"], z["prim_Z"], z["oxidation"][:, 0])
-    limit, matrix = int(z["limit"]) or None, z["super_matrix"]
+    limit, matrix = int(z["limit"]), z["super_matrix"]
     pairs = find_pairs(crystal, merge=False, supercell=matrix)
     assert pairs.images.item() == z["images"] and pairs.num_sites.item() == z["prim_size"]
     want = z["interaction"].reshape(-1, 2)
