@@ -182,12 +182,13 @@ class Crystal:
             self.warnings,
         )
 
-    def supercell(self, max_sites: int | None = 500) -> Crystal:
+    def supercell(self, max_sites: int | None = None) -> Crystal:
         """The published supercell: nearly cubic, grown while it holds at most ``max_sites``.
 
         Args:
             max_sites: most sites of the supercell; a larger cell is not repeated, but sheared.
-                Species that share a place are one site. None returns the crystal as it is.
+                Species that share a place are one site. None takes 500, the paper's largest; 0
+                returns the crystal as it is.
 
         Returns:
             A crystal in which the images of a site are adjacent: row j is an image of site
@@ -196,6 +197,8 @@ class Crystal:
         Source: cif_zip_to_hdf5.py of the published Site-Net; see ``supercell_matrix``.
         """
         if max_sites is None:
+            max_sites = 500
+        if max_sites == 0:
             return self
         places = len(self) if self.occupancy is None else len(find_places(self))
         matrix = supercell_matrix(self.cell, places, max_sites)

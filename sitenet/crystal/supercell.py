@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import operator
-
 import numpy as np
 
 from sitenet.system.compiled import _C
@@ -11,14 +9,14 @@ from sitenet.system.compiled import _C
 MOST_SITES = 1_000_000  # of a supercell: beyond, memory runs out rather than patience
 
 
-def supercell_matrix(cell: np.ndarray, num_sites: int, max_sites: int | None) -> np.ndarray:
+def supercell_matrix(cell: np.ndarray, num_sites: int, max_sites: int) -> np.ndarray:
     """The published choice of a supercell.
 
     Args:
         cell: (3, 3) lattice vectors as rows, angstrom.
         num_sites: sites of the cell.
-        max_sites: most sites of the supercell, from 1 to MOST_SITES; a cell that has more is not
-            repeated. None takes the cell as it is.
+        max_sites: most sites of the supercell, up to MOST_SITES; a cell that has more is not
+            repeated. 0 takes the cell as it is.
 
     Returns:
         (3, 3) int64, upper triangular: the supercell's vectors are this matrix times ``cell``. Its
@@ -32,16 +30,14 @@ def supercell_matrix(cell: np.ndarray, num_sites: int, max_sites: int | None) ->
     halves round up here; there the rounding errors of LAPACK decide.
     """
     matrix = np.eye(3, dtype=np.int64)
-    if max_sites is None:
+    if isinstance(max_sites, bool) or not isinstance(max_sites, (int, np.integer)):
+        raise TypeError(f"max_sites must be an integer or None, got {max_sites!r}")
+    if not 0 <= max_sites <= MOST_SITES:
+        raise ValueError(f"max_sites must be from 0 to {MOST_SITES}, got {max_sites}")
+    if max_sites == 0:
         return matrix
-    try:
-        max_sites = operator.index(max_sites)
-    except TypeError:
-        raise TypeError(f"max_sites must be an integer or None, got {max_sites!r}") from None
-    if not 1 <= max_sites <= MOST_SITES:
-        raise ValueError(f"max_sites must be from 1 to {MOST_SITES}, or None, got {max_sites}")
     cell = np.ascontiguousarray(cell, dtype=np.float64)
-    if _C.supercell_matrix_cpu(cell.ctypes.data, num_sites, max_sites, matrix.ctypes.data) < 0:
+    if _C.supercell_matrix_cpu(cell.ctypes.data, num_sites, int(max_sites), matrix.ctypes.data) < 0:
         raise ValueError("the cell has no volume or is not finite")
     return matrix
 

@@ -10,7 +10,7 @@ import torch
 from sitenet.config import SiteNetConfig
 from sitenet.crystal.crystal import Crystal
 from sitenet.crystal.disorder import Places, find_places
-from sitenet.crystal.supercell import MOST_SITES, count_images, lattice_points, supercell_matrix
+from sitenet.crystal.supercell import count_images, lattice_points, supercell_matrix
 from sitenet.pairs.pairs import MIXED, Pairs
 from sitenet.system.compiled import _C
 
@@ -206,11 +206,7 @@ def _supercell(
     """The supercell's matrix, from the published choice or as given."""
     if supercell is None:
         most = SiteNetConfig.max_sites if max_sites is None else max_sites
-        if isinstance(most, bool) or not isinstance(most, (int, np.integer)):
-            raise TypeError(f"max_sites must be an integer or None, got {most!r}")
-        if not 0 <= most <= MOST_SITES:
-            raise ValueError(f"max_sites must be from 0 to {MOST_SITES}, got {most}")
-        matrix = supercell_matrix(cell, sites, int(most) or None)
+        matrix = supercell_matrix(cell, sites, most)
     else:
         matrix = np.asarray(supercell)
         if matrix.shape != (3, 3) or not np.issubdtype(matrix.dtype, np.integer):

@@ -100,8 +100,9 @@ def test_the_supercell_is_the_crystal():
 def test_a_crystal_larger_than_the_supercell_stays():
     crystal = Crystal(np.diag([3.0, 4, 5]), np.random.default_rng(0).random((7, 3)), [6] * 7)
     assert len(crystal.supercell(5)) == 7
-    assert crystal.supercell(None) is crystal
-    assert np.array_equal(supercell_matrix(crystal.cell, 7, None), np.eye(3))
+    assert crystal.supercell(0) is crystal
+    assert len(crystal.supercell()) == len(crystal.supercell(None)) == len(crystal.supercell(500))
+    assert np.array_equal(supercell_matrix(crystal.cell, 7, 0), np.eye(3))
 
 
 def test_a_flat_cell_is_refused():
@@ -115,14 +116,12 @@ def test_wrapped_is_below_one():
     assert (repeat_sites(frac, 3 * np.eye(3, dtype=int)) < 1).all()
 
 
-@pytest.mark.parametrize("max_sites", [-1, 0, MOST_SITES + 1, 10**12])
+@pytest.mark.parametrize("max_sites", [-1, MOST_SITES + 1, 10**12])
 def test_bounds_of_a_supercell(max_sites):
     crystal = Crystal(np.eye(3) * 4, [[0, 0, 0]], [26])
-    with pytest.raises(
-        ValueError, match=f"max_sites must be from 1 to 1000000, .* got {max_sites}"
-    ):
+    with pytest.raises(ValueError, match=f"max_sites must be from 0 to 1000000, got {max_sites}"):
         crystal.supercell(max_sites)
-    with pytest.raises(ValueError, match="max_sites must be from 1 to"):
+    with pytest.raises(ValueError, match="max_sites must be from 0 to"):
         find_pairs(crystal, max_sites=max_sites)
 
 

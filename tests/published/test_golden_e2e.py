@@ -91,7 +91,7 @@ def test_golden_supercell_matrix(path):
     """Where a shear is half an integer, the rounding errors of LAPACK chose: it may fall on the
     other side, which in these crystals gives a supercell with the same distances."""
     z = load(path)
-    limit = int(z["limit"]) or None
+    limit = int(z["limit"])
     matrix = supercell_matrix(z["prim_lattice"], len(z["prim_Z"]), limit)
     if np.array_equal(matrix, z["super_matrix"]):
         return
