@@ -139,7 +139,7 @@ def test_crystal_report_takes_one_crystal(tmp_path, model):
 def test_crystal_report_says_how_sure(tmp_path, model):
     model.calibration = SimpleNamespace(
         half_width=lambda coverage, spread: np.array([0.314]),
-        inside=lambda encodings: np.array([False]),
+        unlike=lambda encodings, structures: ["it has Fr, which is not in the training set"],
     )
     e = crystal_report(model, SALT, tmp_path / "salt.html")
     page = Parsed(tmp_path / "salt.html")
@@ -147,7 +147,8 @@ def test_crystal_report_says_how_sure(tmp_path, model):
     assert page.text[page.text.index("like the training crystals") - 1] == "no"
     low, high = e.predicted[0] - 0.314, e.predicted[0] + 0.314
     assert f"{low:.3g} to {high:.3g} eV" in page.text
-    assert any(text.startswith("Unlike the training crystals: ") for text in page.text)
+    reason = "Unlike the training crystals: it has Fr, which is not in the training set"
+    assert any(text.startswith(reason) for text in page.text)
 
 
 def test_doubts_about_the_structure_are_shown(tmp_path, model):
