@@ -236,9 +236,9 @@ def test_op(name, way, row, peak):
     batch = Batch(*{**CASES, **RAGGED}[name])
     generator = torch.Generator(DEVICE).manual_seed(0)
     shapes = ((batch.num_rows, 303), (batch.num_rows, 303), (303, 48), (3, 225))
-    made = [torch.randn(*s, device=DEVICE, generator=generator) / 7 for s in shapes]
+    inputs = [torch.randn(*s, device=DEVICE, generator=generator) / 7 for s in shapes]
     e = batch.e.bfloat16() if way == "bf16" else batch.e
-    leaves = [x.requires_grad_() for x in (*made[:2], e.clone(), *made[2:])]
+    leaves = [x.requires_grad_() for x in (*inputs[:2], e.clone(), *inputs[2:])]
     rest = (e.new_zeros(batch.num_pairs, dtype=torch.float32), batch.offsets, batch.sites)
 
     def call():
@@ -307,11 +307,11 @@ def test_epoch(name, precision, capture, row, full):
     """Training as ``sitenet train`` does, on Matbench crystals that stay on the GPU."""
     config = load_config(name).replace(precision=precision, capture=capture)
     crystals = matbench_crystals(4000 if full else 1000)
-    found = [find_pairs(c, **pair_options(config)) for c in crystals]
-    store = PairStore.of([columns_of(p) for p in found])
-    targets = np.random.default_rng(0).uniform(0, 4, (len(found), 1))
+    pairs = [find_pairs(c, **pair_options(config)) for c in crystals]
+    store = PairStore.of([columns_of(p) for p in pairs])
+    targets = np.random.default_rng(0).uniform(0, 4, (len(pairs), 1))
     model = SiteNet(config).to(DEVICE)
-    everything, none = np.arange(len(found)), np.empty(0, int)
+    everything, none = np.arange(len(pairs)), np.empty(0, int)
     data = TrainingData(store.to(DEVICE), targets, Split(everything, none, none))
     run = Trainer(model, data)
     while run.captured:  # what captures is not measured
@@ -320,7 +320,7 @@ def test_epoch(name, precision, capture, row, full):
         if captures(run) == before:
             break
     t = measure_gpu(run.train_epoch, repeats=10)
-    rate = len(found) / t.median
+    rate = len(pairs) / t.median
     steps = run.total_steps // config.training.epochs
     header = ("config", "precision", "host starts", "crystals/s", "ms a step")
     header += ("s for an epoch of 85,000", "host")

@@ -45,11 +45,11 @@ def test_merging(table, full):
     options |= {f"sphere {r} A": {"images": "sphere", "radius": r} for r in (5, 6, 8)}
     for name, option in options.items():
         begin = time.perf_counter()
-        found = [find_pairs(c, **option) for c in crystals]
+        pairs = [find_pairs(c, **option) for c in crystals]
         seconds = time.perf_counter() - begin
-        unmerged = np.array([int(p.multiplicity.long() @ p.count.long()[p.rows]) for p in found])
-        merged = np.array([p.num_pairs for p in found])
-        rows = [sum(x) for x in ((p.orbit.numel() for p in found), (p.num_rows for p in found))]
+        unmerged = np.array([int(p.multiplicity.long() @ p.count.long()[p.rows]) for p in pairs])
+        merged = np.array([p.num_pairs for p in pairs])
+        rows = [sum(x) for x in ((p.orbit.numel() for p in pairs), (p.num_rows for p in pairs))]
         fewer = f"{unmerged.sum() / merged.sum():.2f}x", f"{np.median(unmerged / merged):.2f}x"
         cells = (unmerged.sum(), merged.sum(), *fewer, *rows, f"{len(crystals) / seconds:.0f}")
         table(title, header, name, *cells)

@@ -302,8 +302,8 @@ def measure(name: str, job: Job) -> dict[str, float]:
     mean, std = y[: -job.held].mean(), y[: -job.held].std()
     seen = train(peer, store, (y[: -job.held] - mean) / std, begin, job.seconds)
     rate = seen / (clock() - read)
-    found = predict(peer, test, job.held) * std.item() + mean.item()
-    error = np.abs(np.maximum(found, 0) - job.gaps[-job.held :])
+    predicted = predict(peer, test, job.held) * std.item() + mean.item()
+    error = np.abs(np.maximum(predicted, 0) - job.gaps[-job.held :])
     return {
         "parameters": sum(p.numel() for p in peer.model.parameters()),
         "read": job.held / (t[1] - t[0]),
@@ -371,14 +371,14 @@ def test_peer(name, table, full, threads):
     seconds = 60 * minutes if full else 0.5
     texts = matbench_texts(count + held)
     gaps = parquet.read_table(MATBENCH, columns=["band_gap_eV"])["band_gap_eV"].to_numpy()
-    found = in_own_process(name, Job(texts, gaps[: len(texts)], held, seconds), threads)
-    assert isinstance(found, dict), found
+    results = in_own_process(name, Job(texts, gaps[: len(texts)], held, seconds), threads)
+    assert isinstance(results, dict), results
     cells = (
-        f"{found['parameters']:,}",
-        *(f"{found[key]:.0f}" for key in ("read", "predict", "both", "train")),
-        f"{found['epochs']:.1f}",
-        f"{found['mae']:.3f}",
-        f"{found['gigabytes']:.2f}",
+        f"{results['parameters']:,}",
+        *(f"{results[key]:.0f}" for key in ("read", "predict", "both", "train")),
+        f"{results['epochs']:.1f}",
+        f"{results['mae']:.3f}",
+        f"{results['gigabytes']:.2f}",
     )
     mean = np.abs(gaps[count : count + held] - gaps[:count].mean()).mean()
     title = (

@@ -221,7 +221,10 @@ def train_case():
     from sitenet.data import Split
     from sitenet.model import SiteNet
     from sitenet.pairs import find_pairs
-    from sitenet.pairs.store import PairStore, columns_of, pair_options
+    from sitenet.pairs.columns import columns_of
+    from sitenet.pairs.maker import pair_options
+    from sitenet.pairs.store import PairStore
+    from sitenet.training.data import TrainingData
     from sitenet.training.trainer import Trainer
 
     rng, crystals = np.random.default_rng(0), []
@@ -244,7 +247,8 @@ def train_case():
         pairs = [find_pairs(c, **pair_options(config)) for c in crystals]
         store = PairStore.of([columns_of(p) for p in pairs])
         torch.manual_seed(0)
-        trainer = Trainer(SiteNet(config).to(device), store, targets, parts)
+        data = TrainingData(store.to(device), targets, parts)
+        trainer = Trainer(SiteNet(config).to(device), data)
         losses[name] = [trainer.train_epoch() for _ in range(4)]
     want = np.array(losses["cpu"])
     return {k: float(np.abs(np.array(v) / want - 1).max()) for k, v in losses.items()}, 0.05, True
