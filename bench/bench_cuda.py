@@ -20,8 +20,10 @@ from sitenet.model.blocks import Block, Layer, Rows
 from sitenet.model.sitenet import SiteNet
 from sitenet.ops.attention import attention
 from sitenet.ops.geometry import minimum_image_distances_batch
+from sitenet.pairs.columns import columns_of
 from sitenet.pairs.finder import find_pairs
-from sitenet.pairs.store import PairStore, columns_of, pair_options
+from sitenet.pairs.maker import pair_options
+from sitenet.pairs.store import PairStore
 from sitenet.published.model import PublishedBlock
 from sitenet.system.environment import info
 from sitenet.training.data import TrainingData

@@ -86,7 +86,7 @@ class Sitenet(Peer):
 
     def __init__(self, config: str) -> None:
         from sitenet.model.sitenet import SiteNet
-        from sitenet.pairs.store import pair_options
+        from sitenet.pairs.maker import pair_options
 
         # Gaps are standardised here, so the last activation must let negative values pass.
         config = load_config(config).replace(last_activation="identity", missing="mean")
@@ -96,8 +96,8 @@ class Sitenet(Peer):
 
     def read(self, text):
         from sitenet.crystal.crystal import read_cif
+        from sitenet.pairs.columns import columns_of
         from sitenet.pairs.finder import find_pairs
-        from sitenet.pairs.store import columns_of
 
         return columns_of(find_pairs(read_cif(text).primitive(), **self.options))
 

@@ -31,7 +31,8 @@ from sitenet.model.calibration import Calibration, calibrate, spread
 from sitenet.model.checkpoint import read_metadata, shipped_weights
 from sitenet.model.ensemble import Model
 from sitenet.model.surroundings import Surroundings
-from sitenet.pairs.store import PairMaker, PairStore
+from sitenet.pairs.maker import PairMaker
+from sitenet.pairs.store import PairStore
 
 CHUNK = 1000  # crystals whose pairs are held at a time
 ENCODED = 5000  # training crystals that are encoded, as in training

@@ -10,8 +10,8 @@ import torch
 from sitenet.inference.explanation import DatasetExplanation, Explanation, count_members
 from sitenet.inference.structures import is_single, numbered, preparation, prepared, title
 from sitenet.pairs.finder import find_pairs
+from sitenet.pairs.maker import PairMaker
 from sitenet.pairs.pairs import Pairs
-from sitenet.pairs.store import PairMaker
 
 if TYPE_CHECKING:
     from sitenet.crystal.crystal import Crystal

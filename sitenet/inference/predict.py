@@ -10,8 +10,10 @@ import torch
 
 from sitenet.crystal.crystal import Crystal
 from sitenet.inference.structures import is_single, numbered, preparation, prepared
+from sitenet.pairs.columns import Columns
 from sitenet.pairs.finder import PairFinder
-from sitenet.pairs.store import Columns, PairMaker, PairStore
+from sitenet.pairs.maker import PairMaker
+from sitenet.pairs.store import PairStore
 
 if TYPE_CHECKING:
     from sitenet.model.ensemble import Model

@@ -23,7 +23,9 @@ from sitenet.inference.table import (
     structure_warnings,
 )
 from sitenet.model.ensemble import Model
-from sitenet.pairs.store import Columns, PairMaker, PairStore
+from sitenet.pairs.columns import Columns
+from sitenet.pairs.maker import PairMaker
+from sitenet.pairs.store import PairStore
 from sitenet.system.files import fingerprint
 from sitenet.system.workers import in_order
 

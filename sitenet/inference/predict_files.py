@@ -24,7 +24,7 @@ from sitenet.inference.predict_chunks import Chunk, Predictor, chunked
 from sitenet.inference.structures import preparation
 from sitenet.inference.table import COVERAGE, Row
 from sitenet.model.ensemble import Model
-from sitenet.pairs.store import PairMaker
+from sitenet.pairs.maker import PairMaker
 from sitenet.system.distributed import barrier, is_first, local_world, rank, world
 from sitenet.system.files import (
     cell_text,

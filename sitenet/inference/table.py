@@ -13,8 +13,9 @@ from sitenet.model.calibration import half_widths
 if TYPE_CHECKING:
     from sitenet.crystal.crystal import Crystal
     from sitenet.model.ensemble import Model
+    from sitenet.pairs.columns import Columns
     from sitenet.pairs.pairs import Pairs
-    from sitenet.pairs.store import Columns, PairStore
+    from sitenet.pairs.store import PairStore
 
     Structures: TypeAlias = Pairs | PairStore | Sequence[Crystal | Columns]
 

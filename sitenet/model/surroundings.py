@@ -14,9 +14,10 @@ import numpy as np
 from sitenet.config import SITE_FEATURES
 from sitenet.crystal.crystal import Crystal
 from sitenet.crystal.elements import SYMBOLS, site_features
+from sitenet.pairs.columns import Columns, columns_of
 from sitenet.pairs.finder import find_pairs
 from sitenet.pairs.pairs import Pairs
-from sitenet.pairs.store import Columns, PairStore, columns_of
+from sitenet.pairs.store import PairStore
 
 SHELL = 1.15  # bonds of a site: up to this many times the distance of its nearest neighbour
 NEAR = 5.0  # angstrom: neighbours within it measure the density

@@ -19,7 +19,9 @@ from sitenet.config import SiteNetConfig
 from sitenet.crystal.crystal import Crystal
 from sitenet.data.dataset import Dataset
 from sitenet.data.failures import LeftOut
-from sitenet.pairs.store import Columns, PairMaker, PairStore, StoreWriter
+from sitenet.pairs.columns import Columns
+from sitenet.pairs.maker import PairMaker
+from sitenet.pairs.store import PairStore, StoreWriter
 from sitenet.system.files import locked
 from sitenet.system.workers import default_workers, in_order
 

@@ -24,9 +24,6 @@ from torch import Tensor
 
 from sitenet.ops.rows import row_of_pair
 from sitenet.pairs.columns import COLUMNS, Columns, dtype_of
-from sitenet.pairs.columns import columns_of as columns_of  # also imported from here
-from sitenet.pairs.maker import PairMaker as PairMaker
-from sitenet.pairs.maker import pair_options as pair_options
 from sitenet.pairs.pairs import Pairs
 
 FORMAT = 2

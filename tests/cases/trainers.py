@@ -9,8 +9,10 @@ from toy_crystals import SMALL, toy_dataset
 from sitenet.config import load_config
 from sitenet.data.dataset import split
 from sitenet.model.sitenet import SiteNet, Target
+from sitenet.pairs.columns import columns_of
 from sitenet.pairs.finder import find_pairs
-from sitenet.pairs.store import PairStore, columns_of, pair_options
+from sitenet.pairs.maker import pair_options
+from sitenet.pairs.store import PairStore
 from sitenet.training.data import TrainingData
 from sitenet.training.trainer import Trainer
 

@@ -9,10 +9,11 @@ import torch
 from sitenet import CifError, Crystal, SiteNet, explain, find_pairs, read_cif
 from sitenet.crystal.disorder import find_places
 from sitenet.crystal.elements import site_features
+from sitenet.pairs.columns import columns_of
 from sitenet.pairs.features import pair_features
 from sitenet.pairs.finder import PairFinder
 from sitenet.pairs.pairs import Pairs
-from sitenet.pairs.store import PairStore, columns_of
+from sitenet.pairs.store import PairStore
 
 CELL = np.array([[4.0, 0.3, 0], [0, 5, 0.2], [0.4, 0, 6]])
 POINTS = np.array([[0, 0, 0], [0.5, 0.4, 0.3], [0.1, 0.7, 0.6]])

@@ -14,7 +14,8 @@ from sitenet.crystal.elements import SYMBOLS
 from sitenet.inference.predict import outputs, pair_batches
 from sitenet.inference.structures import as_crystal, is_single
 from sitenet.model.sitenet import SiteNet, Target
-from sitenet.pairs.store import PairMaker, PairStore
+from sitenet.pairs.maker import PairMaker
+from sitenet.pairs.store import PairStore
 
 module = importlib.import_module("sitenet.inference.predict")
 CRYSTALS = toy_crystals(9)

@@ -22,7 +22,7 @@ from sitenet.inference import predict_files as module
 from sitenet.inference.chunk_log import ChunkLog
 from sitenet.inference.predict_files import predict_files
 from sitenet.model.sitenet import Target
-from sitenet.pairs.store import PairMaker
+from sitenet.pairs.maker import PairMaker
 from sitenet.system.files import cell_text, locked
 from sitenet.training.train import train
 

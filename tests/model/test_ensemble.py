@@ -17,7 +17,7 @@ from sitenet.model.checkpoint import read_metadata
 from sitenet.model.ensemble import Ensemble
 from sitenet.model.sitenet import Target
 from sitenet.pairs.finder import PairFinder
-from sitenet.pairs.store import pair_options
+from sitenet.pairs.maker import pair_options
 from sitenet.system.files import locked
 from sitenet.training.train import train
 from sitenet.training.trainer import MODEL

@@ -17,8 +17,9 @@ from sitenet.data.prepared import load_dataset
 from sitenet.pairs import cache
 from sitenet.pairs.cache import pairs_of_dataset
 from sitenet.pairs.finder import find_pairs
+from sitenet.pairs.maker import pair_options
 from sitenet.pairs.pairs import Pairs
-from sitenet.pairs.store import PairStore, pair_options
+from sitenet.pairs.store import PairStore
 from sitenet.system.files import locked
 
 

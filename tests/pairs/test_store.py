@@ -14,9 +14,11 @@ from toy_crystals import SMALL, toy_crystals
 from sitenet.config import InteractionFeature
 from sitenet.crystal.crystal import Crystal
 from sitenet.model.sitenet import SiteNet
+from sitenet.pairs.columns import columns_of
 from sitenet.pairs.finder import find_pairs
+from sitenet.pairs.maker import PairMaker, pair_options
 from sitenet.pairs.pairs import Pairs
-from sitenet.pairs.store import PairMaker, PairStore, StoreWriter, columns_of, pair_options
+from sitenet.pairs.store import PairStore, StoreWriter
 
 KEY = "key"
 

@@ -12,8 +12,9 @@ from trainers import FAST, out_of_memory, same, trainer_of, weights
 
 from sitenet.model.sitenet import SiteNet
 from sitenet.pairs.finder import find_pairs
+from sitenet.pairs.maker import pair_options
 from sitenet.pairs.pairs import Pairs
-from sitenet.pairs.store import PairStore, pair_options
+from sitenet.pairs.store import PairStore
 from sitenet.system.progress import Reporter
 from sitenet.training.train import train
 
