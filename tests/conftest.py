@@ -11,6 +11,9 @@ SHARED = ROOT.parent / "shared"
 GOLDEN = Path(os.environ.get("SITENET_GOLDEN", SHARED / "golden"))
 GOLDEN_E2E = Path(os.environ.get("SITENET_GOLDEN_E2E", SHARED / "golden_e2e"))
 
+# Their assertions show the values compared, as those of a test do.
+pytest.register_assert_rewrite("attention_checks", "geometry_checks", "rounding")
+
 
 @pytest.fixture(scope="session", autouse=True)
 def threads():

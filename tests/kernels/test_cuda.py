@@ -9,20 +9,22 @@ import subprocess
 import sys
 from pathlib import Path
 
+import geometry_checks
 import numpy as np
 import pytest
-import test_attention
-import test_geometry
 import torch
-from test_kernels import GEOMETRY
+from attention_blocks import DIMS, inputs
+from attention_checks import check_attention, step
+from geometry_checks import GEOMETRY, assert_exact, random_cells
 from toy_crystals import toy_dataset
 from trainers import CONFIGS, trainer_of
 
-from sitenet import ops, reference
+from sitenet import ops
 from sitenet.ops import attention, geometry
 from sitenet.system.environment import info
 
 cuda = pytest.mark.cuda
+SANITIZER_CASES = Path(__file__).parents[1] / "cases" / "sanitizer_cases.py"
 NO_DEVICE = not torch.cuda.is_available() or not info()["cuda_kernels"]
 
 
@@ -44,18 +46,18 @@ def test_the_module_needs_no_library_of_cuda():
 @pytest.mark.parametrize("name", attention.CUDA_IMPLEMENTATIONS)
 def test_a_build_without_kernels_says_how_to_get_them(monkeypatch, name):
     monkeypatch.setattr(ops._C, "with_cuda", False)
-    tensors = test_attention.inputs(test_attention.DIMS["tiny"], (5, 9), torch.float32)
+    tensors = inputs(DIMS["tiny"], (5, 9), torch.float32)
     forward = torch.ops.sitenet.attention_forward
     y, e, logsum, _ = forward(*tensors, 3, 2, True, 1e-5, False)
     weight, bias = torch.rand(4, e.shape[1]), torch.rand(4)
-    inputs = {
+    arguments = {
         "pair_embedding_forward": (e, weight, bias, e.dtype, 2, True, 1e-5),
         "pair_embedding_backward": (e, weight, bias, e @ weight.T, 2, True, 1e-5, True),
         "attention_forward": (*tensors, 3, 2, True, 1e-5, False),
         "attention_backward": (*tensors, y, logsum, y, None, 3, 2, True, 1e-5),
     }
     with pytest.raises(RuntimeError, match=r"pip install .*SITENET_CUDA=ON \."):
-        attention.CUDA_IMPLEMENTATIONS[name](*inputs[name])
+        attention.CUDA_IMPLEMENTATIONS[name](*arguments[name])
 
 
 def test_a_build_without_kernels_says_so_of_distances(monkeypatch):
@@ -80,20 +82,20 @@ def geometry_on_gpu(gpu, monkeypatch):
         return call
 
     for name in ("minimum_image_distances", "minimum_image_distances_batch"):
-        monkeypatch.setattr(test_geometry, name, moved(getattr(geometry, name)))
+        monkeypatch.setattr(geometry_checks, name, moved(getattr(geometry, name)))
 
 
 @cuda
 @GEOMETRY
-def test_geometry_on_gpu(geometry_on_gpu, test, arguments):
-    test(*arguments)
+def test_geometry_on_gpu(geometry_on_gpu, check, arguments):
+    check(*arguments)
 
 
 @cuda
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-11), (torch.float32, 3e-5)])
 def test_random_cells_on_gpu(geometry_on_gpu, dtype, tolerance):
-    cells = test_geometry.random_cells(np.random.default_rng(0), 20_000)
-    test_geometry.assert_exact(cells, 0, dtype, tolerance)
+    cells = random_cells(np.random.default_rng(0), 20_000)
+    assert_exact(cells, 0, dtype, tolerance)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -104,38 +106,14 @@ def test_random_cells_on_gpu(geometry_on_gpu, dtype, tolerance):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
 def test_slabs_of_the_backward(gpu, dtype):
     """More pairs than a slab (65,536), a row across its border, more rows than blocks (1024)."""
-    dims, rows = test_attention.DIMS["paper"], (250,) * 250 + (9,) * 1200
-    options = dict(attention_dim=dims[1], activation="mish", norm=True)
-    tensors = test_attention.inputs(dims, rows, dtype, gpu)
-    exact = test_attention.inputs(dims, rows, torch.float64, gpu)
-    functions = attention.attention, reference.attention
-    if dtype == torch.float32:
-        test_attention.compare(*functions, tensors, 5, **options)
-        return
-    got, want = (
-        test_attention.outputs_and_gradients(f, x, 5, **options)
-        for f, x in zip(functions, (tensors, exact), strict=True)
-    )
-    assert max(test_attention.errors(got, want)) < 0.04
-
-
-def step(features, tensors):
-    """Run an embedding and a block; return their outputs and all gradients."""
-    leaves = [x.detach().requires_grad_() for x in (features, *tensors[:2], *tensors[3:5])]
-    features, site_i, site_j, weight, logit_weight = leaves
-    e = attention.pair_embedding(features, weight[:5, :2], weight[:5, 2])
-    y, e, _ = attention.attention(
-        site_i, site_j, e, weight, logit_weight, *tensors[5:], attention_dim=3
-    )
-    loss = y.square().sum() + e.float().square().sum()
-    return [y, e, *torch.autograd.grad(loss, leaves)]
+    check_attention(DIMS["paper"], (250,) * 250 + (9,) * 1200, dtype, gpu, need_logits=False)
 
 
 @cuda
 @pytest.mark.parametrize("low", [False, True], ids=["f32", "bf16"])
 def test_a_graph_computes_the_same(gpu, low):
     """A graph captured once gives the eager results on other values."""
-    tensors = test_attention.inputs(test_attention.DIMS["tiny"], (5, 0, 90), torch.float32, gpu)
+    tensors = inputs(DIMS["tiny"], (5, 0, 90), torch.float32, gpu)
     features = tensors[2][:, :2].contiguous()
     stream = torch.cuda.Stream()
     with torch.autocast("cuda", torch.bfloat16, enabled=low):
@@ -167,7 +145,7 @@ def test_a_graph_computes_the_same_distances(gpu):
 @cuda
 def test_kernels_run_on_the_current_stream(gpu):
     """Kernels run on torch's current stream, after the work that is already queued there."""
-    tensors = test_attention.inputs(test_attention.DIMS["paper"], (90, 100), torch.float32, gpu)
+    tensors = inputs(DIMS["paper"], (90, 100), torch.float32, gpu)
     want = attention.attention(*tensors, attention_dim=30)[0]
     late = [torch.zeros_like(x) for x in tensors]
     stream = torch.cuda.Stream()
@@ -206,27 +184,8 @@ def test_compute_sanitizer_finds_nothing(gpu, tool):
     command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", sys.executable]
     # One allocation per tensor: an overrun would otherwise land in another tensor.
     alone = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    run = subprocess.run([*command, __file__], capture_output=True, text=True, env=alone)
+    run = subprocess.run([*command, SANITIZER_CASES], capture_output=True, text=True, env=alone)
     said = run.stdout[-4000:] + run.stderr[-4000:]
     if "Device not supported" in said:
         pytest.skip("compute-sanitizer does not know this device")
     assert run.returncode == 0, said
-
-
-def small_cases():
-    """Run the cases that compute-sanitizer watches."""
-    for dims in ("tiny", "heads", "paper"):
-        for dtype in (torch.float32, torch.bfloat16, torch.float64):
-            dims_of = test_attention.DIMS[dims]
-            tensors = test_attention.inputs(dims_of, (3, 0, 1, 33, 90), dtype, "cuda")
-            options = dict(attention_dim=dims_of[1], need_logits=True)
-            test_attention.outputs_and_gradients(attention.attention, tensors, 5, **options)
-    tensors = test_attention.inputs(test_attention.DIMS["tiny"], (33,), torch.float32, "cuda")
-    step(tensors[2][:, :2], tensors)
-    leaves = [torch.rand(*s, device="cuda") for s in ((3, 3), (9, 3), (33, 3))]
-    leaves = [x.requires_grad_() for x in leaves]
-    torch.autograd.grad(geometry.minimum_image_distances(*leaves).sum(), leaves)
-
-
-if __name__ == "__main__":
-    small_cases()

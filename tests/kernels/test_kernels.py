@@ -18,11 +18,25 @@ from types import SimpleNamespace
 import numpy as np
 import pybind11
 import pytest
-import test_attention
-import test_geometry
 import torch
+from attention_blocks import DIMS, inputs, outputs_and_gradients
+from attention_checks import (
+    OPTIONS,
+    check_a_row_left_out_entirely_is_zero,
+    check_attention,
+    check_autocast_makes_the_products_bfloat16,
+    check_gradcheck,
+    check_nan_stays_in_its_row,
+    check_pair_embedding,
+    check_sliced_and_transposed_inputs,
+)
+from geometry_checks import (
+    GEOMETRY,
+    assert_exact,
+    check_batch_is_the_single_crystals,
+    random_cells,
+)
 
-from sitenet import reference
 from sitenet.ops import _C, attention, geometry, kernel_calls
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -99,37 +113,20 @@ def emulated(module, monkeypatch):
     monkeypatch.setattr(geometry, "_backward", geometry._backward_cuda)
 
 
-def assert_attention(dims, rows, dtype, activation="mish", norm=True):
-    tensors = test_attention.inputs(dims, rows, dtype)
-    exact = test_attention.inputs(dims, rows, torch.float64)
-    options = dict(attention_dim=dims[1], activation=activation, norm=norm, need_logits=True)
-    functions = attention.attention, reference.attention
-    if dtype != torch.bfloat16 and torch.get_float32_matmul_precision() == "highest":
-        test_attention.compare(*functions, tensors, 5, **options)
-        return
-    got, want = (
-        test_attention.outputs_and_gradients(f, x, 5, **options)
-        for f, x in zip(functions, (tensors, exact), strict=True)
-    )
-    # Within the rounding of the products' factors (2^-9 each), as on the CPU; 2^-12 in tf32.
-    limit = 0.04 if dtype == torch.bfloat16 else 0.005
-    assert max(test_attention.errors(got, want), default=0) < limit
-
-
 DTYPES = pytest.mark.parametrize(
     "dtype", [torch.float64, torch.float32, torch.bfloat16], ids=["f64", "f32", "bf16"]
 )
 
 
 # "wider" is wider than the 64 columns of e that stay in registers.
-DIMS = {**test_attention.DIMS, "wider": (20, 40, 33, 75, 4)}
+WIDTHS = {**DIMS, "wider": (20, 40, 33, 75, 4)}
 EDGES = (3, 0, 1, 31, 32, 33)
 
 
 @DTYPES
-@pytest.mark.parametrize("dims", DIMS)
+@pytest.mark.parametrize("dims", WIDTHS)
 def test_sizes(emulated, dims, dtype):
-    assert_attention(DIMS[dims], EDGES, dtype)
+    check_attention(WIDTHS[dims], EDGES, dtype)
 
 
 @pytest.fixture
@@ -139,15 +136,15 @@ def tf32():
     torch.set_float32_matmul_precision("highest")
 
 
-@pytest.mark.parametrize("dims", DIMS)
+@pytest.mark.parametrize("dims", WIDTHS)
 def test_tf32(emulated, tf32, dims):
-    assert_attention(DIMS[dims], EDGES, torch.float32)
+    check_attention(WIDTHS[dims], EDGES, torch.float32)
 
 
 @DTYPES
 @pytest.mark.parametrize("rows", [(), (0, 0), (1,)], ids=["none", "empty", "one"])
 def test_nearly_nothing(emulated, rows, dtype):
-    assert_attention(test_attention.DIMS["tiny"], rows, dtype)
+    check_attention(DIMS["tiny"], rows, dtype)
 
 
 # A warp takes spans of 64 pairs in groups of 16. These rows end before, at and after the borders of
@@ -158,7 +155,7 @@ SPANS = {"groups": (15, 16, 17), "spans": (63, 1, 64, 65), "first": (200, 30), "
 @DTYPES
 @pytest.mark.parametrize("rows", SPANS)
 def test_rows_around_the_spans(emulated, rows, dtype):
-    assert_attention(test_attention.DIMS["vectors"], SPANS[rows], dtype)
+    check_attention(DIMS["vectors"], SPANS[rows], dtype)
 
 
 @DTYPES
@@ -168,42 +165,41 @@ def test_rows_around_the_spans(emulated, rows, dtype):
     ids=["one", "more", "across", "many"],  # many: more rows than blocks
 )
 def test_slabs_of_the_backward(emulated, rows, dtype):
-    assert_attention(test_attention.DIMS["tiny"], rows, dtype)
+    check_attention(DIMS["tiny"], rows, dtype)
 
 
-@pytest.mark.parametrize(("activation", "norm"), test_attention.OPTIONS[1:])
+@pytest.mark.parametrize(("activation", "norm"), OPTIONS[1:])
 @pytest.mark.parametrize("dims", ["tiny", "heads"])
 def test_activations_and_norms(emulated, dims, activation, norm):
-    assert_attention(test_attention.DIMS[dims], (47, 0, 2), torch.float64, activation, norm)
+    check_attention(DIMS[dims], (47, 0, 2), torch.float64, CPU, activation, norm)
 
 
-@pytest.mark.parametrize(("activation", "norm"), test_attention.OPTIONS)
+@pytest.mark.parametrize(("activation", "norm"), OPTIONS)
 @pytest.mark.parametrize(("features", "width"), [(1, 1), (2, 48), (3, 17), (17, 48), (20, 160)])
 def test_pair_embedding(emulated, features, width, activation, norm):
     for dtype in (torch.float64, torch.float32):
-        test_attention.test_pair_embedding(features, width, activation, norm, dtype, CPU)
+        check_pair_embedding(features, width, activation, norm, dtype, CPU)
 
 
 @pytest.mark.parametrize(
-    "test",
+    "check",
     [
-        test_attention.test_gradcheck,
-        test_attention.test_autocast_makes_the_products_bfloat16,
-        test_attention.test_sliced_and_transposed_inputs,
-        test_attention.test_a_row_left_out_entirely_is_zero,
-        test_attention.test_nan_stays_in_its_row,
+        check_gradcheck,
+        check_autocast_makes_the_products_bfloat16,
+        check_sliced_and_transposed_inputs,
+        check_a_row_left_out_entirely_is_zero,
+        check_nan_stays_in_its_row,
     ],
-    ids=lambda test: test.__name__,
+    ids=lambda check: check.__name__,
 )
-def test_promises_of_attention(emulated, test):
-    test(CPU)
+def test_promises_of_attention(emulated, check):
+    check(CPU)
 
 
 def test_two_runs_give_equal_bits(emulated):
-    tensors = test_attention.inputs(test_attention.DIMS["heads"], (70, 80), torch.float32)
+    tensors = inputs(DIMS["heads"], (70, 80), torch.float32)
     first, second = (
-        test_attention.outputs_and_gradients(attention.attention, tensors, 5, attention_dim=17)
-        for _ in range(2)
+        outputs_and_gradients(attention.attention, tensors, 5, attention_dim=17) for _ in range(2)
     )
     assert all(x is y is None or torch.equal(x, y) for x, y in zip(first, second, strict=True))
 
@@ -212,39 +208,21 @@ def test_two_runs_give_equal_bits(emulated):
     ("dtype", "tolerance"), [(torch.float64, 1e-11), (torch.float32, 3e-5)], ids=str
 )
 def test_distances_of_random_cells(emulated, dtype, tolerance):
-    cells = test_geometry.random_cells(np.random.default_rng(0), 500)
-    test_geometry.assert_exact(cells, 0, dtype, tolerance)
+    cells = random_cells(np.random.default_rng(0), 500)
+    assert_exact(cells, 0, dtype, tolerance)
 
 
 def test_distances_of_batches(emulated):
-    test = test_geometry.test_batch_is_the_single_crystals.hypothesis.inner_test
     for dtype in ("float32", "float64"):
-        test(0, [(3, 5), (0, 4), (8, 8), (4, 0), (1, 1), (17, 31)], dtype)
-        test(0, [], dtype)
-
-
-# Tests of test_geometry.py and their arguments, with the functions called there replaced.
-GEOMETRY = pytest.mark.parametrize(
-    ("test", "arguments"),
-    [
-        *((test_geometry.test_sizes_around_the_edges, (n,)) for n in (0, 1, 127, 128, 129)),
-        (test_geometry.test_near_images_keep_their_digits, ()),
-        (test_geometry.test_distance_to_itself_is_zero_exactly, ()),
-        (test_geometry.test_nan_sites_give_nan_and_stay_apart, ()),
-        (test_geometry.test_sliced_and_transposed_inputs, ()),
-        (test_geometry.test_gradients_are_those_of_plain_torch, (torch.float64, 1)),
-        (test_geometry.test_gradients_are_those_of_plain_torch, (torch.float32, 1)),
-        (test_geometry.test_gradcheck, ()),
-        (test_geometry.test_the_bad_cell_of_a_batch_is_named, ()),
-        (test_geometry.test_wrong_offsets_are_refused, ([0, 3, 2], [0, 1, 2])),
-    ],
-    ids=lambda x: x.__name__ if callable(x) else str(x),
-)
+        check_batch_is_the_single_crystals(
+            0, [(3, 5), (0, 4), (8, 8), (4, 0), (1, 1), (17, 31)], dtype
+        )
+        check_batch_is_the_single_crystals(0, [], dtype)
 
 
 @GEOMETRY
-def test_promises_of_geometry(emulated, test, arguments):
-    test(*arguments)
+def test_promises_of_geometry(emulated, check, arguments):
+    check(*arguments)
 
 
 SANITIZED = " or ".join(
@@ -253,7 +231,7 @@ SANITIZED = " or ".join(
         *("test_tf32[tiny]", "test_tf32[wider]", "test_nearly_nothing"),
         *("test_rows_around_the_spans[last-f32]", "test_slabs_of_the_backward[many-f32]"),
         *("test_pair_embedding[3-17-mish-True]", "test_distances_of_batches"),
-        "test_gradients_are_those_of_plain_torch",
+        "check_gradients_are_those_of_plain_torch",
     ]
 )
 

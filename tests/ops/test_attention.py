@@ -10,6 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 from attention_blocks import DIMS, ROWS, inputs, outputs_and_gradients
+from attention_checks import (
+    OPTIONS,
+    check_a_row_left_out_entirely_is_zero,
+    check_autocast_makes_the_products_bfloat16,
+    check_gradcheck,
+    check_nan_stays_in_its_row,
+    check_pair_embedding,
+    check_sliced_and_transposed_inputs,
+    compare,
+)
 from rounding import errors, limits
 
 from sitenet import reference
@@ -26,27 +36,6 @@ def near_a_kink(tensors):
     site_i, site_j, e, weight, *_, offsets, sites = tensors
     z = site_i[row_of_pair(offsets, len(sites))] + site_j[sites.long()] + e @ weight.T
     return bool((z.abs() < 2e-6).any())
-
-
-def compare(function, oracle, tensors, num_differentiable, **options):
-    """Against the oracle in float64, within what rounding does to it in the inputs' precision."""
-    tensors64 = [x.double() if x.is_floating_point() else x for x in tensors]
-    exact = outputs_and_gradients(oracle, tensors64, num_differentiable, **options)
-    got = outputs_and_gradients(function, tensors, num_differentiable, **options)
-    ours = errors(got, exact)
-    if tensors[0].dtype == torch.float64:
-        # In float32 no error exceeds 2e-4, 1,700 units in the last place: 4e-13 in float64.
-        assert max(ours, default=0) < 1e-11
-        return
-
-    def plain(inputs):
-        return outputs_and_gradients(oracle, inputs, num_differentiable, **options)
-
-    allowed = limits(plain, tensors, exact)
-    assert all(x <= y for x, y in zip(ours, allowed, strict=True)), (ours, allowed)
-
-
-OPTIONS = [("mish", True), ("mish", False), ("relu", True), ("none", True), ("none", False)]
 
 
 @pytest.mark.levels
@@ -105,16 +94,7 @@ def test_a_wrong_term_is_caught(term, dtype, device):
 @pytest.mark.parametrize(("activation", "norm"), OPTIONS)
 @pytest.mark.parametrize(("features", "width"), [(1, 1), (2, 48), (3, 17), (2, 64), (20, 160)])
 def test_pair_embedding(features, width, activation, norm, dtype, device):
-    for num_pairs in (0, 1, 300):
-        generator = torch.Generator().manual_seed(0)
-        tensors = [
-            torch.randn(*shape, generator=generator, dtype=torch.float64).to(device, dtype)
-            for shape in ((num_pairs, features), (width, features), (width,))
-        ]
-        if norm and width == 1:
-            continue  # one column normalises to nothing
-        options = dict(activation=activation, norm=norm)
-        compare(ops.pair_embedding, reference.pair_embedding, tensors, 3, **options)
+    check_pair_embedding(features, width, activation, norm, dtype, device)
 
 
 @pytest.mark.levels
@@ -173,13 +153,7 @@ def test_the_mish_beside_bfloat16_products(device):
 
 
 def test_autocast_makes_the_products_bfloat16(device):
-    tensors = inputs(DIMS["paper"], (50, 60), torch.float32, device)
-    with torch.autocast(device.type, torch.bfloat16):
-        y, e, _ = ops.attention(*tensors, attention_dim=30)
-        embedded = ops.pair_embedding(tensors[2][:, :2], tensors[3][:, :2], tensors[3][:, 2])
-    assert (y.dtype, e.dtype, embedded.dtype) == (torch.float32, torch.bfloat16, torch.bfloat16)
-    tensors[2] = tensors[2].bfloat16()
-    torch.testing.assert_close(y, ops.attention(*tensors, attention_dim=30)[0], rtol=0, atol=0)
+    check_autocast_makes_the_products_bfloat16(device)
 
 
 def test_bfloat16_without_its_instructions_agrees(tmp_path):
@@ -244,15 +218,7 @@ def test_opcheck(device):
 
 
 def test_gradcheck(device):
-    tensors = inputs(DIMS["tiny"], (4, 0, 7), torch.float64, device)
-
-    def attend(*leaves):
-        return ops.attention(*leaves, *tensors[5:], attention_dim=3)[:2]
-
-    leaves = [x.requires_grad_() for x in tensors[:5]]
-    assert torch.autograd.gradcheck(attend, leaves)
-    small = [torch.randn(*s, dtype=torch.float64, device=device) for s in ((6, 2), (5, 2), (5,))]
-    assert torch.autograd.gradcheck(ops.pair_embedding, [x.requires_grad_() for x in small])
+    check_gradcheck(device)
 
 
 # torch.compile itself makes an instance of every autograd.Function it traces.
@@ -274,29 +240,15 @@ def test_compiles_without_a_graph_break(device):
 
 
 def test_sliced_and_transposed_inputs(device):
-    tensors = inputs(DIMS["tiny"], (5, 9), torch.float32, device)
-    expected = ops.attention(*tensors, attention_dim=3)
-    views = [torch.stack([x, x], -1)[..., 0] for x in tensors]
-    for x, y in zip(ops.attention(*views, attention_dim=3), expected, strict=True):
-        assert x is y is None or torch.equal(x, y)
+    check_sliced_and_transposed_inputs(device)
 
 
 def test_a_row_left_out_entirely_is_zero(device):
-    tensors = inputs(DIMS["tiny"], (5, 9), torch.float32, device)
-    tensors[5][:5] = -torch.inf
-    got = outputs_and_gradients(ops.attention, tensors, 5, attention_dim=3)
-    assert got[0][0].eq(0).all()
-    assert all(x is None or x.isfinite().all() for x in got)
+    check_a_row_left_out_entirely_is_zero(device)
 
 
 def test_nan_stays_in_its_row(device):
-    tensors = inputs(DIMS["paper"], (20, 30, 40), torch.float32, device)
-    clean = ops.attention(*tensors, attention_dim=30)[0]
-    tensors[2][25, 7] = torch.nan
-    tensors[5][25] = 0.0
-    y = ops.attention(*tensors, attention_dim=30)[0]
-    assert y[1].isnan().all()
-    assert torch.equal(y[[0, 2]], clean[[0, 2]])
+    check_nan_stays_in_its_row(device)
 
 
 def test_two_runs_give_equal_bits(device):
