@@ -113,6 +113,22 @@ def runtime_imports(path: Path) -> set[str]:
     return names
 
 
+def imported_tests(path: Path) -> set[str]:
+    """Imports of test modules, or of tests from other modules."""
+    return {n for n in runtime_imports(path) if any(p.startswith("test_") for p in n.split("."))}
+
+
+def test_no_test_imports_another(tmp_path):
+    """What tests and benches share lives in tests/cases."""
+    wrong = tmp_path / "wrong.py"
+    wrong.write_text("import test_cif\ndef f():\n    from cases.test_cif import cif")
+    assert imported_tests(wrong) == {"test_cif", "cases.test_cif", "cases.test_cif.cif"}
+    tests = Path(__file__).parent
+    files = [*tests.rglob("*.py"), *(tests.parent / "bench").rglob("*.py")]
+    imports = {str(path): imported_tests(path) for path in files}
+    assert {path: names for path, names in imports.items() if names} == {}
+
+
 def test_conveniences_call_functions_of_the_root():
     """What ``import sitenet`` makes of ``sitenet.name`` inside a package is a public name, so that
     the table of the root is the only place that knows where it lives."""
