@@ -17,13 +17,13 @@ pytest.register_assert_rewrite("attention_checks", "geometry_checks", "rounding"
 
 @pytest.fixture(scope="session", autouse=True)
 def threads():
-    """Two threads at most, so that results and times depend less on the machine."""
+    """Use two threads at most, so that results and times depend less on the machine."""
     torch.set_num_threads(min(2, torch.get_num_threads()))
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
 def device(request):
-    """The devices of this machine, one test each."""
+    """Run the test once per kind of device; skip the GPU where there is none."""
     if request.param == "cuda":
         from sitenet.system.environment import info
 

@@ -1,4 +1,4 @@
-"""Random inputs of an attention block, and everything that it computes from them."""
+"""Random inputs of an attention block, its outputs and their gradients."""
 
 import torch
 
@@ -21,6 +21,7 @@ ROWS = {
 
 
 def inputs(dims, rows, dtype, device="cpu", seed=0):
+    """Return random arguments of ``attention`` for rows with these numbers of pairs."""
     hidden, a_dim, interaction, width, heads = dims
     generator = torch.Generator().manual_seed(seed)
 
@@ -46,7 +47,7 @@ def inputs(dims, rows, dtype, device="cpu", seed=0):
 
 
 def outputs_and_gradients(function, tensors, num_differentiable, **options):
-    """Every output, then the gradient of a fixed random combination of them by every input."""
+    """Return every output, then the gradients of a fixed random combination of the outputs."""
     leaves = [x.clone().requires_grad_(i < num_differentiable) for i, x in enumerate(tensors)]
     outputs = function(*leaves, **options)
     outputs = list(outputs) if isinstance(outputs, tuple) else [outputs]

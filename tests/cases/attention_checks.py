@@ -11,7 +11,7 @@ OPTIONS = [("mish", True), ("mish", False), ("relu", True), ("none", True), ("no
 
 
 def compare(function, oracle, tensors, num_differentiable, **options):
-    """Against the oracle in float64, within what rounding does to it in the inputs' precision."""
+    """Compare with the oracle in float64, within the rounding errors of the inputs' precision."""
     tensors64 = [x.double() if x.is_floating_point() else x for x in tensors]
     exact = outputs_and_gradients(oracle, tensors64, num_differentiable, **options)
     got = outputs_and_gradients(function, tensors, num_differentiable, **options)
@@ -43,7 +43,7 @@ def check_attention(
         outputs_and_gradients(f, x, 5, **options)
         for f, x in zip(functions, (tensors, exact), strict=True)
     )
-    # Within the rounding of the products' factors (2^-9 each), as on the CPU; 2^-12 in tf32.
+    # Factors of products are rounded by 2^-9 each in bfloat16, as on the CPU; by 2^-12 in TF32.
     limit = 0.04 if dtype == torch.bfloat16 else 0.005
     assert max(errors(got, want), default=0) < limit
 
@@ -57,7 +57,7 @@ def check_pair_embedding(features, width, activation, norm, dtype, device):
             for shape in ((num_pairs, features), (width, features), (width,))
         ]
         if norm and width == 1:
-            continue  # one column normalises to nothing
+            continue  # a single column normalises to zero
         options = dict(activation=activation, norm=norm)
         compare(ops.pair_embedding, reference.pair_embedding, tensors, 3, **options)
 

@@ -13,7 +13,7 @@ def cif(
     name="NaCl",
     more="",
 ):
-    """A small CIF, rock salt unless said otherwise."""
+    """Return the text of a small CIF, by default rock salt."""
     names = ("length_a", "length_b", "length_c", "angle_alpha", "angle_beta", "angle_gamma")
     lines = [f"data_{name}", symmetry, more]
     lines += [f"_cell_{n} {x}" for n, x in zip(names, cell, strict=False) if x is not None]

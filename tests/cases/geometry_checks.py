@@ -16,7 +16,7 @@ CUBE, SITES = torch.eye(3), torch.zeros(2, 3)
 
 
 def random_cells(rng, count, edges=(2, 40), angles=(10, 170), least_volume=0.01):
-    """Cells of random edges and angles with V / abc of at least ``least_volume``: (count, 3, 3)."""
+    """Return cells of random edges and angles, V / abc at least ``least_volume``: (count, 3, 3)."""
     cells = np.empty((0, 3, 3))
     while len(cells) < count:
         a, b, c = rng.uniform(*edges, (3, 4 * count))
@@ -32,7 +32,7 @@ def random_cells(rng, count, edges=(2, 40), angles=(10, 170), least_volume=0.01)
 
 
 def minkowski(cells):
-    """Minkowski-reduced bases of the same lattices, shortest vector first: (count, 3, 3)."""
+    """Return Minkowski-reduced bases of the lattices, shortest vector first: (count, 3, 3)."""
     basis = cells.copy()
     steps = np.array(list(itertools.product((-1, 0, 1), repeat=2)))
     for _ in range(200):
@@ -41,7 +41,7 @@ def minkowski(cells):
         basis = np.take_along_axis(basis, order[:, :, None], 1)
         first, second, third = basis.swapaxes(0, 1)
         second = second - np.rint((first * second).sum(-1) / (first**2).sum(-1))[:, None] * first
-        # The third in the plane of the others: rounded, then the shortest of nine.
+        # Reduce the third vector by the others: round, then take the shortest of nine.
         plane = np.stack([first, second], 1)
         gram = plane @ plane.swapaxes(1, 2)
         at = np.rint(np.linalg.solve(gram, plane @ third[:, :, None])[..., 0])
@@ -55,7 +55,7 @@ def minkowski(cells):
 
 
 def exhaustive(cells, differences):
-    """Shortest of 125 images around each difference (count, 3), in fractions of its cell.
+    """Return the shortest of 125 images of each difference (count, 3), in fractions of its cell.
 
     In a Minkowski-reduced basis the nearest lattice point has n_3 within 1.3 of its coordinate (the
     third height is at least |b_3| / sqrt 2, the covering radius at most sqrt 3 / 2 |b_3|), then n_2
@@ -65,7 +65,7 @@ def exhaustive(cells, differences):
     rest = np.einsum("ck,ckd->cd", differences - np.rint(differences), cells)[:, None]
     for k in (2, 1, 0):
         lower = basis[:, :k]
-        height = basis[:, k].copy()  # its part across the vectors before it
+        height = basis[:, k].copy()  # the part normal to the vectors before it
         if k:
             gram = lower @ lower.swapaxes(1, 2)
             part = np.linalg.solve(gram, lower @ height[:, :, None])
@@ -78,13 +78,14 @@ def exhaustive(cells, differences):
 
 
 def block_of_images(cell, frac_i, frac_j, reach):
-    """The shortest of (2 reach + 1)^3 images, by brute force: (n_i, n_j)."""
+    """Return the shortest distances to (2 reach + 1)^3 images, by brute force: (n_i, n_j)."""
     images = np.array(list(itertools.product(range(-reach, reach + 1), repeat=3)))
     x = frac_j[None] % 1 - frac_i[:, None] % 1
     return np.sqrt((((x[:, :, None] + images) @ cell) ** 2).sum(-1).min(-1))
 
 
 def assert_exact(cells, seed, dtype, tolerance):
+    """Compare the distances of random sites in each cell with the exhaustive search."""
     rng = np.random.default_rng(seed)
     frac_i, frac_j = (torch.as_tensor(rng.uniform(-2, 3, (len(cells) * n, 3))) for n in (2, 1))
     cells, frac_i, frac_j = (torch.as_tensor(x).to(dtype) for x in (cells, frac_i, frac_j))
@@ -122,7 +123,7 @@ def check_sizes_around_the_edges(n):
 
 
 def check_near_images_keep_their_digits():
-    """A site next to another's image, in a skewed cell: no cancellation in float32."""
+    """Check that float32 keeps its digits where a site is close to an image, in a skewed cell."""
     cell = torch.tensor([[20.0, 0, 0], [9.9, 17, 0], [-9.8, 5, 15]])
     x = torch.tensor([[0.5, 0.5, 0.5]])
     for direction in itertools.product((-1, 0, 1), repeat=3):
@@ -134,7 +135,7 @@ def check_near_images_keep_their_digits():
 
 
 def check_distance_to_itself_is_zero_exactly():
-    """Check that a site is at distance 0 of itself, however far outside the cell."""
+    """Check that a site is at distance 0 from itself, however far outside the cell."""
     rng = np.random.default_rng(5)
     for dtype in (torch.float32, torch.float64):
         cell = torch.as_tensor(random_cells(rng, 1)[0]).to(dtype)
@@ -159,7 +160,7 @@ def check_sliced_and_transposed_inputs():
 
 
 def check_gradients_are_those_of_plain_torch(dtype, threads):
-    """Against autograd through the block of images, over a batch."""
+    """Compare with autograd through the block of images, over a batch."""
     rng = np.random.default_rng(6)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -167,7 +168,7 @@ def check_gradients_are_those_of_plain_torch(dtype, threads):
     sizes_i, sizes_j = rng.integers(0, 60, 12), rng.integers(0, 40, 12)
     offsets_i, offsets_j = (torch.tensor([0, *x]).cumsum(0) for x in (sizes_i, sizes_j))
     f, g = (torch.as_tensor(rng.random((x.sum(), 3))) for x in (sizes_i, sizes_j))
-    g[:3] = f[:3]  # some at distance 0
+    g[:3] = f[:3]  # some pairs at distance 0
     images = torch.tensor(list(itertools.product(range(-3, 4), repeat=3))).double()
     leaves = [x.to(dtype).requires_grad_() for x in (cells, f, g)]
     got, offsets = minimum_image_distances_batch(*leaves, offsets_i, offsets_j)

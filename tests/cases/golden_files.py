@@ -1,5 +1,7 @@
-"""The published code's own numbers, from the folder that SITENET_GOLDEN names; its README describes
-the format."""
+"""Numbers computed by the published code, from the folder that SITENET_GOLDEN names.
+
+The README of that folder describes the format.
+"""
 
 import json
 import warnings
@@ -15,7 +17,7 @@ FILES = sorted(p for p in GOLDEN.glob("*.npz") if not p.name.startswith("_"))
 
 
 def read(path):
-    """The arrays of a file, and its model in float64."""
+    """Return the arrays of a file, and its model in float64."""
     z = dict(np.load(path, allow_pickle=False))
     if "state_ref" in z:
         state = dict(np.load(path.parent / str(z["state_ref"]), allow_pickle=False))
@@ -30,7 +32,7 @@ def read(path):
 
 
 def pairs_of(z, device):
-    """The stored pair list as CSR rows."""
+    """Return the stored pair list as CSR rows."""
     offsets, sites, first = [0], [], 0
     for n, images in zip(z["prim_size"], z["images"], strict=True):
         for _ in range(n):
@@ -54,8 +56,8 @@ def pairs_of(z, device):
 
 
 def inputs(z, model, pairs, dtype):
-    """The model's input: what it looks up itself, and the stored features."""
-    given = torch.as_tensor(z["site_features"], dtype=dtype, device=pairs.numbers.device)
+    """Return the model's inputs: site features with the embedding in front, and pair features."""
+    site_features = torch.as_tensor(z["site_features"], dtype=dtype, device=pairs.numbers.device)
     oxidation = pairs.oxidation[:, None].to(dtype)
-    x = torch.cat([model.embedding(pairs.numbers), given, oxidation], 1)
+    x = torch.cat([model.embedding(pairs.numbers), site_features, oxidation], 1)
     return x, torch.as_tensor(z["interaction"], dtype=dtype, device=x.device)

@@ -6,18 +6,18 @@ from sitenet.pairs.pairs import Pairs
 
 
 def random_pairs(sizes=(4, 3, 1), longest=12, images=2, seed=0, elements=(1, 90)):
-    """Merged pairs of random crystals.
+    """Return merged pairs of random crystals.
 
     Args:
-        sizes: orbits of each crystal.
-        longest: most pairs a row has, besides the self pair.
+        sizes: number of orbits per crystal.
+        longest: largest number of pairs per row, besides the self pair.
         images: supercell sites per site; without effect on the model.
-        seed: of the random numbers.
-        elements: the range of atomic numbers.
+        seed: seed of the random numbers.
+        elements: lowest atomic number, and one past the highest.
 
     Returns:
-        Pairs on the CPU, sorted as ``find_pairs`` sorts them. Distances are random, but the self
-        pair's; every row has one.
+        Pairs on the CPU, sorted as ``find_pairs`` sorts them. Every row has a self pair, at
+        distance 0; the other distances are random.
     """
     g = torch.Generator().manual_seed(seed)
 
@@ -59,7 +59,7 @@ def random_pairs(sizes=(4, 3, 1), longest=12, images=2, seed=0, elements=(1, 90)
 
 
 def written_out(pairs):
-    """The same pairs with one row a site and multiplicity 1, as ``merge=False`` has them."""
+    """Return the same pairs with one row per site and multiplicity 1, as with ``merge=False``."""
     first = pairs.count.cumsum(0) - pairs.count  # the first site of each orbit
     offsets, sites, distance = [0], [], []
     for row in pairs.orbit.tolist():

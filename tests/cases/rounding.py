@@ -1,10 +1,10 @@
-"""How far rounding may carry a result, by what it does to the plain formula in the same precision.
+"""Error limits, from what rounding does to the plain formula in the same precision.
 
-A computation that is stable returns the exact result of inputs that differ from the given ones in
-their last bits. How far that lies from the result wanted depends on the case: a norm over almost
-constant columns multiplies such differences by 1 / std, sums that cancel by their terms over their
-result. The yardstick measures both at once: the largest error that the plain formula makes on
-copies of the inputs, each changed at random by up to one unit in the last place.
+A stable computation returns the exact result of inputs that differ from its own in their last bits.
+How far that is from the wanted result depends on the case: a norm over almost constant columns
+multiplies such differences by 1 / std, and a sum that cancels by the ratio of its terms to its
+result. The yardstick measures both at once: the largest error of the plain formula on copies of the
+inputs, each changed at random by up to one unit in the last place.
 """
 
 import torch
@@ -15,14 +15,16 @@ COPIES = 6
 # a row share. Over 200 seeds and all SIMD levels, 80,000 tensors, the largest ratio was 10 and one
 # in a thousand exceeded 3; a wrong term is off by 1e-3 or more, some 1000 yardsticks.
 FACTOR = 32
-# Of the largest entry, in units of the precision: for tensors that the plain formula happens to
-# compute exactly, and for the terms of sums that cancel to zero.
+# Relative to the largest entry, in units of the precision. It covers tensors that the plain formula
+# happens to compute exactly, and sums whose terms cancel to zero.
 FLOOR = 16
 
 
 def errors(got, exact):
-    """Largest differences relative to the exact tensors' largest entries; None and empty tensors
-    are left out. Infinite entries must be where they are in ``exact``."""
+    """Return the largest difference per tensor, relative to the largest entry of the exact one.
+
+    None and empty tensors are left out. Infinite entries must be where they are in ``exact``.
+    """
     result = []
     for x, y in zip(got, exact, strict=True):
         assert (x is None) == (y is None)
@@ -38,7 +40,7 @@ def errors(got, exact):
 
 
 def neighbour(x, generator):
-    """A copy whose entries differ from x by up to one unit in the last place."""
+    """Return a copy whose entries differ from x by up to one unit in the last place."""
     if not x.is_floating_point():
         return x
     noise = 2 * torch.rand(x.shape, generator=generator, dtype=torch.float64) - 1
@@ -46,13 +48,13 @@ def neighbour(x, generator):
 
 
 def limits(plain, inputs, exact, factor=FACTOR):
-    """The largest errors allowed of a kernel, one per tensor that ``errors`` lists.
+    """Return the largest errors that a kernel may make, one per tensor that ``errors`` lists.
 
     Args:
-        plain: inputs -> the tensors to compare, by the plain formula in the inputs' precision.
-        inputs: the kernel's own.
-        exact: the tensors in float64, of the same inputs.
-        factor: how much larger than the yardstick an error may be.
+        plain: the plain formula, from inputs to the tensors to compare, in the inputs' precision.
+        inputs: the inputs of the kernel.
+        exact: the tensors that float64 gives for the same inputs.
+        factor: largest ratio of an error to the yardstick.
     """
     generator = torch.Generator().manual_seed(0)
     copies = ([neighbour(x, generator) for x in inputs] for _ in range(COPIES))

@@ -31,7 +31,7 @@ SIZE = Target("size_A", "Å")
 
 
 def toy_crystals(number=12, seed=0, sites=(1, 4)):
-    """Random crystals, named c0, c1, ..., whose sites lie apart."""
+    """Return random crystals named c0, c1, ..., whose sites are well separated."""
     rng = np.random.default_rng(seed)
     grid = np.stack(np.meshgrid(*[[0, 0.5]] * 3), -1).reshape(-1, 3)
     crystals = []
@@ -44,7 +44,7 @@ def toy_crystals(number=12, seed=0, sites=(1, 4)):
 
 
 def toy_targets(crystals):
-    """A property that can be learned: how much room an atom has."""
+    """Return a property that can be learned: the cube root of the volume per site."""
     return np.array([(c.volume / len(c)) ** (1 / 3) for c in crystals])
 
 
@@ -57,8 +57,10 @@ def toy_dataset(number=12, seed=0, names=("size_A",)):
 
 
 def toy_model(targets=(SIZE,), seed=0, members=1):
-    """A model with random weights that tell crystals apart, calibrated on random residuals; or an
-    ensemble of such models."""
+    """Return a model whose random weights tell crystals apart, or an ensemble of such models.
+
+    It is calibrated on random residuals.
+    """
     if members > 1:
         return _calibrated(Ensemble([toy_model(targets, seed + k) for k in range(members)]), seed)
     with torch.random.fork_rng(devices=[]):
@@ -76,17 +78,17 @@ def _calibrated(model, seed):
     crystals = toy_crystals(40, seed=100)
     encodings = np.stack([encoding for _, encoding in outputs(model, crystals)])
     y = rng.normal(size=(40, len(model.targets)))
-    apart = spread(model, encodings)
+    member_spread = spread(model, encodings)
     zeros = np.zeros_like(y)
     sites = Surroundings.of(crystals)
     model.calibration = calibrate(
-        y, zeros, encodings, encodings[20:], spread=apart, valid=sites, train=sites
+        y, zeros, encodings, encodings[20:], spread=member_spread, valid=sites, train=sites
     )
     return model.eval()
 
 
 def cif_of(crystal):
-    """The text of a CIF that holds a crystal, in P1."""
+    """Return the text of a crystal's CIF, in P1."""
     a, b, c = lengths = np.linalg.norm(crystal.cell, axis=1)
     unit = crystal.cell / lengths[:, None]
     angles = np.degrees(np.arccos([unit[1] @ unit[2], unit[0] @ unit[2], unit[0] @ unit[1]]))
@@ -101,7 +103,7 @@ def cif_of(crystal):
 
 
 def write_folder(folder, number=12, seed=0, table="targets.csv"):
-    """CIFs of toy crystals and their targets in a CSV; returns the crystals."""
+    """Write CIFs of toy crystals and a CSV of their targets; return the crystals."""
     folder.mkdir(parents=True, exist_ok=True)
     crystals = toy_crystals(number, seed)
     for crystal in crystals:

@@ -16,7 +16,7 @@ from sitenet.pairs.store import PairStore
 from sitenet.training.data import TrainingData
 from sitenet.training.trainer import Trainer
 
-# Without norms so small a model learns in a few epochs.
+# Without norms, a model this small learns in a few epochs.
 FAST = SMALL.replace(
     norm="none",
     post_pool_norm="none",
@@ -40,7 +40,7 @@ SPHERE = load_config("sphere").replace(
     batch_crystals=4,
     radius=4.0,
 )
-CONFIGS = {  # whose steps can be captured
+CONFIGS = {  # configs whose steps can be captured as CUDA graphs
     "published": SMALL.replace(batch_sites=9),
     "crystals": FAST,
     "max pooling": SMALL.replace(pooling="max", batch_sites=9),
@@ -49,7 +49,7 @@ CONFIGS = {  # whose steps can be captured
 
 
 def store_of(config, crystals):
-    """The pairs of crystals as a config asks for them."""
+    """Return the pairs of crystals, found with the options of a config."""
     pairs = [find_pairs(c, **pair_options(config)) for c in crystals]
     return PairStore.of([columns_of(p) for p in pairs])
 
@@ -57,7 +57,7 @@ def store_of(config, crystals):
 def trainer_of(
     config=FAST, data=None, seed=0, double=False, parts=None, kind="value", device="cpu"
 ):
-    """A Trainer over toy crystals, without files."""
+    """Return a Trainer over toy crystals that writes no files."""
     data = toy_dataset(12) if data is None else data
     torch.manual_seed(seed)
     model = SiteNet(config, [Target(n, kind=kind) for n in data.names]).to(device)
@@ -67,7 +67,7 @@ def trainer_of(
 
 
 def padded(trainer):
-    """The trainer, with steps on padded batches that run eagerly."""
+    """Make a trainer take its steps on padded batches, eagerly; return it."""
     trainer.captured = trainer.padded_steps(None)
     return trainer
 
@@ -85,13 +85,13 @@ def timeless(history):
 
 
 def predicted(run: Path) -> list[dict[str, str]]:
-    """The rows of a run's predictions.csv."""
+    """Return the rows of a run's predictions.csv."""
     with open(run / "predictions.csv", newline="") as file:
         return list(csv.DictReader(file))
 
 
 def stop_after_two(entry):
-    """An ``after_epoch`` that interrupts a run."""
+    """Interrupt a run after its second epoch, as its ``after_epoch``."""
     if entry["epoch"] == 2:
         raise KeyboardInterrupt
 

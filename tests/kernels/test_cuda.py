@@ -1,6 +1,6 @@
 """With a GPU: graphs, streams, slabs, races, geometry. Without one: the error messages.
 
-The other tests run on the GPU through their ``device``; ``pytest -m cuda`` runs all of them.
+Other tests reach the GPU through the ``device`` fixture; ``pytest -m cuda`` runs all of them.
 """
 
 import os
@@ -69,7 +69,7 @@ def test_a_build_without_kernels_says_so_of_distances(monkeypatch):
 
 
 # ------------------------------------------------------------------------------------------------
-# Minimum-image distances: the tests of the CPU, their functions moved to the GPU.
+# Minimum-image distances: the checks of the CPU ops, with their inputs moved to the GPU.
 
 
 @pytest.fixture
@@ -180,12 +180,12 @@ def test_captured_training_is_training(gpu, config, precision):
 @pytest.mark.parametrize("tool", ["memcheck", "racecheck"])
 def test_compute_sanitizer_finds_nothing(gpu, tool):
     if shutil.which("compute-sanitizer") is None:
-        pytest.skip("needs compute-sanitizer of the CUDA toolkit")
+        pytest.skip("needs compute-sanitizer from the CUDA toolkit")
     command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", sys.executable]
     # One allocation per tensor: an overrun would otherwise land in another tensor.
     alone = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     run = subprocess.run([*command, SANITIZER_CASES], capture_output=True, text=True, env=alone)
-    said = run.stdout[-4000:] + run.stderr[-4000:]
-    if "Device not supported" in said:
-        pytest.skip("compute-sanitizer does not know this device")
-    assert run.returncode == 0, said
+    output = run.stdout[-4000:] + run.stderr[-4000:]
+    if "Device not supported" in output:
+        pytest.skip("compute-sanitizer does not support this device")
+    assert run.returncode == 0, output

@@ -1,7 +1,7 @@
 """The CUDA kernels without a GPU: run on the CPU through an emulator, and compiled by nvcc.
 
 ``cuda_emu.h`` stands in for CUDA, so the sources of ``csrc/cuda`` and the Python ops around them
-run here unchanged, tensor cores included, under the tests of the CPU ops.
+run here unchanged, tensor cores included, under the checks of the CPU ops.
 """
 
 import importlib.util
@@ -287,7 +287,7 @@ def test_races_are_found(builds, hand):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc, of CUDA 12 or later")
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc of CUDA 12 or later")
 @pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.name)
 def test_nothing_spills(builds, source):
     """Each kernel keeps its variables in registers, on A100 (80) and on H100 and H200 (90)."""

@@ -31,8 +31,10 @@ CASES = Path(__file__).parents[1] / "cases"
 
 
 def near_a_kink(tensors):
-    """Whether some z is so near 0 that its rounding may choose the other side of relu, where the
-    gradients jump: the rounding of z, sums of up to 66 terms near 1, is 1e-6 at most."""
+    """Return whether some z is so close to 0 that its rounding may pick the other side of relu.
+
+    The gradients jump there. The rounding of z, a sum of up to 66 terms near 1, is 1e-6 at most.
+    """
     site_i, site_j, e, weight, *_, offsets, sites = tensors
     z = site_i[row_of_pair(offsets, len(sites))] + site_j[sites.long()] + e @ weight.T
     return bool((z.abs() < 2e-6).any())
@@ -54,7 +56,7 @@ def test_attention(dims, activation, norm, dtype, device):
         compare(ops.attention, reference.attention, tensors, 5, **options)
 
 
-WRONG = {  # a term of the kernel, changed by what the ops let through
+WRONG = {  # a term of the kernel, changed through arguments that the ops accept
     "no eps": lambda x, options: (x, options | {"eps": 0.0}),
     "eps beside the root": lambda x, options: (x, options | {"eps": 1e-10}),
     "no multiplicity": lambda x, options: ([*x[:5], x[5].clamp(max=0), *x[6:]], options),
@@ -74,8 +76,11 @@ WRONG = {  # a term of the kernel, changed by what the ops let through
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["f64", "f32"])
 @pytest.mark.parametrize("term", WRONG)
 def test_a_wrong_term_is_caught(term, dtype, device):
-    """The tolerance is no wider than it must be. Of eps, float32 shows in groups that are almost
-    constant: here two columns, whose difference is small in some of the pairs."""
+    """The tolerance is no wider than it must be.
+
+    A wrong eps shows in float32 only where groups are almost constant: here two columns, whose
+    difference is small in some of the pairs.
+    """
     dims = (2, 2, 2, 5, 1) if "eps" in term else DIMS["heads"]
     tensors = inputs(dims, (100, 33, 200), dtype, device)
     options = dict(attention_dim=dims[1], activation="mish", norm=True, eps=1e-5, need_logits=True)
@@ -100,9 +105,12 @@ def test_pair_embedding(features, width, activation, norm, dtype, device):
 @pytest.mark.levels
 @pytest.mark.parametrize("dims", DIMS)
 def test_attention_in_bfloat16(dims, device):
-    """Products take factors rounded by half a unit in bfloat16. Copies whose e and weight differ
-    by up to a unit err as much; backward rounds dz too. Over 30 seeds and the levels with and
-    without such instructions the largest ratio was 1.3."""
+    """Errors are within those of the plain formula on factors changed by a unit of bfloat16.
+
+    Products round their factors by up to half a unit, which costs as much as copies of e and weight
+    that differ by up to a unit; the backward pass rounds dz too. Over 30 seeds, at SIMD levels with
+    and without bfloat16 instructions, the largest ratio was 1.3.
+    """
     options = dict(attention_dim=DIMS[dims][1], need_logits=True)
 
     def plain(copy):
@@ -124,8 +132,11 @@ def test_attention_in_bfloat16(dims, device):
 
 @pytest.mark.levels
 def test_the_mish_beside_bfloat16_products(device):
-    """Rows of one pair, without a norm, hand the activation through: y is Mish of site_j, and its
-    gradient the derivative. The absolute error is small beside the 4e-3 of factors near 1."""
+    """Mish and its derivative are accurate for factors in bfloat16.
+
+    Rows of one pair, without a norm, pass the activation through: y is Mish of site_j. The absolute
+    error is small compared with the 4e-3 that rounding costs factors near 1.
+    """
     z = torch.cat([torch.linspace(-40, 40, 20_001), torch.tensor([1e4, -1e4, 0.0])]).to(device)
     n = len(z)
     site_j = z[:, None].expand(n, 2).clone().requires_grad_()
@@ -157,7 +168,7 @@ def test_autocast_makes_the_products_bfloat16(device):
 
 
 def test_bfloat16_without_its_instructions_agrees(tmp_path):
-    """Every level of SIMD gives the same numbers to rounding."""
+    """Every SIMD level gives the same numbers up to rounding."""
     script = tmp_path / "levels.py"
     script.write_text(
         "import sys, torch\n"

@@ -33,14 +33,17 @@ from sitenet.ops.geometry import minimum_image_distances
 from sitenet.system.environment import info
 
 
-# In float32 the sites' coordinates are rounded by 3e-8, 120 A of three edges: 4e-6 A and some more
-# for the sums; twice that for near images (geometry.h, cancellation_share).
+# In float32 fractional coordinates are rounded by 3e-8, which over the 120 A of three edges is
+# 4e-6 A; sums add to it, and near images double it (geometry.h, cancellation_share).
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float64, 1e-11), (torch.float32, 3e-5)], ids=str
 )
 @pytest.mark.parametrize("least_volume", [0.01, 0.3], ids="volume {}".format)
 def test_fuzz_of_random_cells(dtype, tolerance, least_volume):
-    """100,000 cells in all, edges 2 to 40 A, angles 10 to 170 degrees, V/abc down to 0.01."""
+    """Distances are exact in 100,000 cells.
+
+    Edges are 2 to 40 A, angles 10 to 170 degrees and V/abc down to 0.01.
+    """
     rng = np.random.default_rng(0)
     for seed in range(5):
         cells = random_cells(rng, 10_000, least_volume=least_volume)
@@ -48,7 +51,7 @@ def test_fuzz_of_random_cells(dtype, tolerance, least_volume):
 
 
 def test_flat_cells_are_exact():
-    """V/abc between 0.01 and 0.02 only."""
+    """Distances are exact in cells with V/abc between 0.01 and 0.02."""
     cells = random_cells(np.random.default_rng(1), 20_000)
     volumes = np.abs(np.linalg.det(cells)) / np.linalg.norm(cells, axis=-1).prod(-1)
     flat = cells[volumes < 0.02]
@@ -57,7 +60,7 @@ def test_flat_cells_are_exact():
 
 
 def test_the_exhaustive_search_is_a_block_of_images():
-    """The oracle itself against all images of the cell as it is given."""
+    """The oracle agrees with a search over all images of the unreduced cell."""
     rng = np.random.default_rng(2)
     for cell in random_cells(rng, 200, (3, 12), (35, 145), 0.2):
         f = rng.random((2, 3))
@@ -66,7 +69,7 @@ def test_the_exhaustive_search_is_a_block_of_images():
 
 
 def test_sheared_lattices_are_the_same_lattice():
-    """Unimodular changes of the cell, with entries up to some hundred, change no distance."""
+    """Unimodular changes of the cell, with entries up to several hundred, change no distance."""
     rng = np.random.default_rng(3)
     for _ in range(200):
         cell = random_cells(rng, 1, (3, 8), (60, 120))[0]
@@ -90,7 +93,7 @@ seeds = st.integers(0, 2**31)
 @settings(deadline=None, max_examples=100)
 @given(seeds, sizes, sizes)
 def test_properties(seed, n_i, n_j):
-    """Moving the origin, whole translations, order, mirroring and swapping sites."""
+    """Shifts, lattice translations, permutations, mirroring and swaps change no distance."""
     rng = np.random.default_rng(seed)
     cell = torch.as_tensor(random_cells(rng, 1)[0])
     f, g = (torch.as_tensor(rng.random((n, 3))) for n in (n_i, n_j))
