@@ -6,7 +6,8 @@ RUN is the folder of ``sitenet train``; its test predictions are used, or its va
 if it has no test set. DATASET is the file of ``sitenet prepare`` that it was trained on, and FACTS
 (``bench/model_cards``) holds what neither of them records. If the shipped weights are a refit,
 ``--refit`` names the folder of that ``sitenet train --refit``, which must have the validation set
-of RUN. ``docs/model_card.md`` is the text around the figures.
+of RUN; errors by similarity to the training set are then those of the shipped weights on it.
+``docs/model_card.md`` is the text around the figures.
 """
 
 from __future__ import annotations
@@ -31,6 +32,16 @@ from sitenet.system.files import write_text
 TEMPLATE = Path(__file__).resolve().parents[1] / "docs" / "model_card.md"
 SHOWN = 10  # elements, and largest errors, in a table
 SIZES = (10, 20, 50, 100)  # sites of a cell
+SPLITS = {"test": "test", "valid": "validation"}
+OF_TESTED = "The {split} crystals of the tables above:"
+OF_SHIPPED = (
+    "The validation crystals, predicted by the shipped weights. They also set the thresholds, by "
+    "which about 2 % of them\nare `no`:"
+)
+NO_OXIDATION = (
+    "Oxidation states in a file do not change the prediction: no training structure had any."
+)
+USED_OXIDATION = "Oxidation states in a file change the prediction."
 
 
 @dataclass
@@ -120,15 +131,22 @@ def by_element(p: Predictions, holds: dict[str, np.ndarray], least: int) -> str:
 
 
 def by_size(p: Predictions, sites: np.ndarray) -> str:
-    """Tabulate errors by sites of the primitive cell and by similarity to the training set."""
+    """Tabulate errors by sites of the primitive cell."""
     rows = []
     for low, high in zip((0, *SIZES), (*SIZES, np.inf), strict=True):
         inside = (sites > low) & (sites <= high)
         if inside.any():
             name = f"more than {low}" if high == np.inf else f"{low + 1} to {high}"
             rows.append((f"{name} sites", *p.cells(inside)))
-    for name, chosen in (("yes", p.like_training), ("no", ~p.like_training)):
-        rows.append((f"`like_training`: {name}", *p.cells(chosen)))
+    return markdown(("primitive cell", *COUNTED), rows)
+
+
+def by_similarity(p: Predictions) -> str:
+    """Tabulate errors by similarity to the training set."""
+    rows = [
+        (f"`like_training`: {name}", *p.cells(chosen))
+        for name, chosen in (("yes", p.like_training), ("no", ~p.like_training))
+    ]
     return markdown(("group", *COUNTED), rows)
 
 
@@ -157,6 +175,7 @@ def card(run: Path, dataset: Path, facts: dict, refit: Path | None = None) -> st
             than the run.
     """
     header = read_metadata(run / "model.safetensors")
+    shipped = header if refit is None else read_metadata(refit / "model.safetensors")
     (target,) = header["targets"]  # a card is on one property
     unit = target["unit"]
     about = header["metadata"]
@@ -180,7 +199,9 @@ def card(run: Path, dataset: Path, facts: dict, refit: Path | None = None) -> st
         "config": facts.get("config", "sphere"),
         "unit": unit,
         "what": target["name"].removesuffix("_" + unit.replace("/", "_per_")).replace("_", " "),
-        "version": header["sitenet"],
+        "version": shipped["sitenet"],
+        "format": shipped["format"],
+        "oxidation": USED_OXIDATION if shipped["uses_oxidation"] else NO_OXIDATION,
         "parameters": f"{sum(x.numel() for x in model.parameters()):,}",
         **_describe_members(header.get("members", 1), about["epoch"]),
         "train": f"{counts['train']:,}",
@@ -192,8 +213,12 @@ def card(run: Path, dataset: Path, facts: dict, refit: Path | None = None) -> st
         "by_range": by_range(p, unit, facts.get("edges")),
         "by_element": by_element(p, holds, least),
         "by_size": by_size(p, np.array([len(c) for c in crystals])),
+        "similarity": (OF_TESTED if refit is None else OF_SHIPPED).format(split=SPLITS[p.split]),
+        "by_similarity": by_similarity(
+            p if refit is None else Predictions.read(refit / "predictions.csv", target["name"])
+        ),
         "largest": largest(p, [c.reduced_formula for c in crystals], unit),
-        "refit": "" if refit is None else _describe_refit(about, refit, target["name"], unit),
+        "refit": "" if refit is None else _describe_refit(about, shipped, target["name"], unit),
     }
     for name in ("mae", "rmse", "r2", "mae_of_mean", "mae_of_median", "interval"):
         values[name] = f"{scores[name]:.3f}"
@@ -217,14 +242,14 @@ def _describe_members(count: int, epochs: int | list[int]) -> dict[str, str]:
     }
 
 
-def _describe_refit(about: dict, refit: Path, target: str, unit: str) -> str:
+def _describe_refit(about: dict, shipped: dict, target: str, unit: str) -> str:
     """Format the line on the shipped weights, which were trained on the test crystals as well."""
-    after = read_metadata(refit / "model.safetensors")
-    counts = after["metadata"]["crystals"]
-    errors = [m["scores"]["valid"][target]["mae"] for m in (about, after["metadata"])]
+    after = shipped["metadata"]
+    counts = after["crystals"]
+    errors = [facts["scores"]["valid"][target]["mae"] for facts in (about, after)]
     if counts["valid"] != about["crystals"]["valid"]:
         raise ValueError(
-            f"{refit} was validated on {counts['valid']} crystals, the tested run on "
+            f"the refit was validated on {counts['valid']} crystals, the tested run on "
             f"{about['crystals']['valid']}: expected the same validation set"
         )
     return (

@@ -66,6 +66,15 @@ def test_the_card_of_mp_eform_is_its_metadata(energy):
     assert energy.tested == f"{test['crystals']:,}"
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_the_cards_give_the_format_and_inputs_of_what_ships(name):
+    header = read_metadata(shipped_weights()[name])
+    page = text(f"docs/models/{name}.md")
+    assert f"| file | checkpoint format {header['format']}, " in page
+    ignored = "Oxidation states in a file do not change the prediction" in page
+    assert ignored is not header["uses_oxidation"]
+
+
 def test_the_card_of_mp_gap_knows_what_ships(gap):
     crystals = read_metadata(shipped_weights()["mp-gap"])["metadata"]["crystals"]
     assert gap.valid == f"{crystals['valid']:,}"
@@ -96,6 +105,7 @@ def test_the_page_on_uncertainty_gives_the_figures_of_the_cards(gap, energy):
     page = text("docs/uncertainty.md")
     assert f"{gap.coverage} % for `mp-gap` and {energy.coverage} % for `mp-eform`" in page
     assert f"{gap.inside} eV for `yes` and {gap.outside} eV for `no`" in page
+    assert f"{energy.inside} and {energy.outside} eV/atom" in page
 
 
 def test_the_record_of_experiments_ends_at_what_ships(gap):

@@ -10,6 +10,7 @@ from model_card import Predictions, by_range, card
 from sitenet.config import SiteNetConfig
 from sitenet.data.prepare import prepare
 from sitenet.data.prepared import load_dataset
+from sitenet.model.checkpoint import load, read_metadata
 from sitenet.model.sitenet import SiteNet, Target
 from sitenet.system.files import write_csv
 
@@ -67,6 +68,8 @@ def test_figures_are_those_of_the_predictions(run, name):
     assert f"**{mae:.3f} eV**; predicting the mean everywhere: 1.250, the median: 1.125" in page
     assert "| exactly 0 eV | 9 | 0.100 | +0.100 | 100% |" in page
     assert "| `like_training`: no | 1 | 2.000 | +2.000 | 0% |" in page
+    assert "The test crystals of the tables above:" in page
+    assert "- Oxidation states in a file change the prediction.\n" in page
     assert "±0.600 eV at 90 %, which covers 74.4% of the test crystals" in page
     assert page.count("| 4.000 | 6.000 |") == 10  # the largest errors
     for command in facts["commands"].strip().splitlines():
@@ -87,13 +90,30 @@ def test_a_refit_gets_a_line_of_its_own(run, tmp_path):
         scores = {k: {"gap_eV": {"mae": mae, **SCORES}} for k in ("valid", "test")}
         facts_of_run = {"epoch": 3, "crystals": counts, "scores": scores}
         model.save(where / "model.safetensors", facts_of_run)
+    rows = [("a", "valid", 1.5, 1.0, 0.9, 1.6, "yes"), ("b", "valid", 0.0, 0.25, 0.1, 0.5, "no")]
+    write_csv(tmp_path / "refit" / "predictions.csv", HEADER, rows)
     page = card(folder, dataset, facts, tmp_path / "refit")
+    assert "The validation crystals, predicted by the shipped weights." in page
+    assert "| `like_training`: yes | 1 | 0.500 | -0.500 | 100% |" in page
+    assert "| `like_training`: no | 1 | 0.250 | +0.250 | 0% |" in page
+    assert "| exactly 0 eV | 9 |" in page  # of the tested run, like all other tables
     (line,) = [line for line in page.splitlines() if line.startswith("| the shipped weights |")]
     assert "trained on 139 crystals" in line and "0.125 eV (tested model: 0.250 eV) |" in line
     facts_of_run["crystals"] = {"train": 138, "valid": 2, "test": 0}
     model.save(tmp_path / "refit" / "model.safetensors", facts_of_run)
     with pytest.raises(ValueError, match=r"validated on 2 crystals, the tested run on 1"):
         card(folder, dataset, facts, tmp_path / "refit")
+
+
+def test_models_that_ignore_oxidation_states_say_so(run):
+    folder, dataset = run
+    facts = yaml.safe_load((ROOT / "bench" / "model_cards" / "mp-gap.yaml").read_text())
+    model, header = load(folder / "model.safetensors"), read_metadata(folder / "model.safetensors")
+    model.uses_oxidation = False
+    model.save(folder / "model.safetensors", header["metadata"])
+    assert "- Oxidation states in a file do not change the prediction:" in card(
+        folder, dataset, facts
+    )
 
 
 def test_elements_are_counted_in_the_test_crystals(run):
