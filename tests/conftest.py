@@ -11,6 +11,10 @@ SHARED = ROOT.parent / "shared"
 GOLDEN = Path(os.environ.get("SITENET_GOLDEN", SHARED / "golden"))
 GOLDEN_E2E = Path(os.environ.get("SITENET_GOLDEN_E2E", SHARED / "golden_e2e"))
 
+# Python processes that tests start import the installed sitenet, not the source tree that they may
+# be started in, which has no compiled kernels unless it is the installed one.
+os.environ.setdefault("PYTHONSAFEPATH", "1")
+
 # Their assertions show the values compared, as those of a test do.
 pytest.register_assert_rewrite("attention_checks", "geometry_checks", "rounding")
 

@@ -53,7 +53,7 @@ def test_ci_runs_the_first_two_blocks():
 def test_the_first_block_installs_what_the_others_use():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    assert "pip install '.[all]'" in blocks("bash")[0]
+    assert "pip install -e '.[all]'" in blocks("bash")[0]
     (every,) = extras["all"]
     chosen = set(every.removeprefix("sitenet[").removesuffix("]").split(","))
     assert chosen == extras.keys() - {"all", "test", "docs", "lint", "dev"}
