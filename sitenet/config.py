@@ -41,6 +41,7 @@ SiteFeatureName = Literal[
 ]
 SITE_FEATURES: tuple[SiteFeatureName, ...] = get_args(SiteFeatureName)
 Disorder = Literal["error", "average"]
+Missing = Literal["error", "mean"]
 
 MOST_BYTES = 1_000_000  # of a YAML file
 WIDTH: dict[str, Any] = {"least": 1, "most": 65_536}  # of a layer
@@ -179,7 +180,7 @@ class SiteNetConfig:
     scale_site_features: bool = setting(
         False, "Standardise the elemental properties over the elements"
     )
-    missing: Literal["error", "mean"] = setting(
+    missing: Missing = setting(
         "error", "Refuse elements with an unknown property, or use the mean over the elements"
     )
     max_norm: bool = setting(True, "Limit the norm of each element's embedding to 1")

@@ -10,11 +10,11 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
-from sitenet.config import SITE_FEATURES
+from sitenet.config import SITE_FEATURES, Disorder
 from sitenet.crystal import exchange
 from sitenet.crystal.cif import CifError, CifWarning, location, read_structure
 from sitenet.crystal.cif_blocks import Block, Limits, Unreadable, has_sites, read_blocks, read_text
@@ -342,7 +342,7 @@ def _open(
     source: str | os.PathLike[str] | bytes, disorder: str, limits: Limits | None
 ) -> tuple[str, list[Block], Limits]:
     """The name of a file and its blocks that have atoms; if none has, the first block."""
-    if disorder not in ("error", "average"):
+    if disorder not in get_args(Disorder):
         raise ValueError(f"disorder must be 'error' or 'average', got {disorder!r}")
     limits = limits or Limits()
     file = "CIF text"

@@ -5,10 +5,11 @@ from __future__ import annotations
 import csv
 from collections.abc import Sequence
 from importlib import resources
+from typing import get_args
 
 import numpy as np
 
-from sitenet.config import SITE_FEATURES, SiteNetConfig
+from sitenet.config import SITE_FEATURES, Missing, SiteNetConfig
 
 
 def _read_table() -> tuple[tuple[str, ...], np.ndarray]:
@@ -72,7 +73,7 @@ def site_features(numbers: Sequence[int] | np.ndarray, missing: str = "error") -
     Source: Magpie tables (Ward et al., npj Comput. Mater. 2, 16028, 2016) as in matminer 0.7.4,
     whose ``impute_nan`` of later versions is ``missing="mean"``.
     """
-    if missing not in ("error", "mean"):
+    if missing not in get_args(Missing):
         raise ValueError(f"missing must be 'error' or 'mean', got {missing!r}")
     numbers = np.asarray(numbers, dtype=np.int64)
     if numbers.size and not (1 <= numbers.min() and numbers.max() < len(SYMBOLS)):

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 
 from sitenet.config import SiteNetConfig
 from sitenet.ops.attention import attention
-from sitenet.ops.rows import normalise, row_of_pair, row_softmax, weighted_sums
+from sitenet.ops.rows import EPSILON, normalise, row_of_pair, row_softmax, weighted_sums
 
 ACTIVATIONS = {"mish": F.mish, "relu": torch.relu, "none": lambda x: x}
-EPSILON = 1e-5  # of every norm
 
 
 class Layer(nn.Module):

@@ -31,9 +31,9 @@ from torch import Tensor, nn
 import sitenet
 from sitenet.config import SiteNetConfig, load_config
 from sitenet.crystal.elements import NUM_ELEMENTS, element_table
-from sitenet.model.blocks import EPSILON, Block, Embedding, Layer, Rows, norm_of, with_gradient_of
+from sitenet.model.blocks import Block, Embedding, Layer, Rows, norm_of, with_gradient_of
 from sitenet.ops.attention import pair_embedding
-from sitenet.ops.rows import row_of_pair
+from sitenet.ops.rows import EPSILON, row_of_pair
 from sitenet.pairs.features import gaussians, log_envelope, pair_features
 from sitenet.pairs.finder import PairFinder
 from sitenet.pairs.pairs import Pairs

@@ -21,6 +21,7 @@ from torch.autograd.function import once_differentiable
 from sitenet.ops import _C, checks, library, need_cuda
 from sitenet.ops.kernel_calls import Run, flat, run_cpu, run_cuda, schema
 from sitenet.ops.kernel_calls import allows_tf32 as allows_tf32
+from sitenet.ops.rows import EPSILON
 
 ACTIVATIONS = {"none": 0, "relu": 1, "mish": 2}
 
@@ -318,7 +319,7 @@ def pair_embedding(
     *,
     activation: str = "mish",
     norm: bool = True,
-    eps: float = 1e-5,
+    eps: float = EPSILON,
 ) -> Tensor:
     """Embed the features of pairs: normalise(activation(features weight^T + bias)).
 
@@ -366,7 +367,7 @@ def attention(
     attention_dim: int,
     activation: str = "mish",
     norm: bool = True,
-    eps: float = 1e-5,
+    eps: float = EPSILON,
     need_logits: bool = False,
     check_indices: bool = True,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:

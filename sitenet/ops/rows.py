@@ -6,8 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+EPSILON = 1e-5  # of every norm, as published
 
-def normalise(x: Tensor, norm: bool = True, eps: float = 1e-5) -> Tensor:
+
+def normalise(x: Tensor, norm: bool = True, eps: float = EPSILON) -> Tensor:
     """LayerNorm over the last dimension without the affine part; x unchanged if not ``norm``."""
     return F.layer_norm(x, x.shape[-1:], eps=eps) if norm else x
 

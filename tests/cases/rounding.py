@@ -13,8 +13,8 @@ COPIES = 6
 # A kernel may err more than the plain formula: it takes variances from sums of squares about the
 # first column rather than about the mean, and the softmax from ln(sum), whose rounding all pairs of
 # a row share. At all SIMD levels, with 200 seeds of the dims "tiny" and 30 of "heads" and "wide",
-# some 80,000 tensors, the largest ratio was 10 and one in a thousand exceeded 3; a wrong term is off
-# by 1e-3 or more, some 1000 yardsticks.
+# some 80,000 tensors, the largest ratio was 10 and one in a thousand exceeded 3; a wrong term is
+# off by 1e-3 or more, some 1000 yardsticks.
 FACTOR = 32
 # Relative to the largest entry, in units of the precision. It covers tensors that the plain formula
 # happens to compute exactly, and sums whose terms cancel to zero.
