@@ -1,16 +1,23 @@
 """How idle threads of the OpenMP runtime wait for work; imported before torch loads the runtime.
 
-By default GNU's runtime lets them spin for 5 to 15 ms. Beside another busy process a spinning
-thread holds a core that a working thread needs, and training on two cores falls to a fifth of its
-speed (bench/bench_busy.py). 10,000 turns cost nothing where nothing else runs; none at all, a
-quarter of the speed of small models. Variables that the user has set stay as they are.
+By default GNU's runtime lets them spin for 5 ms or more. Beside another busy process a spinning
+thread holds a core that a working thread needs. Passes per second through the example on two cores
+(training ``sphere`` and ``paper``; bench/bench_busy.py):
+
+    turns     alone          beside a busy process
+    300,000   5.20, 12.04    0.69, 2.71 (the runtime's own choice)
+     10,000   4.42, 10.09    1.82, 4.79
+      3,000   4.23, 10.12    2.67, 5.19
+
+So short waits cost a sixth where nothing else runs, and give two to four times the speed where
+something does. Variables that the user has set stay as they are.
 """
 
 import os
 import sys
 
 # GNU: turns of the waiting loop, 20 to 50 ns each. LLVM: milliseconds.
-SHORT_SPIN = {"GOMP_SPINCOUNT": "10000", "KMP_BLOCKTIME": "1"}
+SHORT_SPIN = {"GOMP_SPINCOUNT": "3000", "KMP_BLOCKTIME": "1"}
 
 
 def _choose() -> str:

@@ -47,7 +47,7 @@ def run(imports, **variables):
     ],
 )
 def test_idle_threads_sleep_soon(imports, policy):
-    """10,000 turns take 0.2 to 0.6 ms, the runtime's 300,000 take 5 ms or more."""
+    """3,000 turns take 0.06 to 0.2 ms, the runtime's 300,000 take 5 ms or more."""
     got, milliseconds = run(imports)
     assert got == policy
     assert milliseconds < 2
