@@ -135,10 +135,7 @@ def with_fields(
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         signature = inspect.signature(command)
-        # Python 3.10 would make Optional what a function's parameter defaults to None; hints of a
-        # class stay as they are.
-        of_class = type("Hints", (), {"__annotations__": command.__annotations__})
-        hints = typing.get_type_hints(of_class, command.__globals__, include_extras=True)
+        hints = typing.get_type_hints(command, include_extras=True)
         parameters = [
             p.replace(annotation=hints[p.name], kind=inspect.Parameter.KEYWORD_ONLY)
             for p in signature.parameters.values()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,11 +13,7 @@ from sitenet.model.calibration import half_widths
 if TYPE_CHECKING:
     from sitenet.crystal.crystal import Crystal
     from sitenet.model.ensemble import Model
-    from sitenet.pairs.columns import Columns
-    from sitenet.pairs.pairs import Pairs
-    from sitenet.pairs.store import PairStore
-
-    Structures: TypeAlias = Pairs | PairStore | Sequence[Crystal | Columns]
+    from sitenet.model.surroundings import Structures
 
 COVERAGE = 0.9  # of intervals, unless stated otherwise
 LIKENESS = ["like_training", "unlike_because"]  # columns of ``likeness_cells``
