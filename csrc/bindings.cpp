@@ -20,7 +20,7 @@ using sitenet::WithoutGil;
 namespace {
 
 // -------------------------------------------------------------------------------------------------
-// Attention and the embedding of pair features: name(shape, addresses, threads).
+// Attention, the embedding of pair features, and power spectra: name(shape, addresses, threads).
 
 /// Binds one kernel; `table` returns the chosen level's kernels, of which `kernel` is a member.
 template <class Table, class P>
@@ -42,8 +42,15 @@ template <class T, class E> void bind_attention(py::module_ &m, const std::strin
     bind_kernel(m, "pair_embedding_backward" + suffix, table, &Kernels::pair_embedding_backward);
 }
 
+template <class T> void bind_power_spectrum(py::module_ &m, const std::string &suffix) {
+    using Kernels = sitenet::PowerSpectrumKernels<T>;
+    const auto table = &sitenet::power_spectrum<T>;
+    bind_kernel(m, "power_spectrum_forward" + suffix, table, &Kernels::forward);
+    bind_kernel(m, "power_spectrum_backward" + suffix, table, &Kernels::backward);
+}
+
 void bind_shapes(py::module_ &m) {
-    using sitenet::AttentionShape, sitenet::PairEmbeddingShape;
+    using sitenet::AttentionShape, sitenet::PairEmbeddingShape, sitenet::PowerSpectrumShape;
     py::class_<AttentionShape>(m, "AttentionShape")
         .def(py::init<int64_t, int, int, int, int, int, int, int, int, int, double>(), "pairs"_a,
              "rows"_a, "sites"_a, "hidden"_a, "attention"_a, "interaction"_a, "width"_a, "heads"_a,
@@ -51,6 +58,9 @@ void bind_shapes(py::module_ &m) {
     py::class_<PairEmbeddingShape>(m, "PairEmbeddingShape")
         .def(py::init<int64_t, int, int, int, int, double>(), "pairs"_a, "num_features"_a,
              "width"_a, "activation"_a, "norm"_a, "eps"_a);
+    py::class_<PowerSpectrumShape>(m, "PowerSpectrumShape")
+        .def(py::init<int64_t, int, int, int, int, int, int>(), "images"_a, "rows"_a, "sites"_a,
+             "channels"_a, "radial"_a, "degrees"_a, "mixed"_a);
 }
 
 // -------------------------------------------------------------------------------------------------
@@ -114,7 +124,8 @@ int64_t fill_pairs(const PairInput &input, uintptr_t orbit, int64_t first, int64
                    uintptr_t offsets, uintptr_t sites, uintptr_t distance, uintptr_t multiplicity) {
     return sitenet::pairs().fill_pairs(
         input, Address{orbit},
-        {first, last, Address{offsets}, Address{sites}, Address{distance}, Address{multiplicity}});
+        {first, last, Address{offsets}, Address{sites}, Address{distance}, Address{multiplicity},
+         nullptr});
 }
 
 int64_t count_sphere(const PairInput &input, double radius) {
@@ -123,10 +134,11 @@ int64_t count_sphere(const PairInput &input, double radius) {
 
 int64_t find_sphere(const PairInput &input, double radius, bool merge, int64_t room,
                     uintptr_t orbit, uintptr_t leader, uintptr_t offsets, uintptr_t sites,
-                    uintptr_t distance, uintptr_t multiplicity) {
+                    uintptr_t distance, uintptr_t multiplicity, uintptr_t vectors) {
     return sitenet::pairs().find_sphere(input, radius, merge, room, Address{orbit}, Address{leader},
                                         {0, input.sites, Address{offsets}, Address{sites},
-                                         Address{distance}, Address{multiplicity}});
+                                         Address{distance}, Address{multiplicity},
+                                         Address{vectors}});
 }
 
 void bind_pairs(py::module_ &m) {
@@ -149,6 +161,8 @@ PYBIND11_MODULE(_C, m) {
     bind_attention<float, float>(m, "_f32_cpu");
     bind_attention<double, double>(m, "_f64_cpu");
     bind_attention<float, uint16_t>(m, "_bf16_cpu");
+    bind_power_spectrum<float>(m, "_f32_cpu");
+    bind_power_spectrum<double>(m, "_f64_cpu");
     bind_geometry(m);
     bind_pairs(m);
 #ifdef SITENET_WITH_CUDA

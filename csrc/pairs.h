@@ -4,7 +4,8 @@
 // their pair. Two statements follow, and both are exact at any depth:
 //   - The images of one orbit at one distance from site i are the same pair in every block. One
 //     pair stands for all of them and carries their number as its multiplicity.
-//   - Sites of one kind that see the same distances to every orbit are one orbit.
+//   - Sites of one kind that see the same distances to every orbit are one orbit; with vectors,
+//     those that see the same angles, too.
 //
 // Rows of pairs are CSR: row r holds the pairs offsets[r] to offsets[r + 1].
 #pragma once
@@ -33,6 +34,9 @@ struct PairOutput {
     int32_t *sites;        ///< (pairs), orbit of j; merged pairs ascend by it, then by distance
     double *distance;      ///< (pairs), angstrom
     int32_t *multiplicity; ///< (pairs)
+    float
+        *vectors; ///< (sum of multiplicity, 3), angstrom, from a row's site to the images that its
+                  ///< pairs stand for, 0 for the self pair; null if not wanted, spheres only
 };
 
 // Errors, returned in place of a count.

@@ -1,10 +1,13 @@
-"""The oracle: every attention op in plain torch, slow and obvious, for any dtype.
+"""The oracle: every op of a model in plain torch, slow and obvious, for any dtype.
 
-``pair_embedding`` and ``attention`` have the signatures of ``sitenet.ops.attention``. Only tests
+``pair_embedding`` and ``attention`` have the signatures of ``sitenet.ops.attention``, and
+``power_spectrum`` that of ``sitenet.ops.power_spectrum``. Only tests
 and benches import this module.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 import torch.nn.functional as F
@@ -122,3 +125,62 @@ def attend(logits: Tensor, a: Tensor, rows: Tensor, num_rows: int) -> Tensor:
     weights = row_softmax(logits, rows, num_rows)
     y = a.new_zeros(num_rows, a.shape[1], weights.shape[1])
     return y.index_add(0, rows, a[:, :, None] * weights[:, None, :]).flatten(1)
+
+
+def spherical_harmonics(vectors: Tensor, degrees: int) -> Tensor:
+    """Real spherical harmonics of the directions for l < degrees, (n, degrees^2), each l scaled so
+    that its squares sum to 1; of vectors shorter than 1e-6, l = 0 only.
+
+    From associated Legendre functions and powers of x + i y.
+    """
+    length = vectors.norm(dim=1)
+    has_direction = length > 1e-6
+    x, y, z = (vectors / torch.where(has_direction, length, 1)[:, None]).unbind(1)
+    plane = torch.complex(x, y)  # sin(theta) exp(i phi)
+    columns = []
+    for degree in range(degrees):
+        row: list[Tensor] = []
+        for m in range(degree + 1):
+            power = plane**m
+            factor = math.sqrt(math.factorial(degree - m) / math.factorial(degree + m))
+            legendre = factor * _legendre_over_sine(degree, m, z)
+            if m == 0:
+                row = [legendre]
+            else:
+                scaled = math.sqrt(2) * legendre
+                row = [scaled * power.imag, *row, scaled * power.real]
+        columns += row
+    harmonics = torch.stack(columns, 1)
+    harmonics[:, 1:] = torch.where(has_direction[:, None], harmonics[:, 1:], 0)
+    return harmonics
+
+
+def _legendre_over_sine(degree: int, m: int, z: Tensor) -> Tensor:
+    """P_degree^m(z) / (1 - z^2)^(m/2) without the phase (-1)^m, by recursion over the degree."""
+    before, value = torch.zeros_like(z), torch.full_like(z, math.prod(range(1, 2 * m, 2)))
+    for k in range(m, degree):
+        before, value = value, ((2 * k + 1) * z * value - (k + m) * before) / (k - m + 1)
+    return value
+
+
+def power_spectrum(
+    values: Tensor,
+    mix: Tensor,
+    radial: Tensor,
+    vectors: Tensor,
+    offsets: Tensor,
+    sites: Tensor,
+) -> Tensor:
+    """Power spectra of the density of neighbours: (rows, degrees, mixed)."""
+    degrees = len(mix)
+    rows = row_of_pair(offsets, len(sites))
+    products = (radial[:, :, None] * values[sites.long()][:, None, :]).flatten(1)
+    terms = spherical_harmonics(vectors, degrees)[:, :, None] * products[:, None, :]
+    density = terms.new_zeros(len(offsets) - 1, *terms.shape[1:]).index_add(0, rows, terms)
+    spectra = []
+    for degree in range(degrees):
+        mixed = density[:, degree**2 : (degree + 1) ** 2] @ mix[degree]  # (rows, 2 l + 1, mixed)
+        soft = 0.01
+        norm = (mixed.square().sum(1) + soft**2).sqrt() - soft
+        spectra.append(norm if degree else mixed[:, 0])
+    return torch.stack(spectra, 1)

@@ -10,6 +10,8 @@ namespace sitenet {
     namespace level {                                                                              \
     extern const GeometryKernels geometry;                                                         \
     extern const PairKernels pairs;                                                                \
+    extern const PowerSpectrumKernels<float> power_spectrum_f32;                                   \
+    extern const PowerSpectrumKernels<double> power_spectrum_f64;                                  \
     extern const AttentionKernels<float, float> attention_f32;                                     \
     extern const AttentionKernels<double, double> attention_f64;                                   \
     extern const AttentionKernels<float, uint16_t> attention_bf16;                                 \
@@ -23,6 +25,8 @@ struct Level {
     const char *name;
     const GeometryKernels *geometry;
     const PairKernels *pairs;
+    const PowerSpectrumKernels<float> *power_spectrum_f32;
+    const PowerSpectrumKernels<double> *power_spectrum_f64;
     const AttentionKernels<float, float> *attention_f32;
     const AttentionKernels<double, double> *attention_f64;
     const AttentionKernels<float, uint16_t> *attention_bf16;
@@ -33,6 +37,8 @@ const Level kLevels[] = {
     {#level,                                                                                       \
      &plain::geometry,                                                                             \
      &plain::pairs,                                                                                \
+     &plain::power_spectrum_f32,                                                                   \
+     &plain::power_spectrum_f64,                                                                   \
      &plain::attention_f32,                                                                        \
      &plain::attention_f64,                                                                        \
      &level::attention_bf16},
@@ -86,6 +92,12 @@ template <> const AttentionKernels<float, float> &attention() { return *chosen()
 template <> const AttentionKernels<double, double> &attention() { return *chosen().attention_f64; }
 template <> const AttentionKernels<float, uint16_t> &attention() {
     return *chosen().attention_bf16;
+}
+template <> const PowerSpectrumKernels<float> &power_spectrum() {
+    return *chosen().power_spectrum_f32;
+}
+template <> const PowerSpectrumKernels<double> &power_spectrum() {
+    return *chosen().power_spectrum_f64;
 }
 const char *level_name() { return chosen().name; }
 

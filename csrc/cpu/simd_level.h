@@ -9,6 +9,7 @@
 #include "../attention.h"
 #include "../geometry.h"
 #include "../pairs.h"
+#include "../power_spectrum.h"
 
 // X(level, plain): `level` adds kernels with products in bfloat16 to those of the level `plain`,
 // which are compiled once. CMakeLists.txt has the same list.
@@ -27,6 +28,8 @@ const GeometryKernels &geometry();
 const PairKernels &pairs();
 /// (T, E): (float, float), (double, double) or (float, uint16_t).
 template <class T, class E> const AttentionKernels<T, E> &attention();
+/// T: float or double.
+template <class T> const PowerSpectrumKernels<T> &power_spectrum();
 
 /// Returns the name of the chosen level. Throws std::runtime_error if SITENET_SIMD names a level
 /// that does not exist or that this processor lacks.

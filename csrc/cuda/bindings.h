@@ -40,6 +40,13 @@ template <class T, class E> void bind_pair_embedding(py::module_ &m, const std::
                 pair_embedding_backward_scratch<T, E>);
 }
 
+template <class T> void bind_power_spectrum(py::module_ &m, const std::string &suffix) {
+    bind_kernel(m, "power_spectrum_forward", suffix, power_spectrum_forward<T>,
+                power_spectrum_forward_scratch<T>);
+    bind_kernel(m, "power_spectrum_backward", suffix, power_spectrum_backward<T>,
+                power_spectrum_backward_scratch<T>);
+}
+
 template <class T>
 void bound_distances_forward(uintptr_t cells, uintptr_t frac_i, uintptr_t frac_j,
                              uintptr_t offsets_i, uintptr_t offsets_j, int64_t crystals,
@@ -82,6 +89,8 @@ inline void bind(py::module_ &m) {
     bind_pair_embedding<float, float>(m, "_f32_cuda");
     bind_pair_embedding<double, double>(m, "_f64_cuda");
     bind_pair_embedding<float, uint16_t>(m, "_bf16_cuda");
+    bind_power_spectrum<float>(m, "_f32_cuda");
+    bind_power_spectrum<double>(m, "_f64_cuda");
     bind_geometry<float>(m, "_f32_cuda");
     bind_geometry<double>(m, "_f64_cuda");
 }

@@ -6,6 +6,7 @@
 
 #include "../attention.h"
 #include "../geometry.h"
+#include "../power_spectrum.h"
 
 namespace sitenet::cuda {
 
@@ -31,6 +32,14 @@ template <class T, class E>
 void pair_embedding_backward(const PairEmbeddingBackward<T, E> &p, void *scratch, void *stream);
 template <class T, class E>
 int64_t pair_embedding_backward_scratch(const PairEmbeddingShape &shape);
+
+template <class T>
+void power_spectrum_forward(const PowerSpectrumForward<T> &p, void *scratch, void *stream);
+template <class T> int64_t power_spectrum_forward_scratch(const PowerSpectrumShape &shape);
+
+template <class T>
+void power_spectrum_backward(const PowerSpectrumBackward<T> &p, void *scratch, void *stream);
+template <class T> int64_t power_spectrum_backward_scratch(const PowerSpectrumShape &shape);
 
 /// pair_offsets (crystals + 1): the first distance of each crystal; null if there is one crystal.
 /// usable (crystals): 1, or 0 for a cell that has no volume or is not finite; its distances are

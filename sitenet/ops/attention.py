@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 from sitenet.ops import _C, checks, library, need_cuda
 from sitenet.ops.kernel_calls import Run, flat, run_cpu, run_cuda, schema
 from sitenet.ops.kernel_calls import allows_tf32 as allows_tf32
-from sitenet.ops.rows import EPSILON
+from sitenet.ops.rows import EPSILON, sorted_by_site
 
 ACTIVATIONS = {"none": 0, "relu": 1, "mish": 2}
 
@@ -220,11 +220,7 @@ def _not_sorted(block: Block) -> tuple[None, None]:
 
 
 def _sorted_by_site(block: Block) -> tuple[Tensor, Tensor]:
-    """List the pairs by site, so that the sums of grad_site_j have one order."""
-    sites = block.sites
-    sorted_sites, pairs_of_site = torch.sort(sites, stable=True)
-    bounds = torch.arange(block.site_j.shape[0] + 1, dtype=sites.dtype, device=sites.device)
-    return pairs_of_site, torch.searchsorted(sorted_sites, bounds)
+    return sorted_by_site(block.sites, block.site_j.shape[0])
 
 
 def _implementations(run: Run, pairs_by_site: Callable) -> dict[str, Callable]:

@@ -54,7 +54,7 @@ def check_pair_embedding(features: Tensor, weight: Tensor, bias: Tensor, eps: fl
     check(weight, "weight", ("width", features.shape[1]), like=features)
     check(bias, "bias", (weight.shape[0],), like=features)
     _check_not_empty(weight, "weight")
-    _check_contiguous(features=features, weight=weight, bias=bias)
+    check_contiguous(features=features, weight=weight, bias=bias)
     _check_eps(eps)
 
 
@@ -90,7 +90,7 @@ def check_attention(
     check(log_multiplicity, "log_multiplicity", (num_pairs,), like=site_i)
     check(offsets, "offsets", (rows + 1,), torch.int64, like=site_i)
     check(sites, "sites", (num_pairs,), torch.int32, like=site_i)
-    _check_contiguous(
+    check_contiguous(
         site_i=site_i,
         site_j=site_j,
         e=e,
@@ -121,14 +121,17 @@ def check_attention_gradients(
     check(grad_y, "grad_y", (rows, attention_dim * heads), like=site_i)
     if grad_e_out is not None:
         check(grad_e_out, "grad_e_out", (e.shape[0], columns - hidden - attention_dim), like=e)
-    _check_contiguous(y=y, logsum=logsum)
+    check_contiguous(y=y, logsum=logsum)
 
 
-def check_indices(offsets: Tensor, sites: Tensor, num_sites: int) -> None:
-    """Raise ValueError unless the rows' offsets hold all pairs and each pair's site is there."""
+def check_indices(
+    offsets: Tensor, sites: Tensor, num_sites: int, of: str = "site_j", entries: str = "pairs"
+) -> None:
+    """Raise ValueError unless the offsets hold all entries and each entry's site is a row of
+    ``of``."""
     if can_read(sites):
-        check_offsets(offsets, sites.shape[0])
-        check_range(sites, num_sites, "sites", "rows of site_j")
+        check_offsets(offsets, sites.shape[0], of=entries)
+        check_range(sites, num_sites, "sites", f"rows of {of}")
 
 
 def _check_not_empty(x: Tensor, name: str) -> None:
@@ -136,7 +139,8 @@ def _check_not_empty(x: Tensor, name: str) -> None:
         raise ValueError(f"{name} must have no dimension of size 0, got {tuple(x.shape)}")
 
 
-def _check_contiguous(**tensors: Tensor) -> None:
+def check_contiguous(**tensors: Tensor) -> None:
+    """Raise ValueError for a tensor that is not contiguous."""
     for name, x in tensors.items():
         if not x.is_contiguous():
             raise ValueError(f"{name} must be contiguous, got strides {x.stride()}")

@@ -49,3 +49,19 @@ def weighted_sums(weights: Tensor, values: Tensor, rows: Tensor, num_rows: int) 
     feature index a * heads + head, as published."""
     products = values[:, :, None] * weights[:, None, :]
     return products.new_zeros(num_rows, *products.shape[1:]).index_add(0, rows, products).flatten(1)
+
+
+def sorted_by_site(sites: Tensor, num_sites: int) -> tuple[Tensor, Tensor]:
+    """List the pairs by site, so that sums over the pairs of a site have one order.
+
+    Args:
+        sites: (pairs,) the site of each pair.
+        num_sites: number of sites.
+
+    Returns:
+        (pairs,) the pairs, sorted by site and ascending within a site; (num_sites + 1,) where those
+        of each site begin.
+    """
+    sorted_sites, pairs_of_site = torch.sort(sites, stable=True)
+    bounds = torch.arange(num_sites + 1, dtype=sites.dtype, device=sites.device)
+    return pairs_of_site, torch.searchsorted(sorted_sites, bounds)

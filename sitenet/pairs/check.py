@@ -27,11 +27,13 @@ _SIZES: dict[str, tuple[str, Any]] = {
     "num_sites": ("crystals", torch.int64),
     "images": ("crystals", torch.int64),
     "sine_distance": ("pairs", _FLOATS),
+    "vectors": ("images", _FLOATS),
     "mixed_rows": ("species", torch.int64),
     "mixed_numbers": ("species", torch.int64),
     "mixed_shares": ("species", _FLOATS),
 }
-_OPTIONAL = ("sine_distance", "mixed_rows", "mixed_numbers", "mixed_shares")
+_WIDTHS = {"vectors": (3,)}
+_OPTIONAL = ("sine_distance", "vectors", "mixed_rows", "mixed_numbers", "mixed_shares")
 
 
 def check_pairs(pairs: Pairs) -> None:
@@ -50,8 +52,9 @@ def check_pairs(pairs: Pairs) -> None:
     sizes["crystals + 1"] = sizes["crystals"] + 1
     for name, x in tensors.items():
         size, dtypes = _SIZES[name]
-        check(x, f"Pairs.{name}", (sizes.get(size, size),), dtypes)
-        sizes.setdefault(size, x.numel())
+        shape = (sizes.get(size, size), *_WIDTHS.get(name, ()))
+        check(x, f"Pairs.{name}", shape, dtypes)
+        sizes.setdefault(size, len(x))
         if x.device != device:
             raise ValueError(f"Pairs.{name} must be on {device}, got {x.device}")
 
@@ -66,6 +69,11 @@ def check_pairs(pairs: Pairs) -> None:
     check_range(pairs.sites, num_rows, "Pairs.sites", "rows")
     check_range(pairs.numbers, NUM_ELEMENTS, "Pairs.numbers", "atomic numbers")
     check_range(pairs.multiplicity, 2**31, "Pairs.multiplicity", "images")
+    if pairs.vectors is not None and len(pairs.vectors) != int(pairs.multiplicity.sum()):
+        raise ValueError(
+            f"Pairs.vectors must have one row per image, {int(pairs.multiplicity.sum())}, got "
+            f"{len(pairs.vectors)}"
+        )
     if pairs.mixed_rows is not None and pairs.mixed_numbers is not None:
         check_range(pairs.mixed_rows, num_rows, "Pairs.mixed_rows", "rows")
         check_range(pairs.mixed_numbers, NUM_ELEMENTS, "Pairs.mixed_numbers", "atomic numbers")

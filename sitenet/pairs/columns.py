@@ -28,6 +28,10 @@ COLUMNS = {
     "mixed_shares": ("species", np.float32),
 }
 
+# Columns in float32 that a store has if its pairs were found with them: the sine distance of each
+# pair, and the three components of each image's vector.
+OPTIONAL_COLUMNS = ("sine_distance", "vectors")
+
 
 def columns_of(pairs: Pairs) -> Columns:
     """Lay out one crystal's pairs as columns."""
@@ -51,9 +55,11 @@ def columns_of(pairs: Pairs) -> Columns:
     }
     if pairs.sine_distance is not None:
         columns["sine_distance"] = pairs.sine_distance
+    if pairs.vectors is not None:
+        columns["vectors"] = pairs.vectors.flatten()
     return {name: x.numpy().astype(dtype_of(name), copy=False) for name, x in columns.items()}
 
 
 def dtype_of(name: str) -> type:
     """The dtype of a column."""
-    return np.float32 if name == "sine_distance" else COLUMNS[name][1]
+    return np.float32 if name in OPTIONAL_COLUMNS else COLUMNS[name][1]

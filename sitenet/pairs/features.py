@@ -60,6 +60,15 @@ def gaussians(distance: torch.Tensor, number: int, reach: float) -> torch.Tensor
     return (distance[:, None] / spacing - centres).square().mul(-0.5).exp()
 
 
+def radial_functions(distance: torch.Tensor, number: int, reach: float) -> torch.Tensor:
+    """Gaussians at equal spacings from 0.3 to 1 times the reach, with the spacing as standard
+    deviation, times the envelope: (pairs, number), 0 at the reach and beyond."""
+    first, spacing = 0.3 * reach, 0.7 * reach / (number - 1)
+    centres = torch.arange(number, dtype=distance.dtype, device=distance.device)
+    height = ((distance[:, None] - first) / spacing - centres).square().mul(-0.5).exp()
+    return height * log_envelope(distance, reach).exp()[:, None]
+
+
 def _feature(pairs: Pairs, feature: InteractionFeature) -> torch.Tensor:
     distance = pairs.distance
     if feature.name == "distance_matrix":

@@ -241,7 +241,9 @@ def _checked(count: int) -> int:
     return count
 
 
-def _find_in_sphere(crystal: Crystal, radius: float, merge: bool, tolerance: float) -> Pairs:
+def _find_in_sphere(
+    crystal: Crystal, radius: float, merge: bool, tolerance: float, need_vectors: bool
+) -> Pairs:
     if not 0 < radius < np.inf:
         raise ValueError(f"radius must be positive and finite, got {radius!r}")
     data = _Input(crystal, tolerance, max_sites=0)
@@ -253,14 +255,19 @@ def _find_in_sphere(crystal: Crystal, radius: float, merge: bool, tolerance: flo
     sites = torch.empty(room, dtype=torch.int32)
     distance = torch.empty(room, dtype=torch.float64)
     multiplicity = torch.empty(room, dtype=torch.int32)
-    outputs = (x.data_ptr() for x in (orbit, leader, offsets, sites, distance, multiplicity))
-    pairs = _checked(_C.find_sphere_cpu(data.kernel, radius, merge, room, *outputs))
+    vectors = torch.empty((room, 3), dtype=torch.float32) if need_vectors else None
+    outputs = (orbit, leader, offsets, sites, distance, multiplicity, vectors)
+    addresses = (0 if x is None else x.data_ptr() for x in outputs)
+    pairs = _checked(_C.find_sphere_cpu(data.kernel, radius, merge, room, *addresses))
     if pairs < room:
         sites, distance, multiplicity = (x[:pairs].clone() for x in (sites, distance, multiplicity))
     num_rows = int(orbit.max()) + 1
     rows = data.rows(orbit, leader[:num_rows], images=0)
     offsets = offsets[: num_rows + 1].clone()
-    return Pairs(offsets, sites, distance, multiplicity, **rows).assume_checked()
+    if vectors is not None:
+        vectors = vectors[: int(multiplicity.sum())].clone()
+    pairs_of_crystal = Pairs(offsets, sites, distance, multiplicity, **rows, vectors=vectors)
+    return pairs_of_crystal.assume_checked()
 
 
 def _need_sphere(data: _Input, radius: float) -> None:
@@ -296,6 +303,7 @@ def find_pairs(
     supercell: np.ndarray | None = None,
     images: str = "supercell",
     radius: float = SiteNetConfig.radius,
+    vectors: bool = False,
 ) -> Pairs:
     """Find the pairs of a crystal's sites with the sites of its supercell, or in spheres.
 
@@ -315,6 +323,8 @@ def find_pairs(
             ``"sphere"``: all periodic images within ``radius`` of a site, its own included, which
             do not depend on the choice of the cell. ``Pairs.images`` is then 0.
         radius: radius of the sphere in angstrom.
+        vectors: whether to return ``vectors``, too; needs ``images="sphere"``. Only sites that
+            agree in distances and angles are then one orbit.
 
     Returns:
         Pairs of this one crystal.
@@ -327,7 +337,9 @@ def find_pairs(
     if images == "sphere":
         if sine or supercell is not None:
             raise ValueError("sine and supercell need images='supercell', got 'sphere'")
-        return _find_in_sphere(crystal, radius, merge, tolerance)
+        return _find_in_sphere(crystal, radius, merge, tolerance, vectors)
+    if vectors:
+        raise ValueError("vectors need images='sphere', got 'supercell'")
     if images != "supercell":
         raise ValueError(f"images must be 'supercell' or 'sphere', got {images!r}")
     return PairFinder(crystal, max_sites, merge, tolerance, sine, supercell).rows()

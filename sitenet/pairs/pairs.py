@@ -48,6 +48,9 @@ class Pairs:
         crystals: (crystals + 1,) int64, where each crystal's rows begin.
         num_sites: (crystals,) int64, sites of the cell.
         images: (crystals,) int64, supercell sites per site.
+        vectors: (images, 3) float32, in angstrom, from a row's site to the images that its pairs
+            stand for: ``multiplicity`` of them per pair, in the order of the pairs; zero for the
+            self pair. None unless asked for (spheres only).
         sine_distance: (pairs,) float64, the length of sin^2(pi f) A over the supercell A with
             fractional displacement f, in angstrom; None unless asked for (unmerged pairs only).
         mixed_rows: (species,) int64, rows of disordered sites, one entry a species; None where all
@@ -74,6 +77,7 @@ class Pairs:
     mixed_numbers: torch.Tensor | None = None
     mixed_shares: torch.Tensor | None = None
     first_row: int = 0
+    vectors: torch.Tensor | None = None
     # Identity and version of the tensors that ``check`` has passed.
     _checked: tuple[Any, ...] | None = field(default=None, init=False, repr=False)
 
@@ -94,6 +98,23 @@ class Pairs:
         """The row of each pair, (pairs,) int64."""
         rows = torch.arange(self.offsets.numel() - 1, device=self.offsets.device) + self.first_row
         return torch.repeat_interleave(rows, self.offsets.diff(), output_size=self.num_pairs)
+
+    def images_of_rows(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The images that each row's pairs stand for, in the order of ``vectors``.
+
+        Returns:
+            (rows + 1,) int64, where each row's images begin; (images,) int32, the row of each
+            image's site.
+
+        Raises:
+            ValueError: the pairs have no ``vectors``.
+        """
+        if self.vectors is None:
+            raise ValueError("these pairs have no vectors: find_pairs(..., vectors=True) adds them")
+        multiplicity = self.multiplicity.long()
+        first = torch.nn.functional.pad(multiplicity.cumsum(0), (1, 0))
+        sites = torch.repeat_interleave(self.sites, multiplicity, output_size=len(self.vectors))
+        return first[self.offsets], sites
 
     @staticmethod
     def batch(pairs: Sequence[Pairs]) -> Pairs:
@@ -126,8 +147,9 @@ class Pairs:
                 parts[name].append(value)
             for size in shifts:
                 shifts[size] += getattr(p, size)
-        if len(parts["sine_distance"]) not in (0, len(pairs)):
-            raise ValueError("pairs must all have their sine_distance, or none of them")
+        for name in ("sine_distance", "vectors"):
+            if len(parts[name]) not in (0, len(pairs)):
+                raise ValueError(f"pairs must all have their {name}, or none of them")
         joined: dict[str, Any] = {name: torch.cat(x) for name, x in parts.items() if x}
         batch = Pairs(**joined)
         return batch.assume_checked() if all(p.is_checked for p in pairs) else batch

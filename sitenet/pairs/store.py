@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sitenet.ops.rows import row_of_pair
-from sitenet.pairs.columns import COLUMNS, Columns, dtype_of
+from sitenet.pairs.columns import COLUMNS, OPTIONAL_COLUMNS, Columns, dtype_of
 from sitenet.pairs.pairs import Pairs
 
 FORMAT = 2
@@ -57,8 +57,8 @@ class PairStore:
     """The pairs of many crystals.
 
     Args:
-        columns: name -> flat array over all crystals, as in ``COLUMNS``, with or without
-            ``sine_distance`` (per pair). ``sites`` count from the crystal's first row.
+        columns: name -> flat array over all crystals, as in ``COLUMNS``, with or without those of
+            ``OPTIONAL_COLUMNS``. ``sites`` count from the crystal's first row.
         device: where the columns are kept.
         facts: notes of its writer, kept beside the columns.
     """
@@ -76,9 +76,15 @@ class PairStore:
         self._pair_of_row = _begins(self.columns["num_pairs"])  # (rows + 1,)
         self._mixed_of_crystal = _begins(self.columns["num_mixed"])  # (crystals + 1,)
         pairs = self._pair_of_row[self._row_of_crystal].diff()
-        # (3, crystals): rows, pairs and species of each, on the host, so that no GPU has to be
-        # waited for.
-        sizes = (self.columns["num_rows"], pairs, self.columns["num_mixed"])
+        images = torch.zeros_like(pairs)
+        if "vectors" in self.columns:
+            image_of_pair = _begins(self.columns["multiplicity"])
+            # (crystals + 1,)
+            self._image_of_crystal = image_of_pair[self._pair_of_row[self._row_of_crystal]]
+            images = self._image_of_crystal.diff()
+        # (4, crystals): rows, pairs, species and images of each, on the host, so that no GPU has to
+        # be waited for.
+        sizes = (self.columns["num_rows"], pairs, self.columns["num_mixed"], images)
         self._sizes = np.stack([x.cpu().numpy().astype(np.int64) for x in sizes])
 
     def __len__(self) -> int:
@@ -105,7 +111,7 @@ class PairStore:
         """
         c = self.columns
         numbers = np.asarray(crystals, dtype=np.int64)
-        all_rows, all_pairs, all_mixed = self._sizes[:, numbers].sum(1).tolist()
+        all_rows, all_pairs, all_mixed, all_images = self._sizes[:, numbers].sum(1).tolist()
         index = placed(numbers, c["sites"].device)
         first_row = self._row_of_crystal[index]
         num_rows = self._row_of_crystal[index + 1] - first_row
@@ -117,6 +123,11 @@ class PairStore:
         shift = torch.repeat_interleave(begin[:-1], num_pairs, output_size=all_pairs)
         batch = self._take(index, rows, pairs, _begins(c["num_pairs"][rows]), begin)
         batch.sites += shift.int()
+        if "vectors" in c:
+            first_image = self._image_of_crystal[index]
+            lengths = self._image_of_crystal[index + 1] - first_image
+            images = _ranges(first_image, lengths, all_images)
+            batch.vectors = c["vectors"].view(-1, 3)[images]
         if all_mixed:
             first = self._mixed_of_crystal[index]
             lengths = self._mixed_of_crystal[index + 1] - first
@@ -129,7 +140,8 @@ class PairStore:
 
     def room(self, crystals: Sequence[int] | np.ndarray) -> tuple[int, int]:
         """Rows and pairs of some crystals together."""
-        rows, pairs, _ = self._sizes[:, np.asarray(crystals, dtype=np.int64)].sum(1).tolist()
+        sizes = self._sizes[:2, np.asarray(crystals, dtype=np.int64)]
+        rows, pairs = sizes.sum(1).tolist()
         return rows, pairs
 
     def padded_batch(self, index: Tensor, num_rows: int, num_pairs: int) -> Pairs:
@@ -146,11 +158,11 @@ class PairStore:
             num_pairs: pairs of the arrays; at least the crystals'.
 
         Raises:
-            ValueError: the store holds disordered crystals or sine distances.
+            ValueError: the store holds disordered crystals, sine distances or vectors.
         """
         c = self.columns
-        if len(c["mixed_rows"]) or "sine_distance" in c:
-            raise ValueError("disordered crystals and sine distances cannot be padded")
+        if len(c["mixed_rows"]) or any(name in c for name in OPTIONAL_COLUMNS):
+            raise ValueError("disordered crystals, sine distances and vectors cannot be padded")
         padding = index < 0
         index = torch.where(padding, index[0], index)
         first_row = self._row_of_crystal[index]
@@ -207,7 +219,7 @@ class PairStore:
     def elements(self, crystals: Sequence[int] | np.ndarray) -> Tensor:
         """Atomic numbers of all rows and species of some crystals, (n,) int64."""
         numbers = np.asarray(crystals, dtype=np.int64)
-        total, _, species = self._sizes[:, numbers].sum(1).tolist()
+        total, species = self._sizes[[0, 2]][:, numbers].sum(1).tolist()
         index = placed(numbers, self._row_of_crystal.device)
         parts = []
         for column, begin, size in (

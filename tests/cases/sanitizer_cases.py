@@ -1,11 +1,13 @@
 """Small cases that compute-sanitizer watches, as a script: ``python sanitizer_cases.py``."""
 
+import spectrum_checks
 import torch
 from attention_blocks import DIMS, inputs, outputs_and_gradients
 from attention_checks import step
 
 from sitenet.ops import attention as ops
 from sitenet.ops.geometry import minimum_image_distances
+from sitenet.ops.power_spectrum import power_spectrum
 
 
 def run(device):
@@ -17,6 +19,9 @@ def run(device):
             outputs_and_gradients(ops.attention, tensors, 5, **options)
     tensors = inputs(DIMS["tiny"], (33,), torch.float32, device)
     step(tensors[2][:, :2], tensors)
+    for dtype in (torch.float32, torch.float64):
+        tensors = spectrum_checks.inputs((16, 4, 5, 32), (40, 3, 0, 17), dtype, device)
+        outputs_and_gradients(power_spectrum, tensors, 2)
     leaves = [torch.rand(*s, device=device) for s in ((3, 3), (9, 3), (33, 3))]
     leaves = [x.requires_grad_() for x in leaves]
     torch.autograd.grad(minimum_image_distances(*leaves).sum(), leaves)

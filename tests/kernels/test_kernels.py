@@ -36,8 +36,15 @@ from geometry_checks import (
     check_batch_is_the_single_crystals,
     random_cells,
 )
+from spectrum_checks import (
+    ROWS,
+    SIZES,
+    check_power_spectrum,
+    check_spectrum_gradcheck,
+    check_spectrum_sliced_inputs,
+)
 
-from sitenet.ops import _C, attention, geometry, kernel_calls
+from sitenet.ops import _C, attention, geometry, kernel_calls, power_spectrum
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted((ROOT / "csrc" / "cuda").rglob("*.cu"))
@@ -98,17 +105,21 @@ def module(builds):
     return loaded
 
 
+SHAPES = ("AttentionShape", "PairEmbeddingShape", "PowerSpectrumShape")
+
+
 @pytest.fixture
 def emulated(module, monkeypatch):
     """Run the public functions on CPU tensors through the CUDA implementations of the ops."""
     functions = {name: getattr(module, name) for name in dir(module) if name.endswith("_cuda")}
-    shapes = {name: getattr(_C, name) for name in ("AttentionShape", "PairEmbeddingShape")}
-    for calls in (attention, kernel_calls, geometry):
+    shapes = {name: getattr(_C, name) for name in SHAPES}
+    for calls in (attention, kernel_calls, geometry, power_spectrum):
         monkeypatch.setattr(calls, "_C", SimpleNamespace(**functions, **shapes))
         monkeypatch.setattr(calls, "need_cuda", lambda: None)
     for calls in (kernel_calls, geometry):
         monkeypatch.setattr(calls, "launch", lambda kernel, like, *args: kernel(*args, 0))
-    monkeypatch.setattr(attention, "_ops", SimpleNamespace(**attention.CUDA_IMPLEMENTATIONS))
+    for calls in (attention, power_spectrum):
+        monkeypatch.setattr(calls, "_ops", SimpleNamespace(**calls.CUDA_IMPLEMENTATIONS))
     monkeypatch.setattr(geometry, "_forward", geometry._forward_cuda)
     monkeypatch.setattr(geometry, "_backward", geometry._backward_cuda)
 
@@ -196,6 +207,22 @@ def test_promises_of_attention(emulated, check):
     check(CPU)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["f64", "f32"])
+@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize("sizes", SIZES)
+def test_power_spectrum(emulated, sizes, rows, dtype):
+    check_power_spectrum(SIZES[sizes], ROWS[rows], dtype, CPU)
+
+
+@pytest.mark.parametrize(
+    "check",
+    [check_spectrum_gradcheck, check_spectrum_sliced_inputs],
+    ids=lambda check: check.__name__,
+)
+def test_promises_of_power_spectra(emulated, check):
+    check(CPU)
+
+
 def test_two_runs_give_equal_bits(emulated):
     tensors = inputs(DIMS["heads"], (70, 80), torch.float32)
     first, second = (
@@ -231,6 +258,7 @@ SANITIZED = " or ".join(
         *("test_tf32[tiny]", "test_tf32[wider]", "test_nearly_nothing"),
         *("test_rows_around_the_spans[last-f32]", "test_slabs_of_the_backward[many-f32]"),
         *("test_pair_embedding[3-17-mish-True]", "test_distances_of_batches"),
+        *("test_power_spectrum[tiny-edges-f32]", "test_power_spectrum[odd-edges-f32]"),
         "check_gradients_are_those_of_plain_torch",
     ]
 )

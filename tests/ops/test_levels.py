@@ -14,6 +14,7 @@ import pytest
 from sitenet.system.environment import info
 
 HERE = Path(__file__).parent
+FILES = ("test_attention.py", "test_geometry.py", "test_power_spectrum.py")
 LEVELS = ("x86_64_v2", "x86_64_v3", "x86_64_v4", "x86_64_v4_bf16")
 IN_USE = info()["simd"]
 LOWER = LEVELS[: LEVELS.index(IN_USE)] if IN_USE in LEVELS else ()
@@ -21,7 +22,7 @@ LOWER = LEVELS[: LEVELS.index(IN_USE)] if IN_USE in LEVELS else ()
 
 @pytest.mark.parametrize("level", LOWER)
 def test_kernels_at_a_lower_level(level):
-    files = [str(HERE / name) for name in ("test_attention.py", "test_geometry.py")]
+    files = [str(HERE / name) for name in FILES]
     command = [sys.executable, "-m", "pytest", "-q", "-m", "levels and not slow", *files]
     run = subprocess.run(
         [*command, "-p", "no:cacheprovider", "-k", "not paper-last and not wide"],

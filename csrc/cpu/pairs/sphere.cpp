@@ -11,10 +11,12 @@
 // the number of sites. Single-threaded and deterministic.
 #include "sphere.h"
 
+#include "../../power_spectrum.h"
 #include "colours.h"
 
 #include <algorithm>
 #include <cstring>
+#include <vector>
 
 namespace sitenet::SITENET_LEVEL {
 namespace {
@@ -24,7 +26,7 @@ constexpr double kSurface = 1e-6; // angstrom by which the radius grows
 /// The other end of a pair.
 struct End {
     double distance;
-    int32_t site, colour;
+    int32_t image, colour;
 };
 
 bool nearer(const End &a, const End &b) {
@@ -56,7 +58,7 @@ struct Sphere {
             transform(input.frac + 3 * i, to_reduced, &points[3 * i]);
     }
 
-    /// Calls visit(distance) for every image of site j within the radius of site i, in order.
+    /// Calls visit(vector, distance) for every image of site j within the radius of site i.
     template <class Visit> void images(int64_t i, int64_t j, const Visit &visit) const {
         double x[3];
         int64_t low[3], high[3];
@@ -73,7 +75,7 @@ struct Sphere {
                     transform(u, basis, v);
                     const double square = dot3(v, v);
                     if (square <= radius * radius)
-                        visit(std::sqrt(square));
+                        visit(v, std::sqrt(square));
                 }
     }
 };
@@ -82,20 +84,30 @@ struct Sphere {
 struct Ends {
     Buffer<int64_t> begin; ///< (sites + 1)
     Buffer<End> ends;
+    Buffer<int32_t> site_of_image;
+    Buffer<float> vectors; ///< (images, 3), from the row's site; empty if not wanted
 
-    Ends(const Sphere &sphere, int64_t sites, int64_t size) : begin(sites + 1), ends(size) {
-        int64_t at = 0;
+    Ends(const Sphere &sphere, int64_t sites, int64_t size, bool need_vectors)
+        : begin(sites + 1), ends(size), site_of_image(size), vectors(need_vectors ? 3 * size : 0) {
+        int32_t at = 0;
         for (int64_t i = 0; i < sites; ++i) {
             begin[i] = at;
             for (int64_t j = 0; j < sites; ++j)
-                sphere.images(i, j, [&](double d) { ends[at++] = {d, int32_t(j), 0}; });
+                sphere.images(i, j, [&](const double *v, double distance) {
+                    ends[at] = {distance, at, 0};
+                    site_of_image[at] = int32_t(j);
+                    if (need_vectors && distance > kSamePlace)
+                        for (int k = 0; k < 3; ++k)
+                            vectors[3 * size_t(at) + k] = float(v[k]);
+                    ++at;
+                });
         }
         begin[sites] = at;
     }
     /// Recolours the rows and sorts them.
     void colour(const int32_t *colours, int64_t sites) {
         for (int64_t k = 0; k < begin[sites]; ++k)
-            ends[k].colour = colours[ends[k].site];
+            ends[k].colour = colours[site_of_image[ends[k].image]];
         for (int64_t i = 0; i < sites; ++i)
             std::sort(ends.get() + begin[i], ends.get() + begin[i + 1], nearer);
     }
@@ -110,34 +122,122 @@ struct Ends {
                 return false;
         return true;
     }
+    /// The end of the shell that begins at k: its images have one colour and, within the tolerance,
+    /// one distance.
+    static int64_t shell_end(const End *row, int64_t k, int64_t size, double tolerance) {
+        int64_t next = k + 1;
+        while (next < size && row[next].colour == row[k].colour &&
+               row[next].distance - row[k].distance <= tolerance)
+            ++next;
+        return next;
+    }
+    void copy_vector(const End &end, float *to) const {
+        std::copy_n(&vectors[3 * size_t(end.image)], 3, to);
+    }
 };
+
+/// Norms of weighted sums of the harmonics over a sorted row, which tell angles apart.
+struct Angles {
+    static constexpr int kWeights = 3;
+    double norm[kWeights][kMostDegrees];
+    double uncertainty; ///< of each norm, if every vector is uncertain by the tolerance
+
+    /// The shells are those of the row `model`, so that rows which agree with it have the same.
+    Angles(const Ends &rows, int64_t row, int64_t model, double tolerance) : uncertainty(0) {
+        // |Y_lm| of all m together changes by at most sqrt(l (l + 1)) per radian.
+        const double steepest = std::sqrt(double((kMostDegrees - 1) * kMostDegrees));
+        const End *ends = &rows.ends[rows.begin[row]], *like = &rows.ends[rows.begin[model]];
+        const int64_t size = rows.begin[row + 1] - rows.begin[row];
+        double sum[kWeights][kMostHarmonics] = {};
+        uint32_t state = 1;
+        for (int64_t k = 0; k < size;) {
+            const int64_t next = Ends::shell_end(like, k, size, tolerance);
+            double weight[kWeights];
+            for (double &w : weight) {
+                state = state * 1664525u + 1013904223u; // Numerical Recipes, section 7.1
+                w = double(state >> 8) / (1 << 23) - 1;
+            }
+            for (; k < next; ++k) {
+                const double distance = ends[k].distance;
+                if (!(distance > kSamePlace))
+                    continue;
+                float v[3];
+                rows.copy_vector(ends[k], v);
+                spherical_harmonics<double>(
+                    v[0] / distance, v[1] / distance, v[2] / distance, kMostDegrees,
+                    [&](int lm, double y) {
+                        for (int w = 0; w < kWeights; ++w)
+                            sum[w][lm] += weight[w] * y;
+                    });
+                uncertainty += steepest * tolerance / distance;
+            }
+        }
+        for (int w = 0; w < kWeights; ++w)
+            for (int l = 0; l < kMostDegrees; ++l) {
+                double square = 0;
+                for (int lm = l * l; lm < (l + 1) * (l + 1); ++lm)
+                    square += sum[w][lm] * sum[w][lm];
+                norm[w][l] = std::sqrt(square);
+            }
+    }
+    bool agree(const Angles &other) const {
+        for (int w = 0; w < kWeights; ++w)
+            for (int l = 0; l < kMostDegrees; ++l)
+                if (!(std::fabs(norm[w][l] - other.norm[w][l]) <= uncertainty))
+                    return false;
+        return true;
+    }
+};
+
+/// Splits every colour whose rows do not agree(first row of a part, row). Returns the new number of
+/// colours.
+template <class Agree>
+int64_t split(int64_t sites, int32_t *colour, int32_t *leader, const Agree &agree) {
+    Buffer<int32_t> leader_of(sites), leaders(sites);
+    int64_t num_leaders = 0;
+    for (int64_t i = 0; i < sites; ++i) {
+        int64_t k = 0;
+        while (k < num_leaders && (colour[leaders[k]] != colour[i] || !agree(leaders[k], i)))
+            ++k;
+        if (k == num_leaders)
+            leaders[num_leaders++] = int32_t(i);
+        leader_of[i] = leaders[k];
+    }
+    return number_colours(leader_of.get(), sites, colour, leader);
+}
+
+/// Splits the colours by the angles of their rows, which are sorted and agree in distances.
+int64_t split_by_angles(const Ends &rows, int64_t sites, double tolerance, int32_t *colour,
+                        int32_t *leader, int64_t colours) {
+    if (colours == sites)
+        return colours;
+    std::vector<Angles> angles;
+    angles.reserve(sites);
+    for (int64_t i = 0; i < sites; ++i)
+        angles.emplace_back(rows, i, leader[colour[i]], tolerance);
+    return split(sites, colour, leader,
+                 [&](int64_t i, int64_t j) { return angles[i].agree(angles[j]); });
+}
 
 int64_t find_orbits(const PairInput &input, Ends &rows, int32_t *orbit, int32_t *leader) {
     const int64_t n = input.sites;
     int64_t colours = first_colours(input, orbit, leader);
-    Buffer<int32_t> leader_of(n), leaders(n);
     for (int64_t before = 0; colours > before;) {
         before = colours;
         rows.colour(orbit, n);
-        int64_t num_leaders = 0;
-        for (int64_t i = 0; i < n; ++i) {
-            int64_t k = 0;
-            while (k < num_leaders &&
-                   (orbit[leaders[k]] != orbit[i] || !rows.agree(leaders[k], i, input.tolerance)))
-                ++k;
-            if (k == num_leaders)
-                leaders[num_leaders++] = int32_t(i);
-            leader_of[i] = leaders[k];
-        }
-        colours = number_colours(leader_of.get(), n, orbit, leader);
+        colours = split(n, orbit, leader, [&](int64_t i, int64_t j) {
+            return rows.agree(i, j, input.tolerance);
+        });
+        if (colours == before && rows.vectors.size())
+            colours = split_by_angles(rows, n, input.tolerance, orbit, leader, colours);
     }
     return colours;
 }
 
-/// Replaces the row of an orbit's leader by the mean row of its sites, and merges that. Returns the
-/// number of pairs so far, or kCoincident.
+/// Replaces the row of an orbit's leader by the mean row of its sites, and merges that. `images`
+/// counts the vectors so far. Returns the number of pairs so far, or kCoincident.
 int64_t merge_row(const Ends &rows, const int32_t *orbit, int64_t sites, int64_t leader,
-                  double tolerance, const PairOutput &output, int64_t pairs) {
+                  double tolerance, const PairOutput &output, int64_t pairs, int64_t &images) {
     const int64_t size = rows.begin[leader + 1] - rows.begin[leader];
     End *mean = rows.ends.get() + rows.begin[leader];
     for (int64_t i = leader + 1, count = 2; i < sites; ++i) {
@@ -152,14 +252,15 @@ int64_t merge_row(const Ends &rows, const int32_t *orbit, int64_t sites, int64_t
     for (int64_t k = 0; k < size;) {
         const End first = mean[k];
         const bool own = self && first.colour == orbit[leader];
-        int64_t next = k + 1;
-        double sum = 0;
-        for (; !own && next < size && mean[next].colour == first.colour &&
-               mean[next].distance - first.distance <= tolerance;
-             ++next)
-            sum += mean[next].distance - first.distance;
         if (!own && !(first.distance > kSamePlace))
             return kCoincident;
+        const int64_t next = own ? k + 1 : Ends::shell_end(mean, k, size, tolerance);
+        double sum = 0;
+        for (int64_t l = k; l < next; ++l) {
+            sum += mean[l].distance - first.distance;
+            if (output.vectors)
+                rows.copy_vector(mean[l], output.vectors + 3 * images++);
+        }
         self = self && !own;
         output.sites[pairs] = first.colour;
         output.distance[pairs] = own ? 0 : first.distance + sum / double(next - k);
@@ -177,9 +278,11 @@ int64_t copy_rows(const Ends &rows, int64_t sites, const PairOutput &output) {
         for (int64_t k = rows.begin[i]; k < rows.begin[i + 1]; ++k) {
             const bool zero = !(rows.ends[k].distance > kSamePlace);
             near += zero;
-            output.sites[k] = rows.ends[k].site;
+            output.sites[k] = rows.site_of_image[rows.ends[k].image];
             output.distance[k] = zero ? 0 : rows.ends[k].distance;
             output.multiplicity[k] = 1;
+            if (output.vectors)
+                rows.copy_vector(rows.ends[k], output.vectors + 3 * k);
         }
         if (near != 1)
             return kCoincident;
@@ -196,7 +299,7 @@ int64_t count_sphere(const PairInput &input, double radius) {
     int64_t pairs = 0;
     for (int64_t i = 0; i < input.sites; ++i)
         for (int64_t j = 0; j < input.sites; ++j)
-            sphere.images(i, j, [&](double) { ++pairs; });
+            sphere.images(i, j, [&](const double *, double) { ++pairs; });
     return pairs;
 }
 
@@ -206,7 +309,7 @@ int64_t find_sphere(const PairInput &input, double radius, bool merge, int64_t r
     const Sphere sphere(input, radius);
     if (!sphere.good)
         return kBadCell;
-    Ends rows(sphere, n, room);
+    Ends rows(sphere, n, room, output.vectors != nullptr);
     output.offsets[0] = 0;
     if (!merge) {
         for (int64_t i = 0; i < n; ++i)
@@ -214,9 +317,9 @@ int64_t find_sphere(const PairInput &input, double radius, bool merge, int64_t r
         return copy_rows(rows, n, output);
     }
     const int64_t orbits = find_orbits(input, rows, orbit, leader);
-    int64_t pairs = 0;
+    int64_t pairs = 0, images = 0;
     for (int64_t own = 0; own < orbits; ++own) {
-        pairs = merge_row(rows, orbit, n, leader[own], input.tolerance, output, pairs);
+        pairs = merge_row(rows, orbit, n, leader[own], input.tolerance, output, pairs, images);
         if (pairs < 0)
             return pairs;
         output.offsets[own + 1] = pairs;
