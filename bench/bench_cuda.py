@@ -16,7 +16,8 @@ from cases import Time, matbench_crystals, random_cell
 
 from sitenet.config import load_config
 from sitenet.data.dataset import Split
-from sitenet.model.blocks import Block, Layer, Rows
+from sitenet.model.blocks import Block, Rows
+from sitenet.model.layers import Layer
 from sitenet.model.sitenet import SiteNet
 from sitenet.ops.attention import attention
 from sitenet.ops.geometry import minimum_image_distances_batch

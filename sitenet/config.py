@@ -174,6 +174,18 @@ class SiteNetConfig:
     distance_basis: int = setting(
         0, "Number of Gaussians that expand the distance; 0 uses none", least=0, most=65_536
     )
+    spectrum_channels: int = setting(
+        0, "Channels of the density of neighbours in each block; 0 uses no power spectrum", most=128
+    )
+    spectrum_degree: int = setting(
+        4, "Largest degree l of the spherical harmonics in a power spectrum", least=0, most=4
+    )
+    spectrum_radial: int = setting(
+        4, "Radial functions of the density of neighbours", least=2, most=8
+    )
+    spectrum_mixed: int = setting(
+        32, "Numbers that a power spectrum has per degree", least=1, most=1024
+    )
     site_features: tuple[SiteFeatureName, ...] = setting(
         SITE_FEATURES, "Elemental properties of a site"
     )
@@ -229,6 +241,7 @@ class SiteNetConfig:
             "interaction": ("renew",),
             "summary": ("all",),
             "distance_basis": (0,),
+            "spectrum_channels": (0,),
             "images": ("supercell",),
             "pooling": ("mean", "max"),
         }
@@ -242,6 +255,8 @@ class SiteNetConfig:
         for name in ("envelope", "distance_basis"):
             if getattr(self, name) and not self.reach:
                 raise ValueError(f"{name} needs images: sphere or a positive distance_cutoff")
+        if self.spectrum_channels and self.images != "sphere":
+            raise ValueError("spectrum_channels needs images: sphere")
 
     def replace(self, **changes: Any) -> SiteNetConfig:
         """Copy with other values; names of TrainingConfig are changed there."""

@@ -1,4 +1,4 @@
-"""Layers and attention blocks of Site-Net."""
+"""Attention blocks of Site-Net."""
 
 from __future__ import annotations
 
@@ -11,49 +11,28 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sitenet.config import SiteNetConfig
+from sitenet.model.layers import Layer, norm_of
+from sitenet.model.spectrum import Images, Spectrum
 from sitenet.ops.attention import attention
-from sitenet.ops.rows import EPSILON, normalise, row_of_pair, row_softmax, weighted_sums
-
-ACTIVATIONS = {"mish": F.mish, "relu": torch.relu, "none": lambda x: x}
-
-
-class Layer(nn.Module):
-    """Linear -> activation -> norm, in the order of the published code."""
-
-    norm: nn.LayerNorm | None
-
-    def __init__(self, inputs: int, outputs: int, activation: str, norm: str):
-        super().__init__()
-        self.linear = nn.Linear(inputs, outputs)
-        self.activation = activation
-        self.norm = nn.LayerNorm(outputs, EPSILON) if norm == "layer" else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = ACTIVATIONS[self.activation](self.linear(x))
-        return x if self.norm is None else self.norm(x)
-
-    def finish(self, z: Tensor) -> Tensor:
-        """Activation and norm, without its affine part, of the linear part z."""
-        return normalise(ACTIVATIONS[self.activation](z), self.norm is not None, EPSILON)
-
-    def affine(self, x: Tensor) -> Tensor:
-        """Apply the norm's affine part to an x that lacks it."""
-        return x if self.norm is None else x * self.norm.weight + self.norm.bias
+from sitenet.ops.rows import EPSILON, row_of_pair, row_softmax, weighted_sums
 
 
 @dataclass
 class Rows:
     """The pairs as the blocks see them: CSR offsets (rows + 1,), each pair's site (pairs,), and
-    ln(multiplicity), (pairs,), -inf beyond the cutoff."""
+    ln(multiplicity), (pairs,), -inf beyond the cutoff; the images that they stand for, if the model
+    has a power spectrum."""
 
     offsets: Tensor
     sites: Tensor
     log_multiplicity: Tensor
+    images: Images | None = None
 
 
 class Block(nn.Module):
     """One attention block: g^W weighs the pairs, g^A computes what they pass on, g^I renews e_ij,
-    and g^S renews the states."""
+    and g^S renews the states, from the attention features and the power spectrum if there is one.
+    """
 
     hidden: nn.ModuleList  # of Layer, g^W
     interaction: Layer  # g^I, where the block renews e_ij
@@ -75,12 +54,14 @@ class Block(nn.Module):
         self.attention = layer(inputs, config.site_dim)  # g^A
         if self.renews:
             self.interaction = layer(inputs, self.width)
+        self.spectrum = Spectrum(config) if config.spectrum_channels else None
+        joined = self.sites + (self.spectrum.width if self.spectrum else 0)
         if self.residual:
             self.norm = norm_of(config.norm, self.sites)
-            self.out = layer(2 * self.sites, 2 * self.sites)
+            self.out = layer(self.sites + joined, 2 * self.sites)
             self.add = nn.Linear(2 * self.sites, self.sites)
         else:
-            self.out = layer(self.sites, self.sites)  # g^S
+            self.out = layer(joined, self.sites)  # g^S
         self.plain = config.k_softmax is not None or len(config.hidden) > 1
         self.logits.bias.requires_grad_(False)  # cancels in the softmax
         if hidden[0].norm is not None and not self.plain:
@@ -132,6 +113,8 @@ class Block(nn.Module):
         y, renewed, weights = compute(site_i, site_j, e, w_e, rows, need_weights)
         y = self.attention.affine(y.unflatten(1, (-1, self.heads)).mT)  # (rows, heads, A)
         y = y.mT.flatten(1)
+        if self.spectrum and rows.images:
+            y = torch.cat([y, self.spectrum(x, rows.images)], 1)
         if self.residual:
             y = before[here] + self.add(self.out(torch.cat([x[here], y], 1)))
         else:
@@ -238,51 +221,3 @@ def places_left(logits: Tensor, rows: Rows, row: Tensor, k: int) -> Tensor:
         kept = torch.minimum((k - before).clamp(min=0), count) / count.clamp(min=1)
         left[order, head] = kept.to(logits.dtype)
     return left.log()
-
-
-def norm_of(kind: str, width: int) -> nn.Module:
-    """LayerNorm, or nothing."""
-    return nn.LayerNorm(width, EPSILON) if kind == "layer" else nn.Identity()
-
-
-def with_gradient_of(value: Tensor, x: Tensor) -> Tensor:
-    """Return the value, and pass its gradient to x unchanged."""
-    return value.detach() + (x - x.detach())
-
-
-class Embedding(nn.Embedding):
-    """Element embedding.
-
-    Args:
-        number: rows.
-        width: columns.
-        bounded: whether to hold the rows to a norm of at most 1; otherwise they start near 1.
-
-    The published code scales the rows that it looks up in place, and its gradient ignores the
-    scaling. The look-up here gives the same values and gradients but leaves the stored rows alone;
-    ``scale_rows`` scales them as the published look-up does.
-    """
-
-    def __init__(self, number: int, width: int, bounded: bool):
-        super().__init__(number, width)
-        self.bounded = bounded
-        if not bounded:
-            nn.init.normal_(self.weight, std=width**-0.5)
-
-    def forward(self, numbers: Tensor) -> Tensor:
-        rows = super().forward(numbers)
-        if not self.bounded:
-            return rows
-        return with_gradient_of(rows * self._factor(rows), rows)
-
-    @torch.no_grad()
-    def scale_rows(self, numbers: Tensor) -> None:
-        """Scale the stored rows of these elements to a norm of at most 1, in place."""
-        used = torch.zeros(len(self.weight), 1, dtype=torch.bool, device=self.weight.device)
-        used.index_fill_(0, numbers, True)
-        self.weight.mul_(torch.where(used, self._factor(self.weight), 1))
-
-    @staticmethod
-    def _factor(rows: Tensor) -> Tensor:
-        norm = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-        return torch.where(norm > 1, 1 / (norm + 1e-7), 1).to(rows.dtype)

@@ -31,7 +31,9 @@ from torch import Tensor, nn
 import sitenet
 from sitenet.config import SiteNetConfig, load_config
 from sitenet.crystal.elements import NUM_ELEMENTS, element_table
-from sitenet.model.blocks import Block, Embedding, Layer, Rows, norm_of, with_gradient_of
+from sitenet.model.blocks import Block, Rows
+from sitenet.model.layers import Embedding, Layer, norm_of, with_gradient_of
+from sitenet.model.spectrum import Images
 from sitenet.ops.attention import pair_embedding
 from sitenet.ops.rows import EPSILON, row_of_pair
 from sitenet.pairs.features import gaussians, log_envelope, pair_features
@@ -258,7 +260,10 @@ class SiteNet(nn.Module):
         if self.config.envelope:
             distance = pairs.distance.to(features.dtype)
             log_multiplicity = log_multiplicity + log_envelope(distance, self.config.reach or 0)
-        return Rows(pairs.offsets, pairs.sites, log_multiplicity)
+        images = None
+        if self.config.spectrum_channels:
+            images = Images.of(pairs, self.config, features.dtype)
+        return Rows(pairs.offsets, pairs.sites, log_multiplicity, images)
 
     def embed_sites(self, x: Tensor) -> Tensor:
         """Site inputs -> the first states, (rows, D); in full precision, which elemental features

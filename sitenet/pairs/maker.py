@@ -29,7 +29,8 @@ def pair_options(
         "tolerance": config.tolerance,
     }
     if config.images == "sphere":
-        return options | {"images": "sphere", "radius": config.radius}
+        options |= {"images": "sphere", "radius": config.radius}
+        return options | ({"vectors": True} if config.spectrum_channels else {})
     sine = any(f.name == "coulomb_matrix" for f in config.interaction_features)
     max_sites = config.max_sites if max_sites is None else max_sites
     options |= {"max_sites": max_sites, "sine": sine}

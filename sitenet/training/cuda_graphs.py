@@ -42,6 +42,7 @@ def check_capture(model: SiteNet, store: PairStore, device: torch.device) -> Non
         "works in one process": world() > 1,
         "does not support disordered crystals": len(store.columns["mixed_rows"]) > 0,
         "does not support sine distances": "sine_distance" in store.columns,
+        "does not support power spectra": "vectors" in store.columns,
         "needs the fused kernels": model.blocks[0].plain,
     }
     for obstacle, holds in obstacles.items():

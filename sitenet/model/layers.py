@@ -1,0 +1,83 @@
+"""Layers of Site-Net: linear, activation and norm; the element embedding."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sitenet.ops.rows import EPSILON, normalise
+
+ACTIVATIONS = {"mish": F.mish, "relu": torch.relu, "none": lambda x: x}
+
+
+class Layer(nn.Module):
+    """Linear -> activation -> norm, in the order of the published code."""
+
+    norm: nn.LayerNorm | None
+
+    def __init__(self, inputs: int, outputs: int, activation: str, norm: str):
+        super().__init__()
+        self.linear = nn.Linear(inputs, outputs)
+        self.activation = activation
+        self.norm = nn.LayerNorm(outputs, EPSILON) if norm == "layer" else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = ACTIVATIONS[self.activation](self.linear(x))
+        return x if self.norm is None else self.norm(x)
+
+    def finish(self, z: Tensor) -> Tensor:
+        """Activation and norm, without its affine part, of the linear part z."""
+        return normalise(ACTIVATIONS[self.activation](z), self.norm is not None, EPSILON)
+
+    def affine(self, x: Tensor) -> Tensor:
+        """Apply the norm's affine part to an x that lacks it."""
+        return x if self.norm is None else x * self.norm.weight + self.norm.bias
+
+
+def norm_of(kind: str, width: int) -> nn.Module:
+    """LayerNorm, or nothing."""
+    return nn.LayerNorm(width, EPSILON) if kind == "layer" else nn.Identity()
+
+
+def with_gradient_of(value: Tensor, x: Tensor) -> Tensor:
+    """Return the value, and pass its gradient to x unchanged."""
+    return value.detach() + (x - x.detach())
+
+
+class Embedding(nn.Embedding):
+    """Element embedding.
+
+    Args:
+        number: rows.
+        width: columns.
+        bounded: whether to hold the rows to a norm of at most 1; otherwise they start near 1.
+
+    The published code scales the rows that it looks up in place, and its gradient ignores the
+    scaling. The look-up here gives the same values and gradients but leaves the stored rows alone;
+    ``scale_rows`` scales them as the published look-up does.
+    """
+
+    def __init__(self, number: int, width: int, bounded: bool):
+        super().__init__(number, width)
+        self.bounded = bounded
+        if not bounded:
+            nn.init.normal_(self.weight, std=width**-0.5)
+
+    def forward(self, numbers: Tensor) -> Tensor:
+        rows = super().forward(numbers)
+        if not self.bounded:
+            return rows
+        return with_gradient_of(rows * self._factor(rows), rows)
+
+    @torch.no_grad()
+    def scale_rows(self, numbers: Tensor) -> None:
+        """Scale the stored rows of these elements to a norm of at most 1, in place."""
+        used = torch.zeros(len(self.weight), 1, dtype=torch.bool, device=self.weight.device)
+        used.index_fill_(0, numbers, True)
+        self.weight.mul_(torch.where(used, self._factor(self.weight), 1))
+
+    @staticmethod
+    def _factor(rows: Tensor) -> Tensor:
+        norm = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+        return torch.where(norm > 1, 1 / (norm + 1e-7), 1).to(rows.dtype)
