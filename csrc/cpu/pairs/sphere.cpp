@@ -7,8 +7,14 @@
 //
 // which leaves a box of integers for every pair of sites; about half of the box lies within the
 // sphere. A shell on the surface counts as inside (1e-6 angstrom). The colours are refined as in
-// merge.cpp, but on rows that stay in memory, 16 bytes per pair: their length does not grow with
+// merge.cpp, but on rows that stay in memory, 20 bytes per pair: their length does not grow with
 // the number of sites. Single-threaded and deterministic.
+//
+// With vectors, sites of one orbit must agree in angles, too. Rows that agree in their distances
+// have the same shells: the images that one merged pair stands for. The angles of a row are the
+// products sum over m of S_lm[shell] S_lm[shell'], with S_lm[shell] the sum of Y_lm over a shell's
+// images. If two rows differ in one of them, almost every weighted sum of all S_lm differs in its
+// norm over m, so that one choice of weights decides.
 #include "sphere.h"
 
 #include "../../power_spectrum.h"
@@ -136,55 +142,46 @@ struct Ends {
     }
 };
 
-/// Norms of weighted sums of the harmonics over a sorted row, which tell angles apart.
+/// Norms of a weighted sum of the harmonics over a sorted row, which tell angles apart.
 struct Angles {
-    static constexpr int kWeights = 3;
-    double norm[kWeights][kMostDegrees];
-    double uncertainty; ///< of each norm, if every vector is uncertain by the tolerance
+    float norm[kMostDegrees];
+    float uncertainty; ///< of each norm, if every vector is uncertain by the tolerance
 
     /// The shells are those of the row `model`, so that rows which agree with it have the same.
     Angles(const Ends &rows, int64_t row, int64_t model, double tolerance) : uncertainty(0) {
         // |Y_lm| of all m together changes by at most sqrt(l (l + 1)) per radian.
-        const double steepest = std::sqrt(double((kMostDegrees - 1) * kMostDegrees));
+        const float steepest = std::sqrt(float((kMostDegrees - 1) * kMostDegrees));
         const End *ends = &rows.ends[rows.begin[row]], *like = &rows.ends[rows.begin[model]];
         const int64_t size = rows.begin[row + 1] - rows.begin[row];
-        double sum[kWeights][kMostHarmonics] = {};
+        float sum[kMostHarmonics] = {};
         uint32_t state = 1;
         for (int64_t k = 0; k < size;) {
             const int64_t next = Ends::shell_end(like, k, size, tolerance);
-            double weight[kWeights];
-            for (double &w : weight) {
-                state = state * 1664525u + 1013904223u; // Numerical Recipes, section 7.1
-                w = double(state >> 8) / (1 << 23) - 1;
-            }
+            state = state * 1664525u + 1013904223u; // Numerical Recipes, section 7.1
+            const float weight = float(state >> 8) / (1 << 23) - 1;
             for (; k < next; ++k) {
-                const double distance = ends[k].distance;
-                if (!(distance > kSamePlace))
+                if (!(ends[k].distance > kSamePlace))
                     continue;
+                const float inverse = 1 / float(ends[k].distance);
                 float v[3];
                 rows.copy_vector(ends[k], v);
-                spherical_harmonics<double>(
-                    v[0] / distance, v[1] / distance, v[2] / distance, kMostDegrees,
-                    [&](int lm, double y) {
-                        for (int w = 0; w < kWeights; ++w)
-                            sum[w][lm] += weight[w] * y;
-                    });
-                uncertainty += steepest * tolerance / distance;
+                spherical_harmonics<float>(v[0] * inverse, v[1] * inverse, v[2] * inverse,
+                                           kMostDegrees,
+                                           [&](int lm, float y) { sum[lm] += weight * y; });
+                uncertainty += steepest * float(tolerance) * inverse;
             }
         }
-        for (int w = 0; w < kWeights; ++w)
-            for (int l = 0; l < kMostDegrees; ++l) {
-                double square = 0;
-                for (int lm = l * l; lm < (l + 1) * (l + 1); ++lm)
-                    square += sum[w][lm] * sum[w][lm];
-                norm[w][l] = std::sqrt(square);
-            }
+        for (int l = 0; l < kMostDegrees; ++l) {
+            float square = 0;
+            for (int lm = l * l; lm < (l + 1) * (l + 1); ++lm)
+                square += sum[lm] * sum[lm];
+            norm[l] = std::sqrt(square);
+        }
     }
     bool agree(const Angles &other) const {
-        for (int w = 0; w < kWeights; ++w)
-            for (int l = 0; l < kMostDegrees; ++l)
-                if (!(std::fabs(norm[w][l] - other.norm[w][l]) <= uncertainty))
-                    return false;
+        for (int l = 0; l < kMostDegrees; ++l)
+            if (!(std::fabs(norm[l] - other.norm[l]) <= uncertainty))
+                return false;
         return true;
     }
 };
@@ -225,9 +222,8 @@ int64_t find_orbits(const PairInput &input, Ends &rows, int32_t *orbit, int32_t 
     for (int64_t before = 0; colours > before;) {
         before = colours;
         rows.colour(orbit, n);
-        colours = split(n, orbit, leader, [&](int64_t i, int64_t j) {
-            return rows.agree(i, j, input.tolerance);
-        });
+        colours = split(n, orbit, leader,
+                        [&](int64_t i, int64_t j) { return rows.agree(i, j, input.tolerance); });
         if (colours == before && rows.vectors.size())
             colours = split_by_angles(rows, n, input.tolerance, orbit, leader, colours);
     }
