@@ -7,12 +7,9 @@ leads to a later package, such as ``model.predict``, calls its function here.
 """
 
 import importlib
-from importlib.metadata import version as _version
 from typing import TYPE_CHECKING, Any
 
 import sitenet.system.waiting as _waiting  # noqa: F401  before torch
-
-__version__ = _version("sitenet")
 
 _MODULE_OF = {
     "CifError": "crystal.cif",
@@ -65,6 +62,7 @@ _MODULE_OF |= {
 }
 
 if TYPE_CHECKING:
+    __version__: str
     from sitenet.config import SiteNetConfig as SiteNetConfig
     from sitenet.config import TrainingConfig as TrainingConfig
     from sitenet.config import load_config as load_config
@@ -109,9 +107,15 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _MODULE_OF:
+    value: Any
+    if name == "__version__":
+        from importlib.metadata import version
+
+        value = version("sitenet")
+    elif name in _MODULE_OF:
+        value = getattr(importlib.import_module(f"sitenet.{_MODULE_OF[name]}"), name)
+    else:
         raise AttributeError(f"module 'sitenet' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"sitenet.{_MODULE_OF[name]}"), name)
     globals()[name] = value
     return value
 

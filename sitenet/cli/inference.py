@@ -17,7 +17,10 @@ from sitenet.cli.output import (
     print_scores,
     reporter,
 )
+from sitenet.report.packages import check_format
 from sitenet.system.distributed import is_first
+from sitenet.system.files import writable_file, writable_folder, write_columns
+from sitenet.system.model_files import find_model
 
 
 def predict(
@@ -35,9 +38,7 @@ def predict(
     config: Annotated[
         str, typer.Option(help="Config of the published checkpoint, by name or as a YAML file.")
     ] = "paper",
-    coverage: Annotated[
-        float, typer.Option(help="Fraction of true values that the intervals should contain.")
-    ] = 0.9,
+    coverage: options.Coverage = 0.9,
     max_sites: options.MaxSites = None,
     merge: options.Merge = True,
     device: options.Device = "cpu",
@@ -50,6 +51,11 @@ def predict(
 
     Prints a table, or writes a CSV file of any number of crystals with --out.
     """
+    settings = None if published is None else configured(config, {})
+    if published is None:
+        find_model(model)
+    if out is not None:
+        writable_file(out)
     from sitenet.inference.predict_files import predict_files
     from sitenet.model.checkpoint import load
     from sitenet.published.checkpoint import from_published
@@ -57,7 +63,7 @@ def predict(
     from sitenet.system.distributed import process_group, world
 
     place = choose_device(device)
-    net = load(model) if published is None else from_published(configured(config, {}), published)
+    net = load(model) if settings is None else from_published(settings, published)
     with process_group(place):
         if world() > 1 and out is None:
             raise typer.BadParameter("several processes need a file to write", param_hint="--out")
@@ -99,14 +105,14 @@ def evaluate(
     as_json: options.Json = False,
 ) -> None:
     """Measure the error on known properties."""
+    find_model(model)
+    if out is not None:
+        writable_folder(out)
     from sitenet.data.dataset import write_left_out
     from sitenet.inference.evaluate import evaluate
     from sitenet.model.checkpoint import load
     from sitenet.system.devices import choose_device
-    from sitenet.system.files import writable_folder
 
-    if out is not None:
-        writable_folder(out)
     net = load(model).to(choose_device(device)).eval()
     predictions, left_out = evaluate(
         net, data, target or None, primitive, disorder, workers, reporter()
@@ -145,15 +151,14 @@ def explain(
     as_json: options.Json = False,
 ) -> None:
     """Show which atoms a model attends to, and at which distances."""
-    from sitenet.inference.explain_files import explain_files
-    from sitenet.model.checkpoint import load
-    from sitenet.report.packages import check_format
-    from sitenet.system.devices import choose_device
-    from sitenet.system.files import writable_file, writable_folder, write_columns
-
+    find_model(model)
     if out is not None:
         check_format(out)
         (writable_file if out.suffix else writable_folder)(out)
+    from sitenet.inference.explain_files import explain_files
+    from sitenet.model.checkpoint import load
+    from sitenet.system.devices import choose_device
+
     net = load(model).to(choose_device(device)).eval()
     explained = explain_files(
         net,

@@ -23,6 +23,12 @@ def _device(name: str) -> str:
     return name
 
 
+def _coverage(fraction: float) -> float:
+    if not 0 < fraction < 1:
+        raise typer.BadParameter(f"expected a fraction between 0 and 1, got {fraction:g}")
+    return fraction
+
+
 Data = Annotated[
     Path,
     typer.Argument(
@@ -72,6 +78,14 @@ Model = Annotated[
     str,
     typer.Option(
         "--model", help="Model file, run folder of sitenet train, or name of shipped weights."
+    ),
+]
+Coverage = Annotated[
+    float,
+    typer.Option(
+        callback=_coverage,
+        metavar="FRACTION",
+        help="Fraction of true values that the intervals should contain.",
     ),
 ]
 MaxSites = Annotated[

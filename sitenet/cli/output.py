@@ -3,31 +3,38 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 from sitenet.system.distributed import is_first
 from sitenet.system.files import cell_text, text_rows
 from sitenet.system.progress import Reporter
 
-talk = Console(stderr=True)
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@functools.cache
+def _talk() -> Console:
+    from rich.console import Console  # takes 30 ms to import
+
+    return Console(stderr=True)
 
 
 def reporter() -> Reporter:
     """Show progress on standard error, from the first process only."""
-    return Reporter(talk if is_first() else None)
+    return Reporter(_talk() if is_first() else None)
 
 
 def say(text: str, **style: Any) -> None:
     """One line on standard error."""
-    talk.print(text, highlight=False, markup=False, soft_wrap=True, **style)
+    _talk().print(text, highlight=False, markup=False, soft_wrap=True, **style)
 
 
 def print_json(content: Any) -> None:
@@ -55,6 +62,9 @@ def print_rows(header: Sequence[str], rows: Sequence[Sequence[Any]], as_json: bo
         return
     rows = [list(map(cell_text, row)) for row in rows]
     if sys.stdout.isatty():
+        from rich.console import Console
+        from rich.table import Table
+
         table = Table(box=None, pad_edge=False)
         for k, name in enumerate(header):
             table.add_column(name, justify="left" if k == 0 else "right")

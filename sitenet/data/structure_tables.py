@@ -9,9 +9,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as parquet
-
 from sitenet.data.columns import (
     Columns,
     choose_targets,
@@ -32,9 +29,14 @@ class _ParquetRecords:
         self.path, self.meaning, self.content = path, meaning, content
 
     def __len__(self) -> int:
+        from pyarrow import parquet
+
         return parquet.read_metadata(self.path).num_rows
 
     def __iter__(self) -> Iterator[Record]:
+        import pyarrow as pa
+        from pyarrow import parquet
+
         meaning = self.meaning
         columns = dict.fromkeys((self.content, meaning.identity, meaning.split, *meaning.targets))
         row = 0
@@ -50,6 +52,8 @@ class _ParquetRecords:
 
 def open_parquet(path: Path, targets: Sequence[str] | None, split_column: str | None) -> Source:
     """A Parquet file with a column ``cif`` of texts; arguments as in ``open_source``."""
+    from pyarrow import parquet
+
     try:
         schema = parquet.read_schema(path)
     except (OSError, ValueError) as error:

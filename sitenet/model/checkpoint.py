@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 import sitenet
 from sitenet.config import SiteNetConfig
@@ -23,9 +24,10 @@ from sitenet.model.calibration import Calibration
 from sitenet.model.ensemble import Ensemble, Model
 from sitenet.model.sitenet import SiteNet, Target
 from sitenet.system.files import load_tensors, save_tensors
+from sitenet.system.model_files import find_model
+from sitenet.system.model_files import shipped_weights as shipped_weights
 
 _CALIBRATION = "calibration."  # prefix of the tensors of a Calibration
-_RUN_FILES = {"state.safetensors": "model.safetensors"}  # of a run folder: not a model -> the model
 # Format of the metadata, raised when an older sitenet could not read a new file: 2 brought
 # ensembles, 3 what a calibration keeps of the training crystals.
 FORMAT = 3
@@ -205,7 +207,7 @@ def load(name_or_path: str | Path) -> Model:
         FileNotFoundError: neither weights of that name ship, nor is there such a file.
         ValueError: the file is damaged, no sitenet model, or of a later format.
     """
-    path = _find(name_or_path)
+    path = find_model(name_or_path)
     tensors, header = _read(path)
     config, targets = header.model_config(path), header.model_targets(path)
     kept = {
@@ -227,31 +229,8 @@ def load(name_or_path: str | Path) -> Model:
     return model.eval()
 
 
-def _find(name_or_path: str | Path) -> Path:
-    """The file of a model."""
-    shipped = shipped_weights()
-    path = shipped.get(str(name_or_path), Path(name_or_path))
-    if path.is_dir():
-        path = path / "model.safetensors"
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"the folder {str(name_or_path)!r} holds no model.safetensors, which a run of "
-                "sitenet train leaves there"
-            )
-    if path.is_file():
-        return path
-    names = f"weights that ship with sitenet: {', '.join(shipped)}"
-    none = "no weights ship with this sitenet: name the model.safetensors that sitenet train left"
-    raise FileNotFoundError(f"no model file {str(name_or_path)!r}; {names if shipped else none}")
-
-
 def _read(path: Path) -> tuple[dict[str, Tensor], Header]:
     """The tensors and the metadata of a model file."""
-    if path.name in _RUN_FILES:
-        raise ValueError(
-            f"{path} is the state of a training run, not a model: name "
-            f"{path.with_name(_RUN_FILES[path.name])} instead"
-        )
     tensors, metadata = load_tensors(path)
     if "sitenet" not in metadata:
         raise ValueError(f"{path} is a safetensors file, but not a sitenet model")
@@ -275,7 +254,7 @@ def _need_size(
                 f"{path}: {key}: {count} cannot be, as the file holds {len(tensors)} tensors"
             )
     try:
-        with torch.device("meta"), warnings.catch_warnings():
+        with torch.device("meta"), _Uninitialised(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the model itself will warn
             shapes = {k: v.shape for k, v in SiteNet(config, targets).state_dict().items()}
     except (RuntimeError, TypeError, OverflowError) as error:
@@ -286,7 +265,11 @@ def _need_size(
     need_shapes(shapes, tensors, str(path))
 
 
-def shipped_weights() -> dict[str, Path]:
-    """Files of the weights that ship with sitenet, by name."""
-    folder = Path(__file__).parents[1] / "weights"
-    return {p.stem: p for p in sorted(folder.glob("*.safetensors"))}
+class _Uninitialised(TorchFunctionMode):
+    """Leave new parameters as they are: on the meta device, torch draws random numbers through its
+    compiler, which takes 0.7 s to import."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))

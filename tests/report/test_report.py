@@ -18,11 +18,11 @@ from sitenet.crystal.crystal import Crystal
 from sitenet.inference.explain import explain
 from sitenet.model.ensemble import Ensemble
 from sitenet.model.sitenet import SiteNet, Target
-from sitenet.report import crystal_report, run_report
 from sitenet.report.cell_view import cell_view
-from sitenet.report.crystal_page import TABLE_ROWS, _most_attended
+from sitenet.report.crystal_page import TABLE_ROWS, _most_attended, crystal_report
 from sitenet.report.figures import attention_figure
 from sitenet.report.packages import check_format
+from sitenet.report.run_page import run_report
 
 pytest.importorskip("plotly")
 HOSTILE = (

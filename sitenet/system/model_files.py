@@ -1,0 +1,53 @@
+"""Where the file of a model is; without torch, so that a wrong name is refused at once."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+MODEL_FILE = "model.safetensors"  # of a run folder
+_STATE_FILE = "state.safetensors"  # of a run folder: what training resumes from
+
+
+def find_model(name_or_path: str | Path) -> Path:
+    """Find the file of a model.
+
+    Args:
+        name_or_path: Name of shipped weights, a model file, or a run folder of ``sitenet train``.
+
+    Raises:
+        FileNotFoundError: Neither weights nor a file have this name.
+        ValueError: The file is the state of a training run, not a model.
+    """
+    name, shipped = str(name_or_path), shipped_weights()
+    path = shipped.get(name, Path(name_or_path))
+    if path.is_dir():
+        path = path / MODEL_FILE
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"the folder {name!r} holds no {MODEL_FILE}, which a run of sitenet train leaves "
+                "there"
+            )
+    if path.is_file():
+        if path.name == _STATE_FILE:
+            raise ValueError(
+                f"{path} is the state of a training run, not a model: name "
+                f"{path.with_name(MODEL_FILE)} instead"
+            )
+        return path
+    if not shipped:
+        raise FileNotFoundError(
+            f"no model file {name!r}; no weights ship with this sitenet: name the {MODEL_FILE} "
+            "that sitenet train left"
+        )
+    near = difflib.get_close_matches(name, shipped, 1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise FileNotFoundError(
+        f"no model file {name!r}; weights that ship with sitenet: {', '.join(shipped)}{hint}"
+    )
+
+
+def shipped_weights() -> dict[str, Path]:
+    """Files of the weights that ship with sitenet, by name."""
+    folder = Path(__file__).parents[1] / "weights"
+    return {p.stem: p for p in sorted(folder.glob("*.safetensors"))}
