@@ -36,6 +36,8 @@ _MODULE_OF = {
     "load_config": "config",
     "predict": "inference.predict",
     "predict_files": "inference.predict_files",
+    "predict_table": "inference.prediction_table",
+    "PredictionTable": "inference.prediction_table",
     "evaluate": "inference.evaluate",
     "explain": "inference.explain",
     "explain_files": "inference.explain_files",
@@ -83,6 +85,8 @@ if TYPE_CHECKING:
     from sitenet.inference.explanation import Explanation as Explanation
     from sitenet.inference.predict import predict as predict
     from sitenet.inference.predict_files import predict_files as predict_files
+    from sitenet.inference.prediction_table import PredictionTable as PredictionTable
+    from sitenet.inference.prediction_table import predict_table as predict_table
     from sitenet.model.calibration import Calibration as Calibration
     from sitenet.model.checkpoint import load as load
     from sitenet.model.checkpoint import save as save

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -51,19 +53,20 @@ def predict(
 
     Prints a table, or writes a CSV file of any number of crystals with --out.
     """
-    settings = None if published is None else configured(config, {})
+    settings = configured(config, {})
     if published is None:
         find_model(model)
     if out is not None:
         writable_file(out)
     from sitenet.inference.predict_files import predict_files
+    from sitenet.inference.table_text import WIDTH, table_text
     from sitenet.model.checkpoint import load
     from sitenet.published.checkpoint import from_published
     from sitenet.system.devices import choose_device
     from sitenet.system.distributed import process_group, world
 
     place = choose_device(device)
-    net = load(model) if settings is None else from_published(settings, published)
+    net = load(model) if published is None else from_published(settings, published)
     with process_group(place):
         if world() > 1 and out is None:
             raise typer.BadParameter("several processes need a file to write", param_hint="--out")
@@ -81,7 +84,10 @@ def predict(
         )
     if not is_first():
         return
-    if out is None:
+    if out is None and sys.stdout.isatty() and not as_json and outcome.predictions:
+        width = shutil.get_terminal_size().columns
+        print(table_text(outcome.predictions, net.targets, max(width, WIDTH)))
+    elif out is None:
         print_rows(outcome.header, outcome.rows, as_json)
     elif as_json:
         print_json({"out": str(out), "predicted": outcome.count, "left_out": outcome.reasons})

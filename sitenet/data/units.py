@@ -177,3 +177,21 @@ def _spelling(unit: str) -> str:
 def _quantity(name: str) -> str:
     words = re.sub(r"[\W_]+", " ", name).lower()
     return next((q for q, pattern in _QUANTITIES.items() if re.search(pattern, words)), "")
+
+
+# ---------------------------------------------------------------------------------------------
+# Titles
+
+
+def titled(name: str, unit: str) -> str:
+    """Name and unit of a quantity, for people: ``band_gap (eV)`` for ``band_gap_eV`` in eV."""
+    name = name.strip()
+    if not unit:
+        return name
+    bracket = re.search(r"[\s_]*[\[(]([^\[\]()]+)[\])]$", name)
+    if bracket and bracket.start() and parse_unit(bracket[1]) == _spelling(unit):
+        return f"{name[: bracket.start()]} ({unit})"
+    for match in re.finditer(r"[_ ]+", name):
+        if match.start() and parse_unit(name[match.end() :]) == _spelling(unit):
+            return f"{name[: match.start()]} ({unit})"
+    return f"{name} ({unit})"

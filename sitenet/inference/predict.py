@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +24,8 @@ CHUNK = 512  # structures that are held at a time
 CHUNK_PAIRS = 4_000_000  # pairs that are held at a time
 
 Output = tuple[np.ndarray, np.ndarray]  # properties (targets,) and encoding (post_pool[-1],)
+Held = TypeVar("Held")
+Other = TypeVar("Other")
 
 
 def predict(
@@ -73,21 +75,38 @@ def outputs(
         ValueError: A crystal cannot be used; says which and why.
     """
     make = PairMaker(model.config, max_sites, merge)
-    held: list[Columns | Output] = []
+
+    def started() -> Iterator[Columns | Output]:
+        for number, crystal in enumerate(crystals):
+            with numbered(number, crystal):
+                yield by_rows(model, crystal, make) or make(crystal)
+
+    for held in parts(started(), lambda item: item):
+        yield from completed(model, held)
+
+
+def parts(items: Iterable[Held], content: Callable[[Held], Any]) -> Iterator[list[Held]]:
+    """Cut items into lists of at most CHUNK whose pairs fit into memory together.
+
+    Args:
+        items: Crystals whose pairs are found, or anything else.
+        content: Returns the pairs of an item, if it has any.
+    """
+    held: list[Held] = []
     pairs = 0
-    for number, crystal in enumerate(crystals):
-        with numbered(number, crystal):
-            item = by_rows(model, crystal, make) or make(crystal)
+    for item in items:
         held.append(item)
-        pairs += len(item["sites"]) if isinstance(item, dict) else 0
+        columns = content(item)
+        pairs += len(columns["sites"]) if isinstance(columns, dict) else 0
         if len(held) == CHUNK or pairs > CHUNK_PAIRS:
-            yield from _completed(model, held)
+            yield held
             held, pairs = [], 0
-    yield from _completed(model, held)
+    if held:
+        yield held
 
 
-def _completed(model: Model, held: Sequence[Columns | Output]) -> Iterator[Output]:
-    """Compute the outputs of held pairs; those that are outputs already keep their place."""
+def completed(model: Model, held: Sequence[Columns | Other]) -> Iterator[Output | Other]:
+    """Compute the outputs of held pairs; other items are passed on in their place."""
     columns = [item for item in held if isinstance(item, dict)]
     computed = iter(from_store(model, PairStore.of(columns)))
     for item in held:

@@ -31,7 +31,7 @@ from sitenet.system.workers import in_order
 
 CHUNK = 32  # crystals that a process takes at a time
 SENT_PAIRS = 100_000  # of a crystal that may have more, a worker sends the crystal instead
-FORMAT = 2  # of ``Chunk.plain``
+FORMAT = 3  # of ``Chunk.plain``
 
 NumberedRecords = tuple[int, list[Record]]
 
@@ -41,6 +41,7 @@ class _Ready(NamedTuple):
 
     record: Record
     content: Columns | Crystal | LeftOut
+    formula: str
     warnings: str
 
 
@@ -86,11 +87,12 @@ class _Worker:
         ((number, records),) = chunks
         ready = []
         for record, content in read_records(records, self.how):
-            warnings = structure_warnings(content) if isinstance(content, Crystal) else ""
+            formula = warnings = ""
             if isinstance(content, Crystal):
+                formula, warnings = content.reduced_formula, structure_warnings(content)
                 if most_pairs(content, self.make.options) <= SENT_PAIRS:
                     content = _attempt(self.make, record, content)
-            ready.append(_Ready(record, content, warnings))
+            ready.append(_Ready(record, content, formula, warnings))
         return number, len(records), ready
 
 
@@ -179,6 +181,7 @@ class Predictor:
         return predictions_of(
             self.model,
             [one.record.id for one, _ in predicted],
+            [one.formula for one, _ in predicted],
             np.stack([values for _, (values, _) in predicted]),
             np.stack([encoding for _, (_, encoding) in predicted]),
             [one.content for one, _ in predicted if not isinstance(one.content, LeftOut)],

@@ -22,7 +22,7 @@ from sitenet.inference import predict_chunks
 from sitenet.inference.chunk_log import ChunkLog, read_chunks
 from sitenet.inference.predict_chunks import Chunk, Predictor, chunked
 from sitenet.inference.structures import preparation
-from sitenet.inference.table import COVERAGE, Row
+from sitenet.inference.table import COVERAGE, Prediction, Row
 from sitenet.model.ensemble import Model
 from sitenet.pairs.maker import PairMaker
 from sitenet.system.distributed import barrier, is_first, local_world, rank, world
@@ -47,6 +47,7 @@ class Outcome:
     Attributes:
         header: Columns of the table.
         rows: Rows of the table, unless they were written to a file.
+        predictions: The same rows, likewise.
         count: Number of crystals that were predicted.
         left_out: The others, in order; the first few if they were listed in a file.
         reasons: Kind of failure -> number of crystals left out.
@@ -56,6 +57,7 @@ class Outcome:
 
     header: list[str]
     rows: list[Row] = field(default_factory=list)
+    predictions: list[Prediction] = field(default_factory=list)
     count: int = 0
     left_out: list[LeftOut] = field(default_factory=list)
     reasons: dict[str, int] = field(default_factory=dict)
@@ -179,6 +181,7 @@ class _Job:
         ):
             for chunk in chunks:
                 outcome.rows += map(self.predictor.row, chunk.predictions)
+                outcome.predictions += chunk.predictions
                 for one in chunk.left_out:
                     outcome.add_left_out(one)
                 advance(chunk.records)
@@ -193,10 +196,18 @@ class _Job:
             ChunkLog(_log(out, rank(), ranks), settings) as log,
             contextlib.closing(self.chunks(rank() + log.count * ranks, ranks)) as chunks,
         ):
-            advance(min(log.count * predict_chunks.CHUNK * ranks, self.total))
-            for chunk in chunks:
-                log.append(chunk.plain())
-                advance(chunk.records * ranks)
+            done = min(log.count * predict_chunks.CHUNK * ranks, self.total)
+            advance(done)
+            try:
+                for chunk in chunks:
+                    log.append(chunk.plain())
+                    advance(chunk.records * ranks)
+                    done += chunk.records * ranks
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt(
+                    f"{min(done, self.total):,} of {self.total:,} crystals are done; "
+                    "the same command resumes there"
+                ) from None
         barrier()
         outcome = Outcome(self.predictor.header, out=out)
         if is_first():
@@ -292,7 +303,8 @@ def _finished(out: Path, settings: str, predictor: Predictor) -> Outcome | None:
         count, reasons = facts["count"], facts["reasons"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return Outcome(predictor.header, [], count, left_out, reasons, out, is_old=True)
+    header = predictor.header
+    return Outcome(header, count=count, left_out=left_out, reasons=reasons, out=out, is_old=True)
 
 
 def _note(out: Path) -> Path:

@@ -28,6 +28,7 @@ class Prediction:
 
     Attributes:
         id: Name of the crystal.
+        formula: Reduced formula.
         values: Property per target; for a class, the probability of class 1.
         low: Lower end of the interval per target; None where there is no interval.
         high: Upper end per target.
@@ -37,6 +38,7 @@ class Prediction:
     """
 
     id: str
+    formula: str
     values: list[float]
     low: list[float | None]
     high: list[float | None]
@@ -46,7 +48,7 @@ class Prediction:
 
 def prediction_header(model: Model) -> list[str]:
     """Columns of a table of a model's predictions."""
-    header = ["id"]
+    header = ["id", "formula"]
     for target in model.targets:
         header.append(f"{target.name}_predicted")
         if target.kind == "value" and model.calibration is not None:
@@ -58,7 +60,7 @@ def prediction_header(model: Model) -> list[str]:
 
 def prediction_row(model: Model, prediction: Prediction) -> Row:
     """Cells of ``prediction_header``."""
-    row: list[Cell] = [prediction.id]
+    row: list[Cell] = [prediction.id, prediction.formula]
     for k, target in enumerate(model.targets):
         row.append(prediction.values[k])
         if target.kind == "value" and model.calibration is not None:
@@ -78,6 +80,7 @@ def likeness_cells(unlike: str | None) -> list[Cell]:
 def predictions_of(
     model: Model,
     ids: Sequence[str],
+    formulas: Sequence[str],
     values: np.ndarray,
     encodings: np.ndarray,
     structures: Structures,
@@ -89,6 +92,7 @@ def predictions_of(
     Args:
         model: Calibrated or not.
         ids: (crystals,).
+        formulas: (crystals,), likewise.
         values: (crystals, targets).
         encodings: (crystals, encoding).
         structures: As in ``unlike_training``.
@@ -103,6 +107,7 @@ def predictions_of(
     return [
         Prediction(
             ids[k],
+            formulas[k],
             values[k].tolist(),
             [x if ok else None for x, ok in zip(low[k].tolist(), known[k], strict=True)],
             [x if ok else None for x, ok in zip(high[k].tolist(), known[k], strict=True)],

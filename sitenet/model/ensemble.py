@@ -154,6 +154,10 @@ class Ensemble(nn.Module):
         """Predict from structures; see ``sitenet.predict``."""
         return sitenet.predict(self, structures, **options)
 
+    def table(self, structures: Iterable[Any] | Any, **options: Any) -> sitenet.PredictionTable:
+        """Predict from structures, with intervals and doubts; see ``sitenet.predict_table``."""
+        return sitenet.predict_table(self, structures, **options)
+
 
 Model = SiteNet | Ensemble  # what is trained, saved and predicts
 

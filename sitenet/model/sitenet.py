@@ -412,3 +412,7 @@ class SiteNet(nn.Module):
     def predict(self, structures: Iterable[Any] | Any, **options: Any) -> np.ndarray:
         """Predict from structures; see ``sitenet.predict``."""
         return sitenet.predict(self, structures, **options)
+
+    def table(self, structures: Iterable[Any] | Any, **options: Any) -> sitenet.PredictionTable:
+        """Predict from structures, with intervals and doubts; see ``sitenet.predict_table``."""
+        return sitenet.predict_table(self, structures, **options)

@@ -59,6 +59,7 @@ def _add_prediction(page: Page, model: Model, e: Explanation) -> None:
     (prediction,) = predictions_of(
         model,
         [e.name],
+        [e.crystal.reduced_formula],
         e.predicted[None],
         e.encoding[None],
         e.pairs,

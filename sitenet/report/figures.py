@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from sitenet.data.units import titled
 from sitenet.inference.attention_histograms import weight_names, weight_titles
 from sitenet.report.packages import plotly
-from sitenet.report.plots import BLUE, GREY, ORANGE, label
+from sitenet.report.plots import BLUE, GREY, ORANGE
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -206,7 +207,7 @@ def learning_figure(
         )
     for epoch in best:
         figure.add_vline(epoch, row=1, col=1, line={"color": ORANGE, "width": 1, "dash": "dot"})
-    figure.update_yaxes(title=label("mean absolute error", unit), row=1, col=1)
+    figure.update_yaxes(title=titled("mean absolute error", unit), row=1, col=1)
     errors = [y for line in figure.data[:2] for y in line.y]
     if min(errors) > 0 and max(errors) > 4 * min(errors):
         ticks = "D2" if max(errors) < 300 * min(errors) else 1  # at 1, 2 and 5, or at decades
@@ -264,8 +265,8 @@ def parity_figure(
     name, unit = escape(name), escape(unit)
     margin = 0.03 * (limits[1] - limits[0]) or 1.0
     square = {"range": [limits[0] - margin, limits[1] + margin], "constrain": "domain"}
-    figure.update_xaxes(title=label(f"true {name}", unit), **square)
-    figure.update_yaxes(title=label(f"predicted {name}", unit), scaleanchor="x", **square)
+    figure.update_xaxes(title=titled(f"true {name}", unit), **square)
+    figure.update_yaxes(title=titled(f"predicted {name}", unit), scaleanchor="x", **square)
     figure.update_layout(height=560, margin={"t": 20, "r": 10, "b": 60, "l": 80})
     return figure
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from sitenet.data.units import titled
 from sitenet.inference.attention_histograms import (
     BINS_PER_ANGSTROM,
     WEIGHT_EDGES,
@@ -80,8 +81,8 @@ def parity(
     else:
         _draw_counts(figure, axes, x, y, limits)
     axes.set(xlim=limits, ylim=limits, aspect="equal")
-    axes.set_xlabel(label(f"true {name}", unit))
-    axes.set_ylabel(label(f"predicted {name}", unit))
+    axes.set_xlabel(titled(f"true {name}", unit))
+    axes.set_ylabel(titled(f"predicted {name}", unit))
     if title:
         axes.set_title(title)
     behind = {"facecolor": "white", "alpha": 0.85, "linewidth": 0, "pad": 3}
@@ -156,7 +157,7 @@ def learning_curve(
         )
     if errors.min() > 0 and errors.max() > 4 * errors.min():
         _log_scale(upper, errors)
-    upper.set_ylabel(label("mean absolute error", unit))
+    upper.set_ylabel(titled("mean absolute error", unit))
     upper.legend(frameon=False)
     if title:
         upper.set_title(title)
@@ -326,11 +327,6 @@ def _colour_bar(figure: Figure, image: Any, axes: Any, name: str, **options: Any
     figure.colorbar(image, ax=axes, label=name, **options).outline.set_linewidth(0)
 
 
-def label(name: str, unit: str) -> str:
-    """Name and unit, for axes and columns."""
-    return f"{name.strip()} ({unit})" if unit else name.strip()
-
-
 def _written(figure: Figure, path: str | Path | None) -> Figure:
     if path is not None:
         with new_file(path) as temporary:
@@ -363,8 +359,8 @@ def plot_predictions(
             continue
         ending = "" if len(targets) == 1 else f"_{_file_name(target.name)}"
         path = folder / f"parity{ending}.png"
-        name = target.name.removesuffix("_" + target.unit.replace("/", "_per_"))
-        parity(truth, values, path, name=name, unit=target.unit, title=f"{shown} crystals")
+        title = f"{shown} crystals"
+        parity(truth, values, path, name=target.name, unit=target.unit, title=title)
         written.append(path)
     if len(history) > 1 and "train_mae" in history[0]:
         path = folder / "learning_curve.png"

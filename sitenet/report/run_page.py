@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
+from sitenet.data.units import titled
 from sitenet.inference.metrics import class_scores, regression_scores
 from sitenet.model.checkpoint import read_metadata
 from sitenet.model.sitenet import Target
 from sitenet.report.figures import class_figure, learning_figure, parity_figure
 from sitenet.report.html_page import Page
 from sitenet.report.packages import plotly
-from sitenet.report.plots import label
 
 TABLE_ROWS = 50  # rows of a table at most
 TITLES = {
@@ -196,7 +196,7 @@ def _add_predictions(page: Page, p: _Predictions) -> None:
         return
     table: dict[str, Sequence[Any]] = {"split": list(p.scores)}
     for score in dict.fromkeys(score for values in p.scores.values() for score in values):
-        title = label(TITLES.get(score, score), unit if score in IN_UNIT else "")
+        title = titled(TITLES.get(score, score), unit if score in IN_UNIT else "")
         table[title] = [values.get(score, np.nan) for values in p.scores.values()]
     constant = "MAE of mean, of median: errors of predicting that of the training crystals for all."
     page.table(table, constant if any("mae_of_mean" in x for x in p.scores.values()) else "")
@@ -210,9 +210,9 @@ def _add_predictions(page: Page, p: _Predictions) -> None:
         | formulas
         | {
             "split": p.split[worst],
-            label("true", unit): p.truth[worst],
-            label("predicted", unit): p.predicted[worst],
-            label("error", unit): error[worst],
+            titled("true", unit): p.truth[worst],
+            titled("predicted", unit): p.predicted[worst],
+            titled("error", unit): error[worst],
         },
         "Largest errors",
     )

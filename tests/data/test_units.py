@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pytest
 
 from sitenet.data.source import same_quantity, unit_of
-from sitenet.data.units import parse_unit
+from sitenet.data.units import parse_unit, titled
 
 
 @pytest.mark.parametrize(
@@ -112,3 +112,20 @@ def test_what_cannot_be_compared_is_named(target, column, unit, said):
     complaint = same_quantity(target, column, unit)
     assert target.name in complaint and column in complaint
     assert all(text in complaint for text in said)
+
+
+@pytest.mark.parametrize(
+    ("name", "unit", "title"),
+    [
+        ("band_gap_eV", "eV", "band_gap (eV)"),
+        ("formation_energy_eV_per_atom", "eV/atom", "formation_energy (eV/atom)"),
+        ("e_form", "eV/atom", "e_form (eV/atom)"),
+        ("Tc (K)", "K", "Tc (K)"),
+        ("volume [A^3]", "Å³", "volume (Å³)"),
+        ("density g/cm3", "g/cm³", "density (g/cm³)"),
+        ("eV", "eV", "eV (eV)"),
+        ("metal", "", "metal"),
+    ],
+)
+def test_titles_give_the_unit_once(name, unit, title):
+    assert titled(name, unit) == title

@@ -60,6 +60,7 @@ def test_rows_are_predictions_with_intervals(folder):
     names = sorted(f"c{k}" for k in range(11))
     assert outcome.header == [
         "id",
+        "formula",
         "size_A_predicted",
         "size_A_low",
         "size_A_high",
@@ -71,11 +72,11 @@ def test_rows_are_predictions_with_intervals(folder):
     assert outcome.count == 12 and not outcome.left_out
     y = MODEL.predict([folder / f"{name}.cif" for name in ("c3", *names)])
     width = MODEL.calibration.half_width(0.8)[0]
-    got = np.array([row[1:4] for row in outcome.rows], dtype=float)
+    got = np.array([row[2:5] for row in outcome.rows], dtype=float)
     np.testing.assert_allclose(got, np.stack([y, y - width, y + width], 1), rtol=1e-5, atol=1e-5)
     for row in outcome.rows:
-        assert [type(cell) for cell in row] == [str, *[float] * 3, *[str] * 3]
-        assert row[4] == ("no" if row[5] else "yes") and row[6] == ""
+        assert [type(cell) for cell in row] == [str, str, *[float] * 3, *[str] * 3]
+        assert row[5] == ("no" if row[6] else "yes") and row[7] == ""
 
 
 def test_the_header_is_of_the_model(folder):
@@ -83,19 +84,20 @@ def test_the_header_is_of_the_model(folder):
     outcome = predict_files(model, [folder])
     assert outcome.header == [
         "id",
+        "formula",
         *("a_predicted", "a_low", "a_high"),
         "b_predicted",
         *("like_training", "unlike_because", "warnings"),
     ]
     model.calibration = None
     outcome = predict_files(model, [folder])
-    assert outcome.header == ["id", "a_predicted", "b_predicted", "warnings"]
-    assert all(0 <= row[2] <= 1 for row in outcome.rows)
+    assert outcome.header == ["id", "formula", "a_predicted", "b_predicted", "warnings"]
+    assert all(0 <= row[3] <= 1 for row in outcome.rows)
 
 
 def test_an_interval_that_is_not_known_is_empty(folder):
     outcome = predict_files(MODEL, [folder], coverage=0.999)
-    assert all(row[2:4] == (None, None) for row in outcome.rows)
+    assert all(row[3:5] == (None, None) for row in outcome.rows)
 
 
 def test_every_source_gives_the_same(folder, tmp_path):
@@ -112,7 +114,7 @@ def test_every_source_gives_the_same(folder, tmp_path):
             rows.sort()
         assert [row[0] for row in rows] == names
         for a, b in zip(rows, want, strict=True):
-            assert float(a[1]) == pytest.approx(float(b[1]), rel=1e-4), path
+            assert float(a[2]) == pytest.approx(float(b[2]), rel=1e-4), path
 
 
 def test_options_are_those_of_predict(folder):
@@ -120,7 +122,7 @@ def test_options_are_those_of_predict(folder):
     for options in ({"max_sites": 30}, {"merge": False}, {"primitive": False}):
         rows = predict_files(MODEL, paths, **options).rows
         y = MODEL.predict(paths, **options)
-        np.testing.assert_allclose([float(row[1]) for row in rows], y, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose([float(row[2]) for row in rows], y, rtol=1e-5, atol=1e-5)
 
 
 def test_parallel_is_serial(folder, tmp_path, monkeypatch):
@@ -137,7 +139,7 @@ def test_large_crystals_stay_in_this_process_and_come_in_order(folder, monkeypat
     monkeypatch.setattr(sys.modules["sitenet.inference.predict"], "MOST_PAIRS", most)
     rows = predict_files(MODEL, [folder]).rows
     assert [row[0] for row in rows] == [row[0] for row in want]
-    got, wanted = (np.array([row[1] for row in r], dtype=float) for r in (rows, want))
+    got, wanted = (np.array([row[2] for row in r], dtype=float) for r in (rows, want))
     np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5)
 
 
@@ -415,7 +417,7 @@ def test_structures_are_read_as_the_models_config_says_unless_told_otherwise(tmp
     (small,) = predict_files(model, [tmp_path], **cell).rows
     model.config = model.config.replace(primitive=False)
     (row,) = predict_files(model, [tmp_path], **cell).rows
-    assert row == whole and abs(whole[1] - small[1]) > 1e-3
+    assert row == whole and abs(whole[2] - small[2]) > 1e-3
     assert predict_files(model, [tmp_path], primitive=True, **cell).rows == [small]
 
 
