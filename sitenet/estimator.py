@@ -6,20 +6,24 @@ Structures or ASE Atoms.
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sitenet.config import SiteNetConfig
+from sitenet.config import SiteNetConfig, TrainingConfig
 from sitenet.crystal.crystal import Crystal
 from sitenet.data.dataset import Dataset
 from sitenet.data.source import unit_of
-from sitenet.inference.predict import predict
+from sitenet.inference.predict import outputs
 from sitenet.inference.structures import as_crystal
+from sitenet.model.calibration import half_widths, spread
 from sitenet.system.progress import Reporter
+from sitenet.system.settings import check_keys
 from sitenet.system.workers import default_workers, in_order
 from sitenet.training.train import train
 
@@ -38,35 +42,19 @@ if TYPE_CHECKING:
 
     from sitenet.model.sitenet import SiteNet
 
-FIELDS = (  # parameters that are fields of the config
-    "epochs",
-    "max_sites",
-    "learning_rate",
-    "weight_decay",
-    "batch_sites",
-    "schedule",
-    "ema",
-    "precision",
-)
+ONE_SIGMA = 0.6827  # share of a normal distribution within one standard deviation of its mean
 
 
 class _SiteNetEstimator(BaseEstimator):
     """Common part of regressor and classifier.
 
-    Parameters that are None are as in the config. There are no sample weights. Unless a config of
-    your own sets ``last_activation``, it is identity where y has negative values.
+    Every field of ``TrainingConfig`` and ``SiteNetConfig`` is a parameter too, such as ``epochs``,
+    ``learning_rate``, ``members``, ``blocks`` or ``max_sites``; None, the default, is as in the
+    config. There are no sample weights. Unless a config of your own sets ``last_activation``, it is
+    identity where y has negative values.
 
     Args:
         config: As in ``SiteNet.from_config``; ``{"base": "paper", "blocks": 3}`` changes any field.
-        epochs: Passes over the training crystals.
-        max_sites: Largest supercell, in sites; 0 takes the cell as it is.
-        learning_rate: Highest learning rate.
-        weight_decay: Weight decay of the optimiser.
-        batch_sites: Unique sites per batch.
-        schedule: Learning rate over the run: constant, cosine or onecycle.
-        ema: Per-step decay of averaged weights, which are kept instead of the last ones; 0
-            disables it.
-        precision: Factors of the kernels' products: float32 or bfloat16.
         valid: Share of the crystals that is not trained on, but chooses the best epoch and
             calibrates intervals; with 0 the last epoch is kept.
         patience: Epochs without a better validation error after which training stops; 0 never
@@ -78,7 +66,8 @@ class _SiteNetEstimator(BaseEstimator):
         device: "cpu" or "cuda".
         workers: Processes that read structures and find pairs; None chooses.
         verbose: Report the progress of training on standard error.
-        random_state: Seed of the split, the weights and the order of batches.
+        random_state: Seed of the split, the weights and the order of batches; None takes ``seed``.
+        fields: Fields of the config by name.
 
     Attributes:
         model_: The trained SiteNet.
@@ -89,14 +78,6 @@ class _SiteNetEstimator(BaseEstimator):
         self,
         config: str | Path | Mapping[str, Any] | SiteNetConfig = "paper",
         *,
-        epochs: int | None = None,
-        max_sites: int | None = None,
-        learning_rate: float | None = None,
-        weight_decay: float | None = None,
-        batch_sites: int | None = None,
-        schedule: str | None = None,
-        ema: float | None = None,
-        precision: str | None = None,
         valid: float = 0.0,
         patience: int = 0,
         start: str | Path | SiteNet | None = None,
@@ -107,16 +88,9 @@ class _SiteNetEstimator(BaseEstimator):
         workers: int | None = None,
         verbose: bool = False,
         random_state: int | np.random.RandomState | None = None,
+        **fields: Any,
     ) -> None:
         self.config = config
-        self.epochs = epochs
-        self.max_sites = max_sites
-        self.learning_rate = learning_rate
-        self.weight_decay = weight_decay
-        self.batch_sites = batch_sites
-        self.schedule = schedule
-        self.ema = ema
-        self.precision = precision
         self.valid = valid
         self.patience = patience
         self.start = start
@@ -127,6 +101,12 @@ class _SiteNetEstimator(BaseEstimator):
         self.workers = workers
         self.verbose = verbose
         self.random_state = random_state
+        try:
+            check_keys(fields, _FIELDS, type(self).__name__)
+        except ValueError as error:
+            raise TypeError(str(error)) from None
+        for name in _FIELDS:
+            setattr(self, name, fields.get(name))
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
@@ -145,7 +125,9 @@ class _SiteNetEstimator(BaseEstimator):
         units = tuple("" if name in classes else unit_of(name) for name in names)
         numbers = [str(k) for k in range(len(crystals))]
         data = Dataset(numbers, crystals, values, tuple(names), units, [""] * len(crystals))
-        changes = {name: getattr(self, name) for name in FIELDS}
+        changes = {"test": 0.0} | {
+            name: value for name in _FIELDS if (value := getattr(self, name)) is not None
+        }
         if self.random_state is not None:
             changes["seed"] = int(check_random_state(self.random_state).randint(2**31 - 1))
         result = train(
@@ -161,18 +143,23 @@ class _SiteNetEstimator(BaseEstimator):
             workers=self.workers,
             reporter=_reporter() if self.verbose else None,
             valid=self.valid,
-            test=0.0,
             patience=self.patience,
-            **{name: value for name, value in changes.items() if value is not None},
+            **changes,
         )
         if result.left_out:
             first = result.left_out[0]
             raise ValueError(f"structure {first.id} cannot be used: {first.reason}")
         self.model_, self.history_ = result.model, result.history
 
-    def _predict(self, X: Any) -> np.ndarray:
+    def encode(self, X: Any) -> np.ndarray:
+        """Compute the vectors that predictions are made from, (crystals, ``encoding_size``)."""
+        return self._outputs(X)[1]
+
+    def _outputs(self, X: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Properties (crystals, targets) and encodings (crystals, encoding)."""
         check_is_fitted(self, "model_")
-        return predict(self.model_, self._crystals(self._listed(X)), primitive=False)
+        values, encodings = zip(*outputs(self.model_, self._crystals(self._listed(X))), strict=True)
+        return np.array(values), np.array(encodings)
 
     def _crystals(self, structures: list[Any]) -> list[Crystal]:
         workers = default_workers(len(structures)) if self.workers is None else self.workers
@@ -200,6 +187,29 @@ class _SiteNetEstimator(BaseEstimator):
         if not structures:
             raise ValueError("X holds 0 structures, expected at least 1")
         return structures
+
+
+def _fields() -> tuple[str, ...]:
+    """Fields of the config that are not parameters of their own."""
+    own = inspect.signature(_SiteNetEstimator.__init__).parameters
+    names = [f.name for cls in (TrainingConfig, SiteNetConfig) for f in dataclasses.fields(cls)]
+    return tuple(name for name in names if name not in own and name != "training")
+
+
+def _with_fields(function: Callable[..., None], names: Sequence[str]) -> inspect.Signature:
+    """The signature of a function whose last parameter, ``**fields``, is spelled out."""
+    signature = inspect.signature(function)
+    *parameters, _ = signature.parameters.values()
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    fields = [inspect.Parameter(name, keyword, default=None, annotation="Any") for name in names]
+    return signature.replace(parameters=[*parameters, *fields])
+
+
+_FIELDS = _fields()
+# scikit-learn reads the parameters of an estimator from its signature.
+_SiteNetEstimator.__init__.__signature__ = _with_fields(  # type: ignore[attr-defined]
+    _SiteNetEstimator.__init__, _FIELDS
+)
 
 
 class SiteNetRegressor(RegressorMixin, _SiteNetEstimator):
@@ -230,10 +240,32 @@ class SiteNetRegressor(RegressorMixin, _SiteNetEstimator):
         self._train(structures, values, list(map(str, names)))
         return self
 
-    def predict(self, X: Any) -> np.ndarray:
-        """Predict values: (crystals,), or (crystals, targets) if y had two dimensions."""
-        values = self._predict(X)
-        return values if self._one_d else values.reshape(len(values), -1)
+    def predict(
+        self, X: Any, return_std: bool = False
+    ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
+        """Predict values: (crystals,), or (crystals, targets) if y had two dimensions.
+
+        Args:
+            X: (crystals,) structures.
+            return_std: Return standard deviations of the errors as well, of the same shape: half
+                the width of the interval that holds 68 % of true values, or, without validation
+                crystals, the spread of an ensemble.
+
+        Raises:
+            ValueError: ``return_std``, but there are neither validation crystals nor members.
+        """
+        values, encodings = self._outputs(X)
+        shape = (len(values),) if self._one_d else values.shape
+        if not return_std:
+            return values.reshape(shape)
+        width = half_widths(self.model_, encodings, ONE_SIGMA)
+        std = width if np.isfinite(width).all() else spread(self.model_, encodings)
+        if std is None:
+            raise ValueError(
+                "return_std needs validation crystals, such as valid=0.1, or an ensemble, such as "
+                "members=3"
+            )
+        return values.reshape(shape), std.reshape(shape)
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
@@ -269,9 +301,9 @@ class SiteNetClassifier(ClassifierMixin, _SiteNetEstimator):
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """Predict probabilities, (crystals, classes), in the order of ``classes_``."""
-        p = self._predict(X)
-        if p.ndim == 1:
-            return np.stack([1 - p, p], 1)
+        p, _ = self._outputs(X)
+        if p.shape[1] == 1:
+            return np.concatenate([1 - p, p], 1)
         p = p + np.finfo(float).tiny
         return p / p.sum(1, keepdims=True)
 

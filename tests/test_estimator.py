@@ -1,11 +1,13 @@
 """The estimators pass scikit-learn's checks, work in its tools, and take all kinds of X."""
 
+import dataclasses
 import importlib
 import pickle
 import sys
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("sklearn")
 from sklearn.base import clone
@@ -16,6 +18,7 @@ from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from sklearn.utils.estimator_checks import estimator_checks_generator
 from sklearn.utils.validation import validate_data
 
+from sitenet.config import SiteNetConfig, TrainingConfig
 from sitenet.crystal.crystal import Crystal, read_cif
 from sitenet.estimator import SiteNetClassifier, SiteNetRegressor
 from sitenet.training.train import train
@@ -270,6 +273,52 @@ def test_random_state_and_clone():
     assert copy.get_params()["random_state"] == 1 and not hasattr(copy, "model_")
     again = pickle.loads(pickle.dumps(a))
     np.testing.assert_array_equal(again.predict(CRYSTALS), a.predict(CRYSTALS))
+
+
+def test_every_field_of_the_config_is_a_parameter():
+    names = [f.name for cls in (SiteNetConfig, TrainingConfig) for f in dataclasses.fields(cls)]
+    fields = set(names) - {"training"}
+    unset = {name: value for name, value in TINY.items() if name not in ("blocks", "training")}
+    model = SiteNetRegressor(unset, blocks=2, hidden=(5,), epochs=2, batch_sites=4, seed=3)
+    assert fields <= set(model.get_params())
+    copy = clone(model).set_params(heads=2, schedule="cosine", members=2)
+    assert copy.get_params() == model.get_params() | {
+        "heads": 2,
+        "schedule": "cosine",
+        "members": 2,
+    }
+    config = copy.fit(CRYSTALS, EDGES).model_.config
+    assert (config.blocks, config.heads, config.hidden) == (2, 2, (5,))
+    chosen = config.training
+    assert (chosen.epochs, chosen.schedule, chosen.seed) == (2, "cosine", 3)
+    search = GridSearchCV(SiteNetRegressor(TINY), {"blocks": [1, 2]}, cv=2).fit(CRYSTALS, EDGES)
+    assert search.best_estimator_.model_.config.blocks == search.best_params_["blocks"]
+    with pytest.raises(TypeError, match=r"'blokcs' in SiteNetRegressor; did you mean 'blocks'"):
+        SiteNetRegressor(blokcs=2)
+    with pytest.raises(ValueError, match="heads must be at least 1"):
+        SiteNetRegressor(TINY, heads=0).fit(CRYSTALS, EDGES)
+
+
+def test_standard_deviations():
+    y = np.random.default_rng(0).normal(size=12)
+    model = SiteNetRegressor(TINY, valid=0.5, random_state=0).fit(CRYSTALS, y)
+    values, std = model.predict(CRYSTALS, return_std=True)
+    np.testing.assert_array_equal(values, model.predict(CRYSTALS))
+    assert std.shape == (12,) and np.isfinite(std).all() and std.min() > 0
+    assert std[0] == pytest.approx(model.model_.calibration.half_width(0.6827)[0])
+    ensemble = SiteNetRegressor(TINY, members=2).fit(CRYSTALS, np.stack([y, y], 1))
+    values, std = ensemble.predict(CRYSTALS[:3], return_std=True)
+    assert values.shape == std.shape == (3, 2) and std.min() > 0
+    with pytest.raises(ValueError, match=r"such as valid=0\.1"):
+        SiteNetRegressor(TINY).fit(CRYSTALS, y).predict(CRYSTALS, return_std=True)
+
+
+def test_encodings():
+    model = SiteNetRegressor(TINY).fit(CRYSTALS, EDGES)
+    encodings = model.encode(CRYSTALS)
+    assert encodings.shape == (12, model.model_.encoding_size)
+    decoded = model.model_.properties(torch.as_tensor(encodings)).detach().numpy()[:, 0]
+    np.testing.assert_allclose(decoded, model.predict(CRYSTALS), rtol=1e-5)
 
 
 def test_goes_on_from_a_model(tmp_path):

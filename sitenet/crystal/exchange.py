@@ -39,7 +39,9 @@ def refusal(structure: Any, expected: str) -> TypeError:
     elif isinstance(structure, dict):
         hint = "; make a Structure or Atoms of it first"
     elif is_a(structure, "pymatgen", "IMolecule"):
-        hint = ", which has no cell"
+        hint = ", which has no cell: put it into one with get_boxed_structure"
+    elif is_a(structure, "pymatgen", "Entry"):
+        hint = ", which holds no structure: give a ComputedStructureEntry"
     return TypeError(f"expected {expected}, got {type(structure).__name__}{hint}")
 
 

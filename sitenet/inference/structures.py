@@ -16,13 +16,22 @@ from sitenet.data.source import Record
 
 _EXPECTED = "a Crystal, a path, CIF text, a pymatgen Structure or its as_dict(), or ASE Atoms"
 
+# What to give instead of the dict of such an object.
+_REMEDIES = {
+    "MSONAtoms": ": give MSONAtoms.from_dict(...) itself",
+    "Molecule": ": put it into a cell with get_boxed_structure",
+    "IMolecule": ": put it into a cell with get_boxed_structure",
+    "ComputedEntry": ": give a ComputedStructureEntry",
+}
+
 
 def as_crystal(structure: Any, disorder: str = "error") -> Crystal:
     """Convert a structure of any supported kind.
 
     Args:
         structure: A Crystal, a path, CIF text (str or bytes), a pymatgen Structure or its
-            ``as_dict()``, the dict of a JARVIS Atoms, or ASE Atoms.
+            ``as_dict()``, the dict of a JARVIS Atoms, ASE Atoms, or an object of pymatgen or the
+            Materials Project with a ``structure``, such as a ComputedStructureEntry.
         disorder: What to do about partial occupancy, as in ``read_cif``; a Crystal keeps its own.
 
     Raises:
@@ -37,11 +46,19 @@ def as_crystal(structure: Any, disorder: str = "error") -> Crystal:
         return read_cif(structure, disorder)
     if isinstance(structure, dict):
         return _from_dict(structure, disorder)
+    inner = getattr(structure, "structure", None)
+    if package_of(inner) == "pymatgen":  # of a ComputedStructureEntry, a document of mp-api, ...
+        structure = inner
     package = package_of(structure)
     if package == "ase":
         return Crystal.from_ase(structure)
     if package == "pymatgen":
         return Crystal.from_pymatgen(structure, disorder)
+    if isinstance(structure, (list, tuple, set)):
+        raise TypeError(
+            f"expected {_EXPECTED}, got a {type(structure).__name__} of several: give its "
+            "structures one by one, not lists of them"
+        )
     raise refusal(structure, _EXPECTED)
 
 
@@ -51,10 +68,14 @@ def _from_dict(content: dict[str, Any], disorder: str) -> Crystal:
     if isinstance(content.get("lattice"), dict) and "sites" in content:
         text = json.dumps(content, default=_plain)
         return Record("", "dict", "pymatgen", text).crystal(disorder)
+    if isinstance(content.get("structure"), dict):  # of a ComputedStructureEntry
+        return _from_dict(content["structure"], disorder)
     kind = content.get("@class")
     if kind is not None:
+        remedy = _REMEDIES.get(kind, "")
         raise TypeError(
             f"expected {_EXPECTED}, got the dict of a {kind}, which has no lattice and sites"
+            f"{remedy}"
         )
     keys = ", ".join(map(repr, list(content)[:5])) or "none"
     raise TypeError(

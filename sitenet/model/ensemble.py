@@ -137,7 +137,8 @@ class Ensemble(nn.Module):
     @torch.no_grad()
     def spread(self, encoding: Tensor) -> Tensor:
         """Encodings -> standard deviations of the members' properties: (crystals, targets)."""
-        return self._over_members(SiteNet.properties, encoding).std(0)
+        values = self._over_members(SiteNet.properties, encoding)
+        return values.std(0) if len(encoding) else values[0]  # torch warns of an empty one
 
     def _over_members(
         self, function: Callable[[SiteNet, Tensor], Tensor], encoding: Tensor

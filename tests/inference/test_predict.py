@@ -1,6 +1,7 @@
 """Prediction from Python: any structure, one or many, however it is computed."""
 
 import importlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -110,12 +111,16 @@ def test_every_kind_of_structure_is_taken(tmp_path):
     structure = crystal.to_pymatgen()
     kinds += [structure, structure.as_dict(), structure.as_dict(verbosity=0)]
     pytest.importorskip("ase")
+    from pymatgen.entries.computed_entries import ComputedStructureEntry
+    from pymatgen.io.ase import AseAtomsAdaptor
+
+    entry = ComputedStructureEntry(structure, -1.0)
+    document = SimpleNamespace(material_id="mp-1", structure=structure)  # as mp-api gives it
+    kinds += [entry, entry.as_dict(), document]
     atoms = crystal.to_ase()
-
-    class OwnAtoms(type(atoms)):  # such as pymatgen's MSONAtoms
-        pass
-
-    kinds += [atoms, OwnAtoms(atoms)]
+    mson = AseAtomsAdaptor.get_atoms(structure)
+    assert type(mson).__name__ == "MSONAtoms"
+    kinds += [atoms, mson]
     for structure in kinds:
         assert MODEL.predict(structure) == pytest.approx(Y[:1], abs=1e-4), type(structure)
     y = MODEL.predict(kinds)
@@ -127,11 +132,14 @@ def test_every_kind_of_structure_is_taken(tmp_path):
 def test_other_objects_are_refused_by_name():
     pytest.importorskip("pymatgen.core")
     from pymatgen.core import Composition, Lattice, Molecule
+    from pymatgen.entries.computed_entries import ComputedEntry
 
     water = Molecule(["O", "H", "H"], [[0, 0, 0], [1, 0, 0], [0, 1, 0]])
     for wrong, message in (
         (water, "got Molecule, which has no cell"),
-        (water.as_dict(), "got the dict of a Molecule, which has no lattice"),
+        (water.as_dict(), "got the dict of a Molecule, .*get_boxed_structure"),
+        (ComputedEntry("NaCl", -1.0), "got ComputedEntry, .*give a ComputedStructureEntry"),
+        ([CRYSTALS[0]], "got a list of several: give its structures one by one"),
         (Composition("NaCl"), "got Composition"),
         (Lattice.cubic(3), "got Lattice"),
         ({"a": 1}, "got a dict without lattice and sites; its keys are 'a'"),
