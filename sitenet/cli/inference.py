@@ -6,7 +6,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -15,6 +15,7 @@ from sitenet.cli.options import configured
 from sitenet.cli.output import (
     print_columns,
     print_json,
+    print_paragraphs,
     print_rows,
     print_scores,
     reporter,
@@ -23,6 +24,9 @@ from sitenet.report.packages import check_format
 from sitenet.system.distributed import is_first
 from sitenet.system.files import writable_file, writable_folder, write_columns
 from sitenet.system.model_files import find_model
+
+if TYPE_CHECKING:
+    from sitenet.inference.explain_files import Survey
 
 
 def predict(
@@ -149,6 +153,9 @@ def explain(
             "for several]",
         ),
     ] = None,
+    heads: Annotated[
+        bool, typer.Option("--heads", help="Add a column per block and head to the table.")
+    ] = False,
     max_sites: options.MaxSites = None,
     merge: options.Merge = True,
     device: options.Device = "cpu",
@@ -156,7 +163,10 @@ def explain(
     disorder: options.Disorder = None,
     as_json: options.Json = False,
 ) -> None:
-    """Show which atoms a model attends to, and at which distances."""
+    """Show which atoms a model attends to, and at which distances.
+
+    On a terminal, a few sentences say what the table shows.
+    """
     find_model(model)
     if out is not None:
         check_format(out)
@@ -178,15 +188,19 @@ def explain(
     _say_left_out(explained.left_out)
     one = explained.single
     shown = explained.explanation if one is None or rows == "crystals" else one
+    has_summary = out is None and rows is None and not as_json and sys.stdout.isatty()
     rows = rows or ("crystals" if one is None else "elements")
+    columns = shown.columns(rows) if heads else shown.narrow_columns(rows)
+    if has_summary:
+        print_paragraphs([_heading(explained), *explained.described.summary().splitlines(), ""])
     if out is None:
-        print_columns(shown.columns(rows), as_json)
+        print_columns(columns, as_json)
         return
     match out.suffix.lower():
         case "":
             explained.write(out, reporter())
         case ".csv":
-            write_columns(out, shown.columns(rows))
+            write_columns(out, columns)
         case ".html":
             if one is None:
                 raise ValueError("an HTML report is on one crystal; name a folder for many")
@@ -219,6 +233,23 @@ def report(
     out = out or run / "report.html"
     run_report(run, out)
     _say_written(out, as_json)
+
+
+def _heading(explained: Survey) -> str:
+    """What was explained, and what the model predicts for it."""
+    from sitenet.data.units import titled
+    from sitenet.inference.table_text import number_text
+
+    one = explained.single
+    if one is None:
+        return f"{len(explained.explanation.names):,} crystals"
+    values = (
+        f"{titled(target.name, target.unit)} {number_text(float(value))}"
+        for target, value in zip(one.targets, one.predicted, strict=True)
+    )
+    sites = len(one.crystal)
+    formula = f"{one.crystal.reduced_formula}, {sites} site{'s' * (sites != 1)} in the cell"
+    return f"{one.name} ({formula}): {', '.join(values)}"
 
 
 def _say_left_out(left_out: Sequence[Any]) -> None:

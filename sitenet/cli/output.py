@@ -6,7 +6,9 @@ import csv
 import functools
 import json
 import math
+import shutil
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -60,26 +62,44 @@ def print_rows(header: Sequence[str], rows: Sequence[Sequence[Any]], as_json: bo
     if as_json:
         print_json([dict(zip(header, row, strict=True)) for row in rows])
         return
-    rows = [list(map(cell_text, row)) for row in rows]
     if sys.stdout.isatty():
-        from rich.console import Console
-        from rich.table import Table
-
-        table = Table(box=None, pad_edge=False)
-        for k, name in enumerate(header):
-            table.add_column(name, justify="left" if k == 0 else "right")
-        for row in rows:
-            table.add_row(*row)
-        Console().print(table)
+        print_aligned(header, rows)
     else:
-        csv.writer(sys.stdout, lineterminator="\n").writerows([header, *rows])
+        texts = [list(map(cell_text, row)) for row in rows]
+        csv.writer(sys.stdout, lineterminator="\n").writerows([header, *texts])
+
+
+def print_aligned(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """A table for people: aligned columns, numbers with three digits."""
+    texts = [[_short(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(header, *texts, strict=True)]
+    numeric = [all(isinstance(row[k], (int, float)) for row in rows) for k in range(len(header))]
+    for line in (header, *texts):
+        cells = (
+            cell.rjust(width) if is_number else cell.ljust(width)
+            for cell, width, is_number in zip(line, widths, numeric, strict=True)
+        )
+        print("  ".join(cells).rstrip())
+
+
+def _short(cell: Any) -> str:
+    if isinstance(cell, float):
+        return f"{cell:.3g}" if math.isfinite(cell) else ""
+    return "" if cell is None else str(cell)
+
+
+def print_paragraphs(paragraphs: Sequence[str]) -> None:
+    """Text on standard output, wrapped at the terminal's width."""
+    width = shutil.get_terminal_size().columns
+    for paragraph in paragraphs:
+        print(textwrap.fill(paragraph, width, subsequent_indent="  "))
 
 
 def print_columns(columns: Mapping[str, np.ndarray], as_json: bool) -> None:
     """A table of equally long columns on standard output."""
-    if as_json:
-        rows = zip(*columns.values(), strict=True)
-        print_json([dict(zip(columns, row, strict=True)) for row in rows])
+    rows = list(zip(*(column.tolist() for column in columns.values()), strict=True))
+    if as_json or sys.stdout.isatty():
+        print_rows(list(columns), rows, as_json)
     else:
         print_rows(list(columns), text_rows(columns), False)
 

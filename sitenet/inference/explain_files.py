@@ -44,6 +44,11 @@ class Survey:
     warnings: list[str]
     left_out: list[LeftOut]
 
+    @property
+    def described(self) -> Explanation | DatasetExplanation:
+        """The explanation of the only crystal, else that of all of them."""
+        return self.single or self.explanation
+
     def write(self, folder: str | Path, reporter: Reporter | None = None) -> list[Path]:
         """Write tables as CSV, a list of what was left out, ``attention_by_distance.png``, and
         ``parity.png`` if true values are known; the plots need matplotlib.

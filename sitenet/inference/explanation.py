@@ -18,6 +18,7 @@ from sitenet.inference.attention_histograms import (
     ElementHistogram,
     weight_names,
 )
+from sitenet.inference.explanation_text import sentences
 from sitenet.pairs.pairs import Pairs
 
 if TYPE_CHECKING:
@@ -51,9 +52,25 @@ class Explained(ABC):
     def by_elements(self) -> ElementHistogram:
         """Attention between elements, by distance."""
 
+    @property
+    @abstractmethod
+    def long_range(self) -> np.ndarray:
+        """Long-range coefficient per block and head, (..., blocks, heads) in angstrom."""
+
     @abstractmethod
     def columns(self, rows: str | None = None) -> dict[str, np.ndarray]:
         """Return a table as columns of equal length, by name; ``rows`` says what a row is."""
+
+    def narrow_columns(self, rows: str | None = None) -> dict[str, np.ndarray]:
+        """Return ``columns`` without those per block and head, which has their means only."""
+        names = weight_names(*self.by_distance.self_attention.shape)
+        per_head = {*names, *(f"long_range_{name}" for name in names)}
+        return {n: column for n, column in self.columns(rows).items() if n not in per_head}
+
+    def summary(self) -> str:
+        """Say in about six sentences, a line each, which elements attend to which, how far the
+        attention reaches, and how the heads differ."""
+        return "\n".join(sentences(self))
 
     def table(self, rows: str | None = None) -> pandas.DataFrame:
         """Return ``columns`` as a pandas DataFrame."""
@@ -61,7 +78,7 @@ class Explained(ABC):
             import pandas
         except ImportError:
             raise ImportError(
-                "table() needs pandas: pip install pandas; columns() works without"
+                "table() needs pandas: pip install 'sitenet[table]'; columns() works without"
             ) from None
         return pandas.DataFrame(self.columns(rows))
 
@@ -147,7 +164,7 @@ class Explanation(Explained):
             rows: What a row is:
                 "pairs" (default): a pair with ``site`` and ``neighbour`` (for merged pairs, the
                 first site of each orbit), their elements, ``distance`` in angstrom,
-                ``multiplicity``, and the weight per block and head;
+                ``multiplicity``, the mean ``weight``, and the weight per block and head;
                 "sites": a site of the cell with its element, fractional coordinates, the attention
                 that it receives (1 on average) and pays to itself, averaged over blocks and heads,
                 and the attention that it receives per block and head;
@@ -169,6 +186,7 @@ class Explanation(Explained):
                     "neighbour_element": labels[j],
                     "distance": self._distance,
                     "multiplicity": self.pairs.multiplicity.numpy(),
+                    "weight": self.weights.mean((1, 2)),
                 } | dict(zip(names, self.weights.reshape(len(i), -1).T, strict=True))
             case "sites":
                 received = self.received.reshape(-1, len(names))
@@ -285,7 +303,7 @@ class DatasetExplanation(Explained):
         Args:
             rows: What a row is:
                 "crystals" (default): a crystal with its predictions and its long-range coefficient
-                per block and head, in angstrom;
+                in angstrom, on average and per block and head;
                 "elements", "distances": as in ``Explanation.columns``, over all crystals.
 
         Raises:
@@ -298,6 +316,7 @@ class DatasetExplanation(Explained):
                 return {
                     "name": np.array(self.names, dtype=object),
                     **{t.name: self.predicted[:, k] for k, t in enumerate(self.targets)},
+                    "long_range": self.long_range.mean((1, 2)),
                 } | dict(zip(names, self.long_range.reshape(-1, len(names)).T, strict=True))
             case "elements" | "distances":
                 return self.by_elements.columns(rows == "distances")

@@ -48,6 +48,7 @@ def crystal_report(model: Model, structure: Any, path: str | Path, **options: An
     in_cell = f"{sites} site{'s' * (sites != 1)} in the cell"
     page = Page(e.name, f"{formula}, {in_cell}, each attending to {around}")
     _add_prediction(page, model, e)
+    page.section("In short", *e.summary().splitlines())
     _add_figures(page, e)
     _add_tables(page, e, sites)
     page.write(path)

@@ -388,6 +388,68 @@ def test_explain_one_crystal(sitenet, folder, run_folder, tmp_path):
         assert text in (tmp_path / name).read_text()
 
 
+@pytest.fixture
+def terminal(monkeypatch, sitenet):
+    """Runs a command whose standard output is a terminal of 80 columns."""
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def run(*arguments):
+        monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+        return sitenet(*arguments)
+
+    return run
+
+
+def test_explain_on_a_terminal_is_sentences_and_a_narrow_table(terminal, folder, run_folder):
+    arguments = ["explain", folder / "c0.cif", "--model", run_folder]
+    status, printed, _ = terminal(*arguments)
+    lines = printed.splitlines()
+    assert status == 0 and max(map(len, lines)) <= 80
+    assert lines[0].startswith("c0 (") and "size (Å)" in lines[0]
+    text = lines.index("")
+    assert 4 <= text <= 12 and "of its attention to" in lines[1]
+    columns = ["element", "neighbour", "sites", "pairs", "attention", "relative"]
+    assert lines[text + 1].split() == columns
+    status, printed, _ = terminal(*arguments, "--rows", "elements", "--heads")
+    assert printed.splitlines()[0].split()[:7] == [*columns, "block1_head1"]
+    status, printed, _ = terminal("explain", folder, "--model", run_folder)
+    assert printed.splitlines()[0] == "13 crystals"
+    assert ["name", "size_A", "long_range"] in [line.split() for line in printed.splitlines()]
+
+
+def test_predict_on_a_terminal_fits_into_80_columns(terminal, folder, run_folder):
+    status, printed, _ = terminal("predict", folder, "--model", run_folder)
+    lines = printed.splitlines()
+    assert status == 0 and lines[0].split() == "id formula size (Å) flag".split()  # no intervals
+    assert max(map(len, lines)) <= 80 and sum(line.startswith("c") for line in lines) == 13
+
+
+def test_heads_are_columns_of_a_table_on_request(sitenet, folder, run_folder):
+    arguments = ["explain", folder / "c0.cif", "--model", run_folder]
+    (first, *_) = rows_of(sitenet(*arguments)[1])
+    (full, *_) = rows_of(sitenet(*arguments, "--heads")[1])
+    assert "block1_head1" not in first and full.keys() > first.keys()
+    assert {"weight"} <= set(rows_of(sitenet(*arguments, "--rows", "pairs")[1])[0])
+
+
+def test_a_stopped_prediction_says_how_to_go_on(sitenet, folder, run_folder, tmp_path, monkeypatch):
+    from sitenet.inference.predict_chunks import Predictor
+
+    def interrupted(self, *arguments):
+        raise KeyboardInterrupt
+        yield
+
+    arguments = ["predict", folder, "--model", run_folder, "--out", tmp_path / "y.csv"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Predictor, "chunks", interrupted)
+        status, printed, said = sitenet(*arguments)
+    assert (status, printed) == (1, "")
+    assert said == "stopped: 0 of 14 crystals are done; the same command resumes there\n"
+    status, _, said = sitenet(*arguments)
+    assert status == 0 and f"13 rows written: {tmp_path / 'y.csv'}" in said
+    assert "13 rows left as they are" in sitenet(*arguments)[2]
+
+
 def test_explain_a_folder_draws_the_two_figures(sitenet, folder, run_folder, tmp_path):
     arguments = ["explain", folder, "--model", run_folder / "model.safetensors"]
     status, printed, said = sitenet(*arguments)

@@ -262,7 +262,7 @@ def test_tables(monkeypatch):
     with pytest.raises(ValueError, match="rows must be 'crystals'"):
         explain(model_of(), []).columns("sites")
     monkeypatch.setitem(sys.modules, "pandas", None)
-    with pytest.raises(ImportError, match="pip install pandas"):
+    with pytest.raises(ImportError, match=r"pip install 'sitenet\[table\]'"):
         e.table()
 
 
