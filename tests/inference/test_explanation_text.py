@@ -40,8 +40,8 @@ def test_attention_to_the_nearest_neighbours_alone():
     lines = e.summary().splitlines()
     even = (1 + 12 + 6 + 8) / 6  # sites within 5 Å, the site itself included, per neighbour
     assert lines[0] in (
-        f"{i} gives 100% of its attention to {j}, mostly at 2.5-3.0 Å, {even * 6 / 14:.1f} {TIMES} an "
-        "even share."
+        f"{i} gives 100% of its attention to {j}, mostly at 2.5-3.0 Å, {even * 6 / 14:.1f} "
+        f"{TIMES} an even share."
         for i, j in (("Na", "Cl"), ("Cl", "Na"))
     )
     assert "Half of it lies within 2.8 Å, 90% within 2.8 Å; 0% stays with the site itself." in lines
