@@ -114,22 +114,23 @@ def print_scores(scores: Mapping[str, Any], targets: Sequence[Any], as_json: boo
     if as_json:
         print_json(scores)
         return
-    units = {t.name: t.unit for t in targets}
+    from sitenet.data.units import titled
+
+    titles = {t.name: titled(t.name, t.unit) for t in targets}
     for split, by_target in scores.items():
         for name, values in by_target.items():
-            unit = f" {units[name]}" if units.get(name) else ""
-            crystals = values["crystals"]
+            title, crystals = titles.get(name, name), values["crystals"]
             if "mae" not in values:
                 rest = ", ".join(f"{k} {rounded(v)}" for k, v in values.items() if k != "crystals")
-                print(f"{split}: {name}: {rest} on {crystals} crystals")
+                print(f"{split}: {title}: {rest} on {crystals} crystals")
                 continue
-            line = f"{split}: {name}: MAE {rounded(values['mae'])}{unit}"
-            for key, title in (("mae_of_mean", "mean"), ("mae_of_median", "median")):
+            line = f"{split}: {title}: MAE {rounded(values['mae'])}"
+            for key, constant in (("mae_of_mean", "mean"), ("mae_of_median", "median")):
                 if key in values:
-                    line += f", {rounded(values[key])}{unit} if predicting the {title}"
+                    line += f", {rounded(values[key])} if predicting the {constant}"
             line += (
                 f"; RMSE {rounded(values['rmse'])}, R2 {values['r2']:.3f} on {crystals} crystals"
             )
             if "coverage" in values:
-                line += f"; {values['coverage']:.0%} within ±{rounded(values['interval'])}{unit}"
+                line += f"; {values['coverage']:.0%} within ±{rounded(values['interval'])}"
             print(line)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from sitenet.data.units import titled
 from sitenet.inference.attention_histograms import weight_titles
 from sitenet.inference.explain import explain
 from sitenet.inference.explanation import Explanation
@@ -84,10 +85,11 @@ def _predicted(target: Target, prediction: Prediction, k: int) -> dict[str, str]
     value, low, high = prediction.values[k], prediction.low[k], prediction.high[k]
     if target.kind == "class":
         return {f"probability of {target.name}": f"{value:.3f}"}
-    cards = {target.name: f"{value:.4g} {target.unit}".strip()}
+    name = titled(target.name, target.unit).removesuffix(f" ({target.unit})")
+    cards = {name: f"{value:.4g} {target.unit}".strip()}
     if low is not None and high is not None:
         interval = f"{low:.3g} to {high:.3g} {target.unit}".strip()
-        cards[f"{target.name}, {COVERAGE:.0%} interval"] = interval
+        cards[f"{name}, {COVERAGE:.0%} interval"] = interval
     return cards
 
 

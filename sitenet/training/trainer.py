@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from sitenet.data.units import titled
 from sitenet.model.sitenet import SiteNet
 from sitenet.system.distributed import is_first, world
 from sitenet.system.progress import Reporter, duration
@@ -217,9 +218,7 @@ class Trainer:
     ) -> None:
         line = f"epoch {self.progress.epoch}/{self.config.epochs}  loss {loss:.4g}"
         shown = ", ".join(
-            f"{k.removeprefix('valid_').replace('_', ' ')} {v:.4g}"
-            for k, v in errors.items()
-            if k != "valid_error"
+            f"{self._title(k)} {v:.4g}" for k, v in errors.items() if k != "valid_error"
         )
         if shown:
             best = " (best so far)" if self.progress.best_epoch == self.progress.epoch else ""
@@ -228,6 +227,13 @@ class Trainer:
         if self.progress.epoch < self.config.epochs:
             line += f", {duration(seconds_left)} left"
         self.reporter.say(line)
+
+    def _title(self, error: str) -> str:
+        """What ``valid_TARGET_MEASURE`` stands for: ``band_gap (eV) MAE``."""
+        targets = {f"valid_{t.name}_": titled(t.name, t.unit) for t in self.model.targets}
+        start = max(filter(error.startswith, targets), key=len)
+        measure = error.removeprefix(start).replace("mae", "MAE").replace("roc_auc", "ROC AUC")
+        return f"{targets[start]} {measure.replace('_', ' ')}"
 
     # -----------------------------------------------------------------------------------------
     # On disk

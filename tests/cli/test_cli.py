@@ -289,7 +289,7 @@ def test_train_prints_scores(sitenet, folder, config, tmp_path):
     arguments = ["train", folder, "--out", tmp_path, "--config", config, "--test", "0.3"]
     status, printed, said = sitenet(*arguments)
     assert status == 0
-    assert "test: size_A: MAE" in printed and "if predicting the mean" in printed
+    assert "test: size (Å): MAE" in printed and "if predicting the mean" in printed
     assert "everything is in" in said and "1 structures left out" in said
 
 
@@ -368,7 +368,7 @@ def test_evaluate(sitenet, folder, run_folder, tmp_path):
     model = run_folder / "model.safetensors"
     arguments = ["evaluate", folder, "--model", model, "--out", tmp_path]
     status, printed, said = sitenet(*arguments)
-    assert status == 0 and "all: size_A: MAE" in printed and "1 left out" in said
+    assert status == 0 and "all: size (Å): MAE" in printed and "1 left out" in said
     assert (tmp_path / "parity.png").is_file() and (tmp_path / "left_out.csv").is_file()
     scores = json.loads(sitenet(*arguments, "--json")[1])
     assert scores["all"]["size_A"]["crystals"] == 13

@@ -1,5 +1,6 @@
 """The pages of docs/: every command and snippet runs, and the site builds without warnings."""
 
+import importlib
 import os
 import re
 import shutil
@@ -85,6 +86,28 @@ def test_the_site_builds_without_warnings(tmp_path):
         name for name in public if f">{name}<" not in reference and f'.{name}"' not in reference
     }
     assert not missing
+
+
+def test_every_name_of_the_reference_can_be_imported():
+    """As its heading writes it, with the members that the page lists."""
+    page = (DOCS / "api.md").read_text(encoding="utf-8")
+    entries = re.findall(r"^::: (\S+)$", page, re.M)
+    assert len(entries) > 30
+    import sitenet
+
+    for name in entries:
+        module, _, attribute = name.rpartition(".")
+        assert hasattr(importlib.import_module(module), attribute), name
+        assert module != "sitenet" or attribute in sitenet.__all__, name
+    listed = re.findall(r"^::: (\S+)\n    options:\n      members: \[(.*)\]$", page, re.M)
+    assert len(listed) == 4
+    for name, members in listed:
+        module, _, attribute = name.rpartition(".")
+        thing = getattr(importlib.import_module(module), attribute)
+        for member in members.split(", "):
+            assert hasattr(thing, member), f"{name}.{member}"
+    public = set(sitenet.__all__) - {"__version__", "info"}
+    assert public <= {name.removeprefix("sitenet.") for name in entries}
 
 
 def test_the_menu_has_every_page():

@@ -27,7 +27,7 @@ def test_two_processes_give_the_losses_of_one(tmp_path):
     options = ["--config", tmp_path / "config.yaml"]
     done = torchrun("-m", "sitenet", "train", tmp_path / "in", "--out", tmp_path / "two", *options)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("test: size_A: MAE") == 1
+    assert done.stdout.count("test: size (Å): MAE") == 1
     assert done.stderr.count("epoch 4/4") == 1
     one = train(tmp_path / "in", tmp_path / "one", tmp_path / "config.yaml")
     lines = (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()
