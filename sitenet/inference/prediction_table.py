@@ -4,12 +4,14 @@ be used."""
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from sitenet.crystal.cif import CifWarning
 from sitenet.crystal.crystal import Crystal
 from sitenet.data.failures import LeftOut, kind_of, printable
 from sitenet.inference.predict import Output, by_rows, completed, parts
@@ -172,7 +174,9 @@ def predict_table(
         for number, structure in enumerate(listed):
             crystal, name = None, _name(structure, number)
             try:
-                crystal = as_crystal(structure, how.disorder)
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", CifWarning)  # the row says so
+                    crystal = as_crystal(structure, how.disorder)
                 crystal = crystal.primitive() if how.primitive else crystal
                 name = _name(structure, number, crystal)
                 content: Any = by_rows(model, crystal, make) or make(crystal)

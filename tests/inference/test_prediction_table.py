@@ -68,6 +68,12 @@ def test_what_cannot_be_used_has_a_row_with_the_reason(tmp_path):
         model.table(wrong[0], strict=True)
 
 
+def test_a_structure_that_contradicts_its_file_is_doubtful():
+    text = cif_of(CRYSTALS[0]).replace("\n", "\n_chemical_formula_sum 'Fr7'\n", 1)
+    (row,) = model_of().table(text)  # without a warning
+    assert row["flag"] == "doubtful" and "Fr7" in row["reason"]
+
+
 def test_one_structure_none_and_an_iterator():
     model = model_of()
     assert len(model.table(CRYSTALS[0])) == 1
