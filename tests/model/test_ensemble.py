@@ -51,7 +51,7 @@ def rows_of(model, folder, crystals=CRYSTALS):
     for path, crystal in zip(paths, crystals, strict=True):
         path.write_text(cif_of(crystal))
     rows = predict_files(model, paths).rows
-    return np.array([row[1:4] for row in rows], dtype=float), rows
+    return np.array([row[2:5] for row in rows], dtype=float), rows
 
 
 @pytest.mark.parametrize("kind", ["value", "class"])
@@ -117,7 +117,7 @@ def test_saved_and_loaded(ensemble, tmp_path):
     assert (header["format"], header["members"]) == (3, 3)
     (want, rows), (got, others) = (rows_of(m, tmp_path) for m in (ensemble, again))
     np.testing.assert_allclose(got, want, rtol=1e-6)  # a calibration is kept in float32
-    assert [row[4] for row in rows] == [row[4] for row in others]
+    assert [row[5] for row in rows] == [row[5] for row in others]
     for model, number in ((toy_model(members=2), 2), (toy_model(), 1)):  # older versions read it
         model.calibration = None
         model.save(tmp_path / "plain.safetensors")
