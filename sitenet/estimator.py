@@ -262,8 +262,8 @@ class SiteNetRegressor(RegressorMixin, _SiteNetEstimator):
         std = width if np.isfinite(width).all() else spread(self.model_, encodings)
         if std is None:
             raise ValueError(
-                "return_std needs more validation crystals, such as valid=0.1 of some dozens, or an "
-                "ensemble, such as members=3"
+                "return_std needs more validation crystals, such as valid=0.1 of some dozens, or "
+                "an ensemble, such as members=3"
             )
         return values.reshape(shape), std.reshape(shape)
 
