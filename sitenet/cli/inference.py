@@ -43,7 +43,10 @@ def predict(
     device: options.Device = "cpu",
     workers: options.Workers = None,
     primitive: options.Primitive = None,
-    disorder: options.Disorder = None,
+    disorder: options.PredictedDisorder = None,
+    samples: options.Samples = None,
+    seed: options.Seed = None,
+    arrangement_sites: options.ArrangementSites = None,
     as_json: options.Json = False,
 ) -> None:
     """Predict properties of structures.
@@ -56,6 +59,7 @@ def predict(
     from sitenet.system.devices import choose_device
     from sitenet.system.distributed import process_group, world
 
+    sampling = options.sampling(disorder, samples, seed, arrangement_sites)
     place = choose_device(device)
     net = load(model) if published is None else from_published(configured(config, {}), published)
     with process_group(place):
@@ -72,6 +76,7 @@ def predict(
             disorder=disorder,
             workers=workers,
             reporter=reporter(),
+            **sampling,
         )
     if not is_first():
         return
@@ -95,7 +100,10 @@ def evaluate(
     device: options.Device = "cpu",
     workers: options.Workers = None,
     primitive: options.Primitive = None,
-    disorder: options.Disorder = None,
+    disorder: options.PredictedDisorder = None,
+    samples: options.Samples = None,
+    seed: options.Seed = None,
+    arrangement_sites: options.ArrangementSites = None,
     as_json: options.Json = False,
 ) -> None:
     """Measure the error on known properties."""
@@ -105,11 +113,12 @@ def evaluate(
     from sitenet.system.devices import choose_device
     from sitenet.system.files import writable_folder
 
+    sampling = options.sampling(disorder, samples, seed, arrangement_sites)
     if out is not None:
         writable_folder(out)
     net = load(model).to(choose_device(device)).eval()
     predictions, left_out = evaluate(
-        net, data, target or None, primitive, disorder, workers, reporter()
+        net, data, target or None, primitive, disorder, workers, reporter(), **sampling
     )
     if out is not None:
         predictions.write(out / "predictions.csv")

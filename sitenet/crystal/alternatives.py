@@ -91,7 +91,8 @@ def find_alternatives(crystal: Crystal) -> Alternatives:
     rows = len(crystal)
     occupancy = np.ones(rows) if crystal.occupancy is None else crystal.occupancy
     place = find_places(crystal).place
-    open_rows = np.flatnonzero(occupancy < FULL)
+    alone = np.bincount(place)[place] == 1
+    open_rows = np.flatnonzero((occupancy < FULL) | ~alone)
     distance = np.full((rows, rows), np.inf)
     if len(open_rows):
         frac = torch.from_numpy(crystal.frac[open_rows])

@@ -8,8 +8,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+import sitenet
+from sitenet.crystal.arrangements import Sampling
 from sitenet.crystal.crystal import Crystal
-from sitenet.inference.structures import is_single, numbered, preparation, prepared
+from sitenet.inference.structures import (
+    is_single,
+    numbered,
+    preparation,
+    prepared,
+    sampling_of,
+)
 from sitenet.pairs.columns import Columns
 from sitenet.pairs.finder import PairFinder
 from sitenet.pairs.maker import PairMaker
@@ -33,6 +41,7 @@ def predict(
     primitive: bool | None = None,
     merge: bool = True,
     disorder: str | None = None,
+    **sampling: int,
 ) -> np.ndarray:
     """Predict the properties of structures.
 
@@ -44,8 +53,10 @@ def predict(
             as it is.
         primitive: Whether to find the primitive cell first; None does as the model's training.
         merge: Whether to compute equal pairs once.
-        disorder: What to do about partial occupancy, as in ``read_cif``; None does as the model's
-            training.
+        disorder: What to do about partial occupancy, as in ``read_cif``, or "sample" for the mean
+            over ordered arrangements; None does as the model's training.
+        sampling: For "sample", the options ``samples``, ``seed`` and ``sites`` of
+            ``predict_arrangements``, which also returns the spread.
 
     Returns:
         (structures,) in the unit of ``model.targets``, or (structures, targets) for several; for a
@@ -57,17 +68,23 @@ def predict(
     if is_single(structures):
         structures = [structures]
     crystals = prepared(structures, preparation(model.config, primitive, disorder))
-    values = [y for y, _ in outputs(model, crystals, max_sites, merge)]
+    drawn = sampling_of(disorder, sampling)
+    values = [y for y, _ in outputs(model, crystals, max_sites, merge, drawn)]
     y = np.array(values).reshape(len(values), len(model.targets))
     return y[:, 0] if y.shape[1] == 1 else y
 
 
 def outputs(
-    model: Model, crystals: Iterable[Crystal], max_sites: int | None = None, merge: bool = True
+    model: Model,
+    crystals: Iterable[Crystal],
+    max_sites: int | None = None,
+    merge: bool = True,
+    sampling: Sampling | None = None,
 ) -> Iterator[Output]:
     """Yield the properties and the encoding of each crystal, in order, holding few in memory.
 
-    Cells are taken as they are.
+    Cells are taken as they are. With ``sampling``, the outputs of a disordered crystal are means
+    over its arrangements.
 
     Raises:
         ValueError: A crystal cannot be used; says which and why.
@@ -75,15 +92,29 @@ def outputs(
     make = PairMaker(model.config, max_sites, merge)
     held: list[Columns | Output] = []
     pairs = 0
+    item: Columns | Output
     for number, crystal in enumerate(crystals):
         with numbered(number, crystal):
-            item = by_rows(model, crystal, make) or make(crystal)
+            if sampling is not None and crystal.occupancy is not None:
+                item = _mean_output(model, crystal, sampling, max_sites)
+            else:
+                item = by_rows(model, crystal, make) or make(crystal)
         held.append(item)
         pairs += len(item["sites"]) if isinstance(item, dict) else 0
         if len(held) == CHUNK or pairs > CHUNK_PAIRS:
             yield from _completed(model, held)
             held, pairs = [], 0
     yield from _completed(model, held)
+
+
+def _mean_output(
+    model: Model, crystal: Crystal, sampling: Sampling, max_sites: int | None
+) -> Output:
+    """Mean outputs over the arrangements of a crystal."""
+    prediction = sitenet.predict_arrangements(
+        model, crystal, **vars(sampling), max_sites=max_sites, primitive=False
+    )
+    return prediction.mean, prediction.encoding
 
 
 def _completed(model: Model, held: Sequence[Columns | Output]) -> Iterator[Output]:

@@ -21,7 +21,7 @@ from sitenet.data.source import Record
 from sitenet.inference import predict_chunks
 from sitenet.inference.chunk_log import ChunkLog, read_chunks
 from sitenet.inference.predict_chunks import Chunk, Predictor, chunked
-from sitenet.inference.structures import preparation
+from sitenet.inference.structures import preparation, sampling_of
 from sitenet.inference.table import COVERAGE, Row
 from sitenet.model.ensemble import Model
 from sitenet.pairs.maker import PairMaker
@@ -101,6 +101,7 @@ def predict_files(
     disorder: str | None = None,
     workers: int | None = None,
     reporter: Reporter | None = None,
+    **sampling: int,
 ) -> Outcome:
     """Predict all crystals of files, folders and tables.
 
@@ -118,6 +119,9 @@ def predict_files(
         disorder: As in ``predict``.
         workers: Processes that read structures and find pairs; None chooses.
         reporter: Shows progress.
+        sampling: As in ``predict``. The table then has the columns ``TARGET_spread``, the standard
+            deviation over arrangements, and ``arrangements``, how many of them the model can tell
+            apart.
 
     Returns:
         The table, or what was written.
@@ -130,7 +134,8 @@ def predict_files(
     if out is not None:
         out = writable_file(out)
     how = preparation(model.config, primitive, disorder)
-    predictor = Predictor(model, how, PairMaker(model.config, max_sites, merge), coverage)
+    drawn = sampling_of(disorder, sampling)
+    predictor = Predictor(model, how, PairMaker(model.config, max_sites, merge), coverage, drawn)
     sources = [open_source(path, ()) for path in paths]
     total = sum(map(len, sources))
     if workers is None:

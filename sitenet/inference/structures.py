@@ -6,9 +6,11 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from typing import Any
 
 from sitenet.config import SiteNetConfig
+from sitenet.crystal.arrangements import Sampling
 from sitenet.crystal.crystal import CifError, Crystal, read_cif
 from sitenet.crystal.exchange import is_a, package_of, refusal
 from sitenet.data.dataset import Preparation
@@ -86,12 +88,34 @@ def preparation(
     Args:
         config: The model's; it records how its training structures were prepared.
         primitive: Overrides ``config.primitive`` unless None.
-        disorder: Overrides ``config.disorder`` unless None.
+        disorder: Overrides ``config.disorder`` unless None; "sample" reads structures as "average"
+            does.
     """
+    disorder = config.disorder if disorder is None else disorder
     return Preparation(
         config.primitive if primitive is None else primitive,
-        config.disorder if disorder is None else disorder,
+        "average" if disorder == "sample" else disorder,
     )
+
+
+def sampling_of(disorder: str | None, options: dict[str, Any]) -> Sampling | None:
+    """Return how arrangements are drawn; None unless ``disorder`` is "sample".
+
+    Args:
+        disorder: As in ``predict``.
+        options: Fields of ``Sampling``.
+
+    Raises:
+        TypeError: An option is unknown, or there are some without "sample".
+    """
+    unknown = options.keys() - {field.name for field in fields(Sampling)}
+    if unknown:
+        raise TypeError(f"unknown option {min(unknown)!r}")
+    if disorder == "sample":
+        return Sampling(**options)
+    if options:
+        raise TypeError(f"{', '.join(options)}: only with disorder='sample', got {disorder!r}")
+    return None
 
 
 def prepared(structures: Iterable[Any], how: Preparation) -> Iterator[Crystal]:

@@ -91,6 +91,13 @@ def test_full_occupancy_is_the_crystal_itself():
             assert np.array_equal(getattr(crystal, name), getattr(ordered, name))
 
 
+def test_a_trace_replaces_the_other_species():
+    """Although the other one alone would count as full."""
+    drawn = sample_arrangements(alloy(0.0009), samples=3000, seed=2)
+    assert set(counts_of(drawn, 49)) == {0, 1}
+    assert set(counts_of(drawn, 49) + counts_of(drawn, 31)) == {18}
+
+
 def test_vacancies():
     crystal = Crystal(FCC, [[0, 0, 0], [0.5, 0.5, 0.5]], [22, 8], None, [0.8, 0.9])
     drawn = sample_arrangements(crystal, 1000, sites=20)

@@ -1,0 +1,228 @@
+"""Predictions over the ordered arrangements of disordered crystals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sitenet.crystal.arrangements import Sampling, sample_arrangements
+from sitenet.crystal.crystal import Crystal
+from sitenet.inference.predict import CHUNK_PAIRS, MOST_PAIRS, from_store, most_pairs
+from sitenet.inference.structures import as_crystal, preparation
+from sitenet.inference.table import COVERAGE, Prediction, intervals, unlike_training
+from sitenet.model.calibration import half_widths
+from sitenet.pairs.columns import Columns
+from sitenet.pairs.maker import PairMaker
+from sitenet.pairs.store import PairStore
+
+if TYPE_CHECKING:
+    from sitenet.model.ensemble import Model
+
+DISTANCE_STEP = 1e-3  # angstrom: distances that differ by less may count as equal
+
+
+@dataclass(eq=False)
+class ArrangedPrediction:
+    """Predictions for a disordered crystal, over its ordered arrangements.
+
+    Attributes:
+        values: (arrangements, targets) predictions for those that the model can tell apart; for a
+            class, the probability of class 1.
+        counts: (arrangements,) int64, how many draws each of them stands for.
+        mean: (targets,) of the values, weighted by the counts.
+        spread: (targets,) standard deviation of the values, weighted likewise.
+        model_half_width: (targets,) root mean square of half the width of the model's own interval,
+            infinite where it has none.
+        half_width: (targets,) of the interval around the mean, which joins both; see
+            ``predict_arrangements``.
+        encoding: (encoding,) mean of the encodings, weighted likewise.
+        unlike: why arrangements that stand for more than half of the draws are unlike the training
+            set, the most frequent reason; "" if they are not; None if the model is not calibrated.
+        warnings: doubts about the structure and its arrangements, one sentence each.
+    """
+
+    values: np.ndarray
+    counts: np.ndarray
+    mean: np.ndarray
+    spread: np.ndarray
+    model_half_width: np.ndarray
+    half_width: np.ndarray
+    encoding: np.ndarray
+    unlike: str | None
+    warnings: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+
+def predict_arrangements(
+    model: Model,
+    structure: Any,
+    samples: int = Sampling.samples,
+    seed: int = Sampling.seed,
+    sites: int = Sampling.sites,
+    *,
+    coverage: float = COVERAGE,
+    max_sites: int | None = None,
+    primitive: bool | None = None,
+) -> ArrangedPrediction:
+    """Predict a disordered crystal as the mean over ordered arrangements of it.
+
+    Half the width of the interval is sqrt(h² + (z s)²): h is the root mean square of half the width
+    of the model's intervals, s the standard deviation over arrangements, and z the quantile of the
+    normal distribution for the coverage, 1.645 for 90 %. The two are taken as independent. The
+    model's errors are not averaged away, as they are much alike for all arrangements of a crystal.
+
+    Args:
+        model: A SiteNet or an Ensemble.
+        structure: One structure, as in ``predict``.
+        samples: How many arrangements to draw, as in ``sample_arrangements``.
+        seed: As in ``sample_arrangements``.
+        sites: Most sites of the supercell that they are drawn in, as in ``sample_arrangements``.
+        coverage: Share of true values that the interval should hold.
+        max_sites: As in ``predict``.
+        primitive: As in ``predict``; whether to draw from the primitive cell.
+
+    Raises:
+        CifError, ValueError, TypeError: The structure cannot be used; says why.
+    """
+    sampling = Sampling(samples, seed, sites)
+    how = preparation(model.config, primitive, "average")
+    crystal = as_crystal(structure, how.disorder)
+    if how.primitive:
+        crystal = crystal.primitive()
+    return over_arrangements(model, crystal, PairMaker(model.config, max_sites), sampling, coverage)
+
+
+def over_arrangements(
+    model: Model, crystal: Crystal, make: PairMaker, sampling: Sampling, coverage: float
+) -> ArrangedPrediction:
+    """Predict a crystal over its arrangements, in the cell that it is in.
+
+    Raises:
+        ValueError: The crystal cannot be used.
+    """
+    drawn = sample_arrangements(crystal, sampling.samples, sampling.seed, sampling.sites)
+    if most_pairs(drawn.crystals[0], make.options) > MOST_PAIRS:
+        raise ValueError(
+            f"arrangements of {len(drawn.crystals[0])} sites have too many pairs to predict many: "
+            "take disorder average"
+        )
+    counts: dict[int, int] = {}
+    values, encodings, reasons = [], [], []
+    for columns, drawn_counts in _chunks(drawn.crystals, drawn.counts, make):
+        store = PairStore.of(columns)
+        new: list[int] = []
+        for k, key in enumerate(fingerprints(store, model.config.blocks).tolist()):
+            if key not in counts:
+                new.append(k)
+            counts[key] = counts.get(key, 0) + int(drawn_counts[k])
+        outputs = from_store(model, store, new)
+        values += [y for y, _ in outputs]
+        encodings += [encoding for _, encoding in outputs]
+        if outputs:
+            unlike = unlike_training(model, np.stack(encodings[-len(new) :]), store.batch(new))
+            reasons += unlike or []
+    y, z, weights = np.stack(values), np.stack(encodings), np.array(list(counts.values()))
+    share = (weights / weights.sum())[:, None]
+    mean = (share * y).sum(0)
+    spread = np.sqrt((share * (y - mean) ** 2).sum(0))
+    own = np.sqrt((share * half_widths(model, z, coverage) ** 2).sum(0))
+    quantile = NormalDist().inv_cdf((1 + coverage) / 2)
+    return ArrangedPrediction(
+        y,
+        weights,
+        mean,
+        spread,
+        own,
+        np.hypot(own, quantile * spread),
+        (share * z).sum(0),
+        _mostly(reasons, weights) if reasons else None,
+        crystal.warnings + drawn.warnings,
+    )
+
+
+def arranged_row(model: Model, prediction: ArrangedPrediction, name: str) -> Prediction:
+    """The prediction over arrangements of a crystal as a row of a table, under a name."""
+    low, high = intervals(prediction.mean, prediction.half_width, model.lowest)
+    return Prediction(
+        name,
+        prediction.mean.tolist(),
+        [None if np.isnan(x) else x for x in low.tolist()],
+        [None if np.isnan(x) else x for x in high.tolist()],
+        prediction.unlike,
+        "; ".join(prediction.warnings),
+        prediction.spread.tolist(),
+        len(prediction),
+    )
+
+
+def _chunks(
+    crystals: list[Crystal], counts: np.ndarray, make: PairMaker
+) -> Iterator[tuple[list[Columns], np.ndarray]]:
+    """Yield the pairs of arrangements and how often each was drawn, in chunks that fit into
+    memory."""
+    held: list[Columns] = []
+    pairs = first = 0
+    for k, crystal in enumerate(crystals, 1):
+        held.append(make(crystal))
+        pairs += len(held[-1]["sites"])
+        if pairs > CHUNK_PAIRS or k == len(crystals):
+            yield held, counts[first:k]
+            held, pairs, first = [], 0, k
+
+
+def _mostly(reasons: list[str], counts: np.ndarray) -> str:
+    """The most frequent reason if more than half of the draws have one, else ""."""
+    totals: dict[str, int] = {}
+    for reason, count in zip(reasons, counts.tolist(), strict=True):
+        totals[reason] = totals.get(reason, 0) + count
+    like = totals.pop("", 0)
+    return "" if 2 * like >= counts.sum() else max(totals, key=lambda reason: totals[reason])
+
+
+# ---------------------------------------------------------------------------------------------
+# Arrangements that a model cannot tell apart
+
+
+def fingerprints(store: PairStore, rounds: int) -> np.ndarray:
+    """Hashes of crystals that are equal where no Site-Net of some blocks can tell them apart.
+
+    Colour refinement: the hash of a row takes in those of its neighbours with their distances, once
+    per block. Symmetry-equivalent arrangements get equal hashes, unless a distance lies on the edge
+    between two steps of 0.001 angstrom.
+
+    Args:
+        store: Pairs of ordered crystals.
+        rounds: Blocks of the model.
+
+    Returns:
+        (crystals,) uint64.
+    """
+    c = {name: column.cpu().numpy() for name, column in store.columns.items()}
+    begins = np.cumsum(np.append(0, c["num_pairs"]))[:-1].astype(np.int64)
+    first_row = np.cumsum(np.append(0, c["num_rows"]))[:-1].astype(np.int64)
+    pairs = store.num_pairs
+    neighbour = c["sites"] + np.repeat(first_row, pairs)
+    steps = [np.round(c[n] / DISTANCE_STEP) for n in ("distance", "sine_distance") if n in c]
+    rows = _mixed(c["numbers"], c["oxidation"].astype(np.float64).view(np.int64))
+    for _ in range(rounds):
+        each = _mixed(rows[neighbour], *steps) * c["multiplicity"].astype(np.uint64)
+        rows = _mixed(rows, np.add.reduceat(each, begins))
+    total = np.add.reduceat(_mixed(rows) * c["count"].astype(np.uint64), first_row)
+    return _mixed(total, c["num_sites"], c["images"])
+
+
+def _mixed(*columns: np.ndarray) -> np.ndarray:
+    """One 64-bit hash per row of the columns, as SplitMix64 mixes (Steele et al., 2014)."""
+    total = np.zeros(len(columns[0]), dtype=np.uint64)
+    for column in columns:
+        x = total + column.astype(np.int64).view(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        total = x ^ (x >> np.uint64(31))
+    return total
