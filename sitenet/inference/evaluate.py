@@ -226,13 +226,16 @@ def evaluate(
         workers=workers,
         reporter=reporter,
     )
-    if drawn is None:
-        return _of_dataset(model, dataset, workers, reporter)
     is_open = np.array([crystal.occupancy is not None for crystal in dataset.crystals])
-    places = np.flatnonzero(~is_open), np.flatnonzero(is_open)
-    whole, open_ = (dataset.select(index) for index in places)
+    if drawn is None or not is_open.any():
+        return _of_dataset(model, dataset, workers, reporter)
+    arranged, others = _of_arrangements(
+        model, dataset.select(np.flatnonzero(is_open)), drawn, reporter
+    )
+    if is_open.all():
+        return arranged, [*dataset.left_out, *others]
+    whole = dataset.select(np.flatnonzero(~is_open))
     predictions, left_out = _of_dataset(model, whole, workers, reporter)
-    arranged, others = _of_arrangements(model, open_, drawn, reporter)
     place = {name: k for k, name in enumerate(dataset.ids)}
     return predictions.joined(arranged, place), [*left_out, *others]
 
@@ -245,7 +248,7 @@ def _of_dataset(
         dataset, store = pairs_of_dataset(dataset, model.config, workers, advance)
     outputs = from_store(model, store)
     values = np.array([y for y, _ in outputs]).reshape(len(outputs), len(model.targets))
-    encodings = np.array([encoding for _, encoding in outputs])
+    encodings = np.array([encoding for _, encoding in outputs], dtype=np.float32)
     encodings = encodings.reshape(len(outputs), model.encoding_size)
     parts = {"all": np.arange(len(dataset))}
     predictions = Predictions.of(model, dataset, parts, values, encodings, structures=store)
