@@ -42,6 +42,8 @@ _MODULE_OF = {
     "predict": "inference.predict",
     "predict_files": "inference.predict_files",
     "predict_arrangements": "inference.arrangements",
+    "what_changes": "inference.changes",
+    "Changes": "inference.changes",
     "ArrangedPrediction": "inference.arrangements",
     "evaluate": "inference.evaluate",
     "explain": "inference.explain",
@@ -86,6 +88,8 @@ if TYPE_CHECKING:
     from sitenet.estimator import SiteNetRegressor as SiteNetRegressor
     from sitenet.inference.arrangements import ArrangedPrediction as ArrangedPrediction
     from sitenet.inference.arrangements import predict_arrangements as predict_arrangements
+    from sitenet.inference.changes import Changes as Changes
+    from sitenet.inference.changes import what_changes as what_changes
     from sitenet.inference.evaluate import evaluate as evaluate
     from sitenet.inference.explain import explain as explain
     from sitenet.inference.explain_files import explain_files as explain_files

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -18,6 +18,10 @@ from sitenet.cli.output import (
     reporter,
 )
 from sitenet.system.distributed import is_first
+
+if TYPE_CHECKING:
+    from sitenet.inference.explanation import Explanation
+    from sitenet.model.ensemble import Model
 
 
 def predict(
@@ -146,6 +150,14 @@ def explain(
             "for several]",
         ),
     ] = None,
+    substitute: Annotated[
+        bool,
+        typer.Option(
+            "--substitute",
+            help="Instead of attention, show how the prediction for one crystal changes with "
+            "another element on a site, a missing site, and strain; added to a report (.html).",
+        ),
+    ] = False,
     max_sites: options.MaxSites = None,
     merge: options.Merge = True,
     device: options.Device = "cpu",
@@ -160,6 +172,8 @@ def explain(
     from sitenet.system.devices import choose_device
     from sitenet.system.files import writable_file, writable_folder, write_columns
 
+    if substitute and out is not None and out.suffix.lower() not in (".csv", ".html"):
+        raise typer.BadParameter("with --substitute, a .csv or .html file", param_hint="--out")
     if out is not None:
         check_format(out)
         (writable_file if out.suffix else writable_folder)(out)
@@ -175,6 +189,9 @@ def explain(
     )
     _say_left_out(explained.left_out)
     one = explained.single
+    if substitute:
+        _substitute(net, one, out, max_sites, merge, as_json)
+        return
     shown = explained.explanation if one is None or rows == "crystals" else one
     rows = rows or ("crystals" if one is None else "elements")
     if out is None:
@@ -190,12 +207,40 @@ def explain(
                 raise ValueError("an HTML report is on one crystal; name a folder for many")
             from sitenet.report.crystal_page import crystal_report
 
-            settings = {"max_sites": max_sites, "merge": merge, "primitive": False}
-            crystal_report(net, one.crystal, out, **settings)
+            crystal_report(net, one.crystal, out, max_sites=max_sites, merge=merge, primitive=False)
         case _:
             shown.plot(out)
     names = explained.explanation.names
     _say_written(out, as_json, crystals=len(names), left_out=len(explained.left_out))
+
+
+def _substitute(
+    net: Model,
+    explanation: Explanation | None,
+    out: Path | None,
+    max_sites: int | None,
+    merge: bool,
+    as_json: bool,
+) -> None:
+    """Print or write what would change the prediction for an explained crystal."""
+    from sitenet.inference.changes import what_changes
+    from sitenet.report.crystal_page import crystal_report
+    from sitenet.system.files import write_columns
+
+    if explanation is None:
+        raise ValueError("--substitute is for one crystal, got several")
+    crystal = explanation.crystal
+    if out is not None and out.suffix.lower() == ".html":
+        crystal_report(
+            net, crystal, out, substitute=True, max_sites=max_sites, merge=merge, primitive=False
+        )
+    else:
+        changes = what_changes(net, crystal, max_sites=max_sites, primitive=False)
+        if out is None:
+            print_columns(changes.columns(), as_json)
+            return
+        write_columns(out, changes.columns())
+    _say_written(out, as_json)
 
 
 def report(

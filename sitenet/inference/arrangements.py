@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
@@ -11,11 +10,10 @@ import numpy as np
 
 from sitenet.crystal.arrangements import Sampling, sample_arrangements
 from sitenet.crystal.crystal import Crystal
-from sitenet.inference.predict import CHUNK_PAIRS, MOST_PAIRS, from_store, most_pairs
+from sitenet.inference.predict import from_store, pair_stores
 from sitenet.inference.structures import as_crystal, preparation
 from sitenet.inference.table import COVERAGE, Prediction, intervals, unlike_training
 from sitenet.model.calibration import half_widths
-from sitenet.pairs.columns import Columns
 from sitenet.pairs.maker import PairMaker
 from sitenet.pairs.store import PairStore
 
@@ -107,20 +105,15 @@ def over_arrangements(
         ValueError: The crystal cannot be used.
     """
     drawn = sample_arrangements(crystal, sampling.samples, sampling.seed, sampling.sites)
-    if most_pairs(drawn.crystals[0], make.options) > MOST_PAIRS:
-        raise ValueError(
-            f"arrangements of {len(drawn.crystals[0])} sites have too many pairs to predict many: "
-            "take disorder average"
-        )
     counts: dict[int, int] = {}
     values, encodings, reasons = [], [], []
-    for columns, drawn_counts in _chunks(drawn.crystals, drawn.counts, make):
-        store = PairStore.of(columns)
+    draws = iter(drawn.counts.tolist())
+    for store in pair_stores(drawn.crystals, make):
         new: list[int] = []
         for k, key in enumerate(fingerprints(store, model.config.blocks).tolist()):
             if key not in counts:
                 new.append(k)
-            counts[key] = counts.get(key, 0) + int(drawn_counts[k])
+            counts[key] = counts.get(key, 0) + next(draws)
         outputs = from_store(model, store, new)
         values += [y for y, _ in outputs]
         encodings += [encoding for _, encoding in outputs]
@@ -159,21 +152,6 @@ def arranged_row(model: Model, prediction: ArrangedPrediction, name: str) -> Pre
         prediction.spread.tolist(),
         len(prediction),
     )
-
-
-def _chunks(
-    crystals: list[Crystal], counts: np.ndarray, make: PairMaker
-) -> Iterator[tuple[list[Columns], np.ndarray]]:
-    """Yield the pairs of arrangements and how often each was drawn, in chunks that fit into
-    memory."""
-    held: list[Columns] = []
-    pairs = first = 0
-    for k, crystal in enumerate(crystals, 1):
-        held.append(make(crystal))
-        pairs += len(held[-1]["sites"])
-        if pairs > CHUNK_PAIRS or k == len(crystals):
-            yield held, counts[first:k]
-            held, pairs, first = [], 0, k
 
 
 def _mostly(reasons: list[str], counts: np.ndarray) -> str:

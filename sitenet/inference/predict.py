@@ -141,6 +141,26 @@ def most_pairs(crystal: Crystal, options: dict[str, Any]) -> int:
     return len(crystal) * max(options["max_sites"] or 0, len(crystal))
 
 
+def pair_stores(crystals: Sequence[Crystal], make: PairMaker) -> Iterator[PairStore]:
+    """Yield the pairs of crystals in stores that fit into memory, in order.
+
+    Raises:
+        ValueError: A crystal cannot be used, or has too many pairs to be predicted beside others.
+    """
+    held: list[Columns] = []
+    pairs = 0
+    for crystal in crystals:
+        if most_pairs(crystal, make.options) > MOST_PAIRS:
+            raise ValueError(f"{len(crystal)} sites have too many pairs to predict many variants")
+        held.append(make(crystal))
+        pairs += len(held[-1]["sites"])
+        if pairs > CHUNK_PAIRS:
+            yield PairStore.of(held)
+            held, pairs = [], 0
+    if held:
+        yield PairStore.of(held)
+
+
 @torch.no_grad()
 def from_store(
     model: Model, store: PairStore, crystals: Sequence[int] | np.ndarray | None = None

@@ -13,6 +13,7 @@ from sitenet.cli.app import app
 from sitenet.crystal.arrangements import Sampling
 from sitenet.data.dataset import Dataset
 from sitenet.inference import arrangements as module
+from sitenet.inference import predict as predicting
 from sitenet.inference.arrangements import fingerprints, predict_arrangements
 from sitenet.inference.evaluate import evaluate
 from sitenet.inference.predict import outputs, predict
@@ -76,12 +77,12 @@ def test_the_interval_joins_spread_and_model():
 
 def test_draws_in_chunks_are_draws_at_once(monkeypatch):
     whole = predict_arrangements(MODEL, alloy(), 60)
-    monkeypatch.setattr(module, "CHUNK_PAIRS", 2000)
+    monkeypatch.setattr(predicting, "CHUNK_PAIRS", 2000)
     parts = predict_arrangements(MODEL, alloy(), 60)
     assert np.array_equal(parts.counts, whole.counts)
     assert parts.values == pytest.approx(whole.values, rel=1e-5)
-    monkeypatch.setattr(module, "MOST_PAIRS", 10)
-    with pytest.raises(ValueError, match="too many pairs to predict many: take disorder average"):
+    monkeypatch.setattr(predicting, "MOST_PAIRS", 10)
+    with pytest.raises(ValueError, match="too many pairs to predict many variants"):
         predict_arrangements(MODEL, alloy(), 60)
 
 
