@@ -56,7 +56,7 @@ def measured(path: Path) -> Alloys:
         for text in t["mixed_sublattices"]
     ]
     parents = [" ".join(sorted(text.split())) for text in t["parent_mp_ids"]]
-    system = np.array([f"{m} {p}" for m, p in zip(mixed, parents, strict=True)])
+    system = np.array([f"{m};{p}" for m, p in zip(mixed, parents, strict=True)])
     x = np.unique(t["formula_expt"], return_inverse=True)[1]
     return Alloys("Measured gaps", t["cif"], np.array(t["band_gap_expt_eV"]), system, x)
 
@@ -113,9 +113,9 @@ def spearman(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.corrcoef(a, b)[0, 1]) if a.std() and b.std() else 0.0
 
 
-def orders(alloys: Alloys, values: np.ndarray) -> np.ndarray:
-    """Rank correlations of predicted and true gaps within each system."""
-    found = []
+def orders(alloys: Alloys, values: np.ndarray) -> dict[str, float]:
+    """Rank correlations of predicted and true gaps within each system of several compositions."""
+    result = {}
     for system in np.unique(alloys.system):
         here = np.flatnonzero(alloys.system == system)
         x, place = np.unique(alloys.x[here], return_inverse=True)
@@ -123,8 +123,8 @@ def orders(alloys: Alloys, values: np.ndarray) -> np.ndarray:
             means = [
                 np.bincount(place, v[here]) / np.bincount(place) for v in (values, alloys.truth)
             ]
-            found.append(spearman(np.round(means[0], 6), means[1]))
-    return np.array(found)
+            result[str(system)] = spearman(np.round(means[0], 6), means[1])
+    return result
 
 
 def shifted_error(alloys: Alloys, values: np.ndarray) -> float:
@@ -152,13 +152,29 @@ def accuracy_table(alloys: Alloys, results: list[Answers]) -> list[str]:
     ]
     for r in results:
         error = abs(r.values - alloys.truth)
-        order = orders(alloys, r.values)
+        order = np.array(list(orders(alloys, r.values).values()))
         known = np.isfinite(r.half_width).all()
         more = f"{r.spread.mean():.3f} | {(error <= r.half_width).mean():.0%}" if known else "- | -"
         lines.append(
             f"| {r.name} | {error.mean():.3f} | {shifted_error(alloys, r.values):.3f} | "
             f"{order.mean():.2f} ({len(order)} systems) | {more} | {r.seconds:.3f} |"
         )
+    return lines
+
+
+def order_table(alloys: Alloys, results: list[Answers]) -> list[str]:
+    """Lines of the table of rank correlations."""
+    each = [orders(alloys, r.values) for r in results]
+    names = " | ".join(r.name for r in results)
+    lines = [
+        f"| mixed | parents | compositions | {names} |",
+        "|---|---|---:|" + "---:|" * len(each),
+    ]
+    for system in each[0]:
+        cells = " | ".join(f"{order[system]:.2f}" for order in each)
+        mixed, _, parents = system.partition(";")
+        count = len(np.unique(alloys.x[alloys.system == system]))
+        lines.append(f"| {mixed.replace(' | ', ', ')} | {parents} | {count} | {cells} |")
     return lines
 
 
@@ -198,6 +214,11 @@ def main() -> None:
         results = answers(model, alloys, options.samples)
         lines += ["", f"## {alloys.title}, {len(alloys.cifs)} alloys", ""]
         lines += accuracy_table(alloys, results)
+        small, large = (r.values for r in results[1:])
+        between = abs(small - large).mean()
+        lines += ["", f"The means over {SIZES[0]} and {SIZES[1]} sites differ by {between:.3f} eV."]
+        if alloys.title == "Measured gaps":
+            lines += ["", "### Order within each system", "", *order_table(alloys, results)]
     lines += ["", "### Bowing (eV)", "", *bowing_table(alloys, results), ""]
     write_text(options.out, "\n".join(lines))
     print("\n".join(lines))
