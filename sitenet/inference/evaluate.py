@@ -216,7 +216,7 @@ def evaluate(
             quantity differs, or, unless ``targets`` names them, their name.
     """
     reporter = reporter or Reporter()
-    drawn = sampling_of(disorder, sampling)
+    disorder, drawn = sampling_of(disorder, sampling)
     opened = _open(data, targets, [target.name for target in model.targets])
     _check_columns(model.targets, opened, is_named=targets is not None)
     dataset = open_dataset(

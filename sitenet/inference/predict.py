@@ -67,8 +67,8 @@ def predict(
     """
     if is_single(structures):
         structures = [structures]
+    disorder, drawn = sampling_of(disorder, sampling)
     crystals = prepared(structures, preparation(model.config, primitive, disorder))
-    drawn = sampling_of(disorder, sampling)
     values = [y for y, _ in outputs(model, crystals, max_sites, merge, drawn)]
     y = np.array(values).reshape(len(values), len(model.targets))
     return y[:, 0] if y.shape[1] == 1 else y

@@ -133,8 +133,8 @@ def predict_files(
     reporter = reporter or Reporter()
     if out is not None:
         out = writable_file(out)
+    disorder, drawn = sampling_of(disorder, sampling)
     how = preparation(model.config, primitive, disorder)
-    drawn = sampling_of(disorder, sampling)
     predictor = Predictor(model, how, PairMaker(model.config, max_sites, merge), coverage, drawn)
     sources = [open_source(path, ()) for path in paths]
     total = sum(map(len, sources))

@@ -7,9 +7,9 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
-from typing import Any
+from typing import Any, get_args
 
-from sitenet.config import SiteNetConfig
+from sitenet.config import Disorder, PredictedDisorder, SiteNetConfig
 from sitenet.crystal.arrangements import Sampling
 from sitenet.crystal.crystal import CifError, Crystal, read_cif
 from sitenet.crystal.exchange import is_a, package_of, refusal
@@ -88,34 +88,44 @@ def preparation(
     Args:
         config: The model's; it records how its training structures were prepared.
         primitive: Overrides ``config.primitive`` unless None.
-        disorder: Overrides ``config.disorder`` unless None; "sample" reads structures as "average"
-            does.
+        disorder: Overrides ``config.disorder`` unless None.
+
+    Raises:
+        ValueError: There is no such treatment of disorder.
     """
     disorder = config.disorder if disorder is None else disorder
-    return Preparation(
-        config.primitive if primitive is None else primitive,
-        "average" if disorder == "sample" else disorder,
-    )
+    if disorder not in get_args(Disorder):
+        raise ValueError(f"disorder must be 'error' or 'average', got {disorder!r}")
+    return Preparation(config.primitive if primitive is None else primitive, disorder)
 
 
-def sampling_of(disorder: str | None, options: dict[str, Any]) -> Sampling | None:
-    """Return how arrangements are drawn; None unless ``disorder`` is "sample".
+def sampling_of(
+    disorder: str | None, options: dict[str, Any]
+) -> tuple[str | None, Sampling | None]:
+    """Return how structures are read for a prediction, and how arrangements are drawn.
 
     Args:
         disorder: As in ``predict``.
         options: Fields of ``Sampling``.
 
+    Returns:
+        ``disorder`` as ``preparation`` takes it, and None; for "sample", "average" and how
+        arrangements are drawn.
+
     Raises:
         TypeError: An option is unknown, or there are some without "sample".
+        ValueError: There is no such treatment of disorder, or an option is out of range.
     """
+    if disorder is not None and disorder not in get_args(PredictedDisorder):
+        raise ValueError(f"disorder must be 'error', 'average' or 'sample', got {disorder!r}")
     unknown = options.keys() - {field.name for field in fields(Sampling)}
     if unknown:
         raise TypeError(f"unknown option {min(unknown)!r}")
     if disorder == "sample":
-        return Sampling(**options)
+        return "average", Sampling(**options)
     if options:
         raise TypeError(f"{', '.join(options)}: only with disorder='sample', got {disorder!r}")
-    return None
+    return disorder, None
 
 
 def prepared(structures: Iterable[Any], how: Preparation) -> Iterator[Crystal]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -46,34 +46,56 @@ def add_changes(page: Page, changes: Changes) -> None:
         page.figure(strain_curve(changes))
 
 
-def substitution_map(changes: Changes) -> Figure:
-    """A heat map of sites and elements, coloured by the change of the first target."""
-    target = changes.targets[0]
+class _Map(NamedTuple):
+    """Effects on the first target by site and element.
+
+    Attributes:
+        columns: symbols of elements, and REMOVED.
+        rows: names of sites.
+        effect: (rows, columns), NaN where nothing was tried.
+        hover: what each cell shows when the mouse is on it.
+        unlike: columns and rows of the cells that are unlike the training set.
+    """
+
+    columns: list[str]
+    rows: list[str]
+    effect: np.ndarray
+    hover: list[list[str]]
+    unlike: tuple[list[str], list[str]]
+
+
+def _map_of(changes: Changes) -> _Map:
     of_sites = [change for change in changes.each if change.kind != "strain"]
     columns = _sorted({change.to for change in of_sites if change.to})
     if any(change.kind == "remove" for change in of_sites):
         columns.append(REMOVED)
-    labels = changes.crystal.site_labels() if changes.crystal.occupancy is None else None
-    rows = {site: k for k, site in enumerate(dict.fromkeys(c.site for c in of_sites))}
-    names = [_row_name(changes, site, labels) for site in rows]
-    value = np.full((len(rows), len(columns)), np.nan)
+    rows = list(dict.fromkeys(f"{change.element} {change.site}" for change in of_sites))
+    effect = np.full((len(rows), len(columns)), np.nan)
     hover = [[""] * len(columns) for _ in rows]
     unlike: tuple[list[str], list[str]] = [], []
     for change in of_sites:
-        row, column = rows[change.site], columns.index(change.to or REMOVED)
-        value[row, column] = changes.effect(change)
+        place = f"{change.element} {change.site}", change.to or REMOVED
+        row, column = rows.index(place[0]), columns.index(place[1])
+        effect[row, column] = changes.effect(change)
         hover[row][column] = _hover(changes, change)
         if change.prediction.unlike:
-            unlike[0].append(columns[column])
-            unlike[1].append(names[row])
-    largest = float(np.nanmax(abs(value))) or 1.0
+            unlike[0].append(place[1])
+            unlike[1].append(place[0])
+    return _Map(columns, rows, effect, hover, unlike)
+
+
+def substitution_map(changes: Changes) -> Figure:
+    """A heat map of sites and elements, coloured by the change of the first target."""
+    unit = escape(changes.targets[0].unit)
+    columns, rows, effect, hover, unlike = _map_of(changes)
+    largest = float(np.nanmax(abs(effect))) or 1.0
     has_texts = len(columns) <= MOST_TEXTS
     figure = plotly("graph_objects").Figure()
     figure.add_heatmap(
         x=columns,
-        y=names,
-        z=[[None if np.isnan(v) else float(f"{v:.4g}") for v in row] for row in value],
-        text=[[_text(v) if has_texts else "" for v in row] for row in value],
+        y=rows,
+        z=[[None if np.isnan(v) else float(f"{v:.4g}") for v in row] for row in effect],
+        text=[[_text(v) if has_texts else "" for v in row] for row in effect],
         texttemplate="%{text}",
         customdata=hover,
         hovertemplate="%{customdata}<extra></extra>",
@@ -84,10 +106,7 @@ def substitution_map(changes: Changes) -> Figure:
         zmax=largest,
         xgap=2,
         ygap=2,
-        colorbar={
-            "title": {"text": label("change", escape(target.unit)), "side": "right"},
-            "thickness": 14,
-        },
+        colorbar={"title": {"text": label("change", unit), "side": "right"}, "thickness": 14},
     )
     if unlike[0]:
         figure.add_scatter(
@@ -103,12 +122,9 @@ def substitution_map(changes: Changes) -> Figure:
     figure.update_xaxes(
         title="element on the site", side="top", type="category", tickangle=0, showgrid=False
     )
+    title = {"text": "site", "standoff": 10}
     figure.update_yaxes(
-        title={"text": "site", "standoff": 10},
-        type="category",
-        automargin=True,
-        autorange="reversed",
-        showgrid=False,
+        title=title, type="category", automargin=True, autorange="reversed", showgrid=False
     )
     figure.update_layout(
         height=150 + CELL * len(rows),
@@ -125,11 +141,6 @@ def _sorted(symbols: set[str]) -> list[str]:
     features = site_features([NUMBERS[name] for name in names], "mean")
     column = features[:, SITE_FEATURES.index("Column")]
     return [names[k] for k in np.argsort(column, kind="stable")]
-
-
-def _row_name(changes: Changes, site: int | None, labels: list[str] | None) -> str:
-    element = next(change.element for change in changes.each if change.site == site)
-    return f"{element if labels is None else labels[site or 0]} {site}"
 
 
 def _text(value: float) -> str:

@@ -8,7 +8,7 @@ import pytest
 from toy_crystals import SMALL, toy_crystals, toy_dataset, toy_model
 from typer.testing import CliRunner
 
-from sitenet import Crystal, SiteNet, sample_arrangements
+from sitenet import Crystal, SiteNet, explain, sample_arrangements, what_changes
 from sitenet.cli.app import app
 from sitenet.crystal.arrangements import Sampling
 from sitenet.data.dataset import Dataset
@@ -185,6 +185,11 @@ def test_options_need_sampling():
         predict(MODEL, alloy(), disorder="average", samples=20)
     with pytest.raises(TypeError, match="unknown option 'sample'"):
         predict(MODEL, alloy(), disorder="sample", sample=20)
+    for use in (explain, what_changes):  # no silent average
+        with pytest.raises(ValueError, match="disorder must be 'error' or 'average', got 'sample'"):
+            use(MODEL, alloy(), disorder="sample")
+    with pytest.raises(ValueError, match="'error', 'average' or 'sample', got 'mean'"):
+        predict(MODEL, alloy(), disorder="mean")
     with pytest.raises(ValueError, match="samples must be from 1"):
         predict(MODEL, alloy(), disorder="sample", samples=0)
     result = CliRunner().invoke(app, ["predict", __file__, "--seed", "1"])
