@@ -24,8 +24,9 @@ from sitenet.ops.geometry import minimum_image_distances
 OVERLAP = 0.65
 LEAST, LEAST_OF_HYDROGEN = 1.0, 0.7  # angstrom
 # Atoms of one assembly within this distance are of one copy of it, such as the fluorine atoms of
-# BF4. Shorter ones are tried where copies would run together.
+# BF4. Shorter ones are tried where copies run together; if none parts them, distances decide.
 REACHES = (2.8, 2.0, 1.5)
+MOST_ROWS = 5000  # of a crystal; matrices of their pairs take 0.5 GB
 CROWDED = 1.001  # sum of occupancies that is still 1
 
 
@@ -86,9 +87,12 @@ def find_alternatives(crystal: Crystal) -> Alternatives:
     """Find the units of a crystal, in the cell that it is in.
 
     Raises:
-        ValueError: the occupancies on one place add up to more than 1.
+        ValueError: the occupancies on one place add up to more than 1, or the crystal has more than
+            MOST_ROWS rows.
     """
     rows = len(crystal)
+    if rows > MOST_ROWS:
+        raise ValueError(f"{rows} atoms in a disordered cell, more than {MOST_ROWS} (limit)")
     occupancy = np.ones(rows) if crystal.occupancy is None else crystal.occupancy
     place = find_places(crystal).place
     alone = np.bincount(place)[place] == 1
@@ -137,8 +141,7 @@ def _copies_of_assemblies(
         for reach in REACHES:
             copies = [rows[part] for part in components(distance[np.ix_(rows, rows)] < reach)]
             alike = [_states_of(copy, groups[:, 1], occupancy) for copy in copies]
-            # Copies run together where a species of the file is in one more than once per group.
-            if all(unit is not None for unit in alike) and not _runs_together(crystal, copies):
+            if None not in alike and not _run_together(crystal.numbers, copies):
                 units += [unit for unit in alike if unit is not None]
                 break
     return units
@@ -155,10 +158,15 @@ def _states_of(rows: np.ndarray, group: np.ndarray, occupancy: np.ndarray) -> Un
     return [state.tolist() for state in states]
 
 
-def _runs_together(crystal: Crystal, copies: list[np.ndarray]) -> bool:
-    """Whether the copies hold unlike numbers of atoms, as chance neighbours give."""
-    contents = {tuple(sorted(crystal.numbers[copy].tolist())) for copy in copies}
-    return len({len(content) for content in contents}) > 1
+def _run_together(numbers: np.ndarray, copies: list[np.ndarray]) -> bool:
+    """Whether some copies hold several times the atoms of others."""
+    contents = np.unique([np.bincount(numbers[copy], minlength=120) for copy in copies], axis=0)
+    for one in contents:
+        for other in contents:
+            ratio = other.sum() / one.sum()
+            if ratio > 1 and np.array_equal(other, ratio * one):
+                return True
+    return False
 
 
 def _split_sites(

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from sitenet import Crystal, minimum_image_distances, read_cif
+from sitenet.crystal import alternatives
 from sitenet.crystal.alternatives import components, find_alternatives
 from sitenet.crystal.arrangements import Sampling, sample_arrangements
 from sitenet.crystal.oxidation import common_states, guess_oxidation
@@ -240,6 +241,26 @@ def test_oxidation_states():
     assert guess_oxidation(numbers, amounts) == {29: 1, 49: 3, 34: -2}
     assert guess_oxidation(np.array([26, 28]), np.array([1.0, 3])) is None
     assert guess_oxidation(np.array([2]), np.array([1.0])) is None
+
+
+def test_very_large_cells_are_refused(monkeypatch):
+    monkeypatch.setattr(alternatives, "MOST_ROWS", 50)
+    with pytest.raises(ValueError, match="54 atoms in a disordered cell, more than 50"):
+        sample_arrangements(alloy(), 5)
+
+
+def test_copies_of_an_assembly_that_run_together_are_parted():
+    """Two dumbbells of lithium and beryllium 2.4 A apart, which alternate with their centres, and a
+    third one alone: 2.8 A would join the first two, 2.0 A does not."""
+    x = np.array([0.0, 1.4, 0.7, 3.8, 5.2, 4.5, 12, 13.4, 12.7])
+    frac = np.stack([x / 20, np.zeros(9), np.zeros(9)], 1)
+    groups = np.tile([[1, 1], [1, 1], [1, 2]], (3, 1))
+    crystal = Crystal(np.eye(3) * 20, frac, [3, 3, 4] * 3, None, np.full(9, 0.5), groups=groups)
+    open_ = find_alternatives(crystal)
+    assert np.ptp(open_.unit.reshape(3, 3), axis=1).tolist() == [0, 0, 0]
+    assert sorted(set(open_.unit)) == [0, 1, 2] and open_.kind.tolist() == [0, 0, 0]
+    for c in sample_arrangements(crystal, 50, sites=0).crystals:
+        assert (c.numbers == 3).sum() == 2 * (3 - (c.numbers == 4).sum())
 
 
 def test_components():
