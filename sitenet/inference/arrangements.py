@@ -168,11 +168,12 @@ def _mostly(reasons: list[str], counts: np.ndarray) -> str:
 
 
 def fingerprints(store: PairStore, rounds: int) -> np.ndarray:
-    """Hashes of crystals that are equal where no Site-Net of some blocks can tell them apart.
+    """Hashes of crystals that are equal only where no Site-Net of some blocks can tell them apart.
 
     Colour refinement: the hash of a row takes in those of its neighbours with their distances, once
     per block. Symmetry-equivalent arrangements get equal hashes, unless a distance lies on the edge
-    between two steps of 0.001 angstrom.
+    between two steps of 0.001 angstrom. For models that see angles, the vectors to the neighbours
+    are taken in as they are, so that only arrangements in the same orientation are equal.
 
     Args:
         store: Pairs of ordered crystals.
@@ -187,6 +188,10 @@ def fingerprints(store: PairStore, rounds: int) -> np.ndarray:
     pairs = store.num_pairs
     neighbour = c["sites"] + np.repeat(first_row, pairs)
     steps = [np.round(c[n] / DISTANCE_STEP) for n in ("distance", "sine_distance") if n in c]
+    if "vectors" in c:
+        towards = _mixed(*np.round(c["vectors"].reshape(-1, 3) / DISTANCE_STEP).T)
+        first_image = np.cumsum(np.append(0, c["multiplicity"]))[:-1].astype(np.int64)
+        steps.append(np.add.reduceat(towards, first_image))
     rows = _mixed(c["numbers"], c["oxidation"].astype(np.float64).view(np.int64))
     for _ in range(rounds):
         each = _mixed(rows[neighbour], *steps) * c["multiplicity"].astype(np.uint64)
@@ -199,7 +204,8 @@ def _mixed(*columns: np.ndarray) -> np.ndarray:
     """One 64-bit hash per row of the columns, as SplitMix64 mixes (Steele et al., 2014)."""
     total = np.zeros(len(columns[0]), dtype=np.uint64)
     for column in columns:
-        x = total + column.astype(np.int64).view(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+        whole = column if column.dtype == np.uint64 else column.astype(np.int64).view(np.uint64)
+        x = total + whole + np.uint64(0x9E3779B97F4A7C15)
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         total = x ^ (x >> np.uint64(31))

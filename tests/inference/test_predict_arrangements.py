@@ -105,6 +105,24 @@ def test_fingerprints_are_equal_where_predictions_are(images):
     assert keys[0] == keys[1] and len(set(keys)) == 4
 
 
+def test_models_that_see_angles_tell_bent_from_straight():
+    """Three atoms at the same distances from their middle one, at 90 and at 180 degrees; the ends
+    lie further apart than the model sees. A moved crystal is the same."""
+    config = dataclasses.replace(SMALL, images="sphere", radius=2.5)
+    seeing = dataclasses.replace(config, spectrum_channels=4)
+    ends = np.array([[2.0, 0, 0], [-2, 0, 0], [0, 2, 0]]) / 20
+    straight, bent = (
+        Crystal(np.eye(3) * 20, 0.5 + np.vstack([[0, 0, 0], ends[both]]), [14, 8, 8])
+        for both in ([0, 1], [0, 2])
+    )
+    moved = dataclasses.replace(bent, frac=(bent.frac + 0.3) % 1)
+    for each, different in ((config, 1), (seeing, 2)):
+        make = PairMaker(each)
+        store = PairStore.of([make(c) for c in (straight, bent, moved)])
+        keys = fingerprints(store, rounds=2)
+        assert keys[1] == keys[2] and len(set(keys.tolist())) == different
+
+
 def test_arrangements_of_one_neighbourhood_are_told_apart_by_deeper_models():
     """A chain of two kinds of atoms: with one round, only the nearest neighbours count."""
     make = PairMaker(dataclasses.replace(SMALL, images="sphere", radius=3.5))
