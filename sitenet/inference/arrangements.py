@@ -121,6 +121,8 @@ def over_arrangements(
             unlike = unlike_training(model, np.stack(encodings[-len(new) :]), store.batch(new))
             reasons += unlike or []
     y, z, weights = np.stack(values), np.stack(encodings), np.array(list(counts.values()))
+    if not np.isfinite(y).all():
+        raise ValueError("the prediction of an arrangement is not a number")
     share = (weights / weights.sum())[:, None]
     mean = (share * y).sum(0)
     spread = np.sqrt((share * (y - mean) ** 2).sum(0))

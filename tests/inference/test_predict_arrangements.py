@@ -5,6 +5,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+import torch
 from toy_crystals import SMALL, toy_crystals, toy_dataset, toy_model
 from typer.testing import CliRunner
 
@@ -196,6 +197,14 @@ def test_evaluation_leaves_out_what_cannot_be_drawn():
     p, (left_out,) = evaluate(MODEL, data, disorder="sample", samples=20, sites=1)
     assert p.ids == ["alloy"] and left_out.id == "alone"
     assert "an arrangement holds no atom" in left_out.reason
+
+
+def test_a_prediction_that_is_no_number_is_refused():
+    broken = toy_model(seed=3)
+    with torch.no_grad():
+        broken.decoder.bias.fill_(torch.nan)
+    with pytest.raises(ValueError, match="the prediction of an arrangement is not a number"):
+        predict_arrangements(broken, alloy(), 5)
 
 
 def test_options_need_sampling():
