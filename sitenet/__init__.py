@@ -16,6 +16,8 @@ _MODULE_OF = {
     "CifWarning": "crystal.cif",
     "Crystal": "crystal.crystal",
     "Limits": "crystal.crystal",
+    "Arrangements": "crystal.arrangements",
+    "sample_arrangements": "crystal.arrangements",
     "read_cif": "crystal.crystal",
     "read_cifs": "crystal.crystal",
     "read_each": "crystal.crystal",
@@ -38,6 +40,10 @@ _MODULE_OF = {
     "predict_files": "inference.predict_files",
     "predict_table": "inference.prediction_table",
     "PredictionTable": "inference.prediction_table",
+    "predict_arrangements": "inference.arrangements",
+    "what_changes": "inference.changes",
+    "Changes": "inference.changes",
+    "ArrangedPrediction": "inference.arrangements",
     "evaluate": "inference.evaluate",
     "explain": "inference.explain",
     "explain_files": "inference.explain_files",
@@ -68,6 +74,8 @@ if TYPE_CHECKING:
     from sitenet.config import SiteNetConfig as SiteNetConfig
     from sitenet.config import TrainingConfig as TrainingConfig
     from sitenet.config import load_config as load_config
+    from sitenet.crystal.arrangements import Arrangements as Arrangements
+    from sitenet.crystal.arrangements import sample_arrangements as sample_arrangements
     from sitenet.crystal.cif import CifError as CifError
     from sitenet.crystal.cif import CifWarning as CifWarning
     from sitenet.crystal.crystal import Crystal as Crystal
@@ -78,6 +86,10 @@ if TYPE_CHECKING:
     from sitenet.data.prepare import prepare as prepare
     from sitenet.estimator import SiteNetClassifier as SiteNetClassifier
     from sitenet.estimator import SiteNetRegressor as SiteNetRegressor
+    from sitenet.inference.arrangements import ArrangedPrediction as ArrangedPrediction
+    from sitenet.inference.arrangements import predict_arrangements as predict_arrangements
+    from sitenet.inference.changes import Changes as Changes
+    from sitenet.inference.changes import what_changes as what_changes
     from sitenet.inference.evaluate import evaluate as evaluate
     from sitenet.inference.explain import explain as explain
     from sitenet.inference.explain_files import explain_files as explain_files

@@ -41,6 +41,7 @@ SiteFeatureName = Literal[
 ]
 SITE_FEATURES: tuple[SiteFeatureName, ...] = get_args(SiteFeatureName)
 Disorder = Literal["error", "average"]
+PredictedDisorder = Literal["error", "average", "sample"]
 Missing = Literal["error", "mean"]
 
 MOST_BYTES = 1_000_000  # of a YAML file

@@ -27,6 +27,8 @@ from sitenet.system.model_files import find_model
 
 if TYPE_CHECKING:
     from sitenet.inference.explain_files import Survey
+    from sitenet.inference.explanation import Explanation
+    from sitenet.model.ensemble import Model
 
 
 def predict(
@@ -50,7 +52,10 @@ def predict(
     device: options.Device = "cpu",
     workers: options.Workers = None,
     primitive: options.Primitive = None,
-    disorder: options.Disorder = None,
+    disorder: options.PredictedDisorder = None,
+    samples: options.Samples = None,
+    seed: options.Seed = None,
+    arrangement_sites: options.ArrangementSites = None,
     as_json: options.Json = False,
 ) -> None:
     """Predict properties of structures.
@@ -69,6 +74,7 @@ def predict(
     from sitenet.system.devices import choose_device
     from sitenet.system.distributed import process_group, world
 
+    sampling = options.sampling(disorder, samples, seed, arrangement_sites)
     place = choose_device(device)
     net = load(model) if published is None else from_published(settings, published)
     with process_group(place):
@@ -85,6 +91,7 @@ def predict(
             disorder=disorder,
             workers=workers,
             reporter=reporter(),
+            **sampling,
         )
     if not is_first():
         return
@@ -111,7 +118,10 @@ def evaluate(
     device: options.Device = "cpu",
     workers: options.Workers = None,
     primitive: options.Primitive = None,
-    disorder: options.Disorder = None,
+    disorder: options.PredictedDisorder = None,
+    samples: options.Samples = None,
+    seed: options.Seed = None,
+    arrangement_sites: options.ArrangementSites = None,
     as_json: options.Json = False,
 ) -> None:
     """Measure the error on known properties."""
@@ -123,9 +133,10 @@ def evaluate(
     from sitenet.model.checkpoint import load
     from sitenet.system.devices import choose_device
 
+    sampling = options.sampling(disorder, samples, seed, arrangement_sites)
     net = load(model).to(choose_device(device)).eval()
     predictions, left_out = evaluate(
-        net, data, target or None, primitive, disorder, workers, reporter()
+        net, data, target or None, primitive, disorder, workers, reporter(), **sampling
     )
     if out is not None:
         predictions.write(out / "predictions.csv")
@@ -156,6 +167,14 @@ def explain(
     heads: Annotated[
         bool, typer.Option("--heads", help="Add a column per block and head to the table.")
     ] = False,
+    substitute: Annotated[
+        bool,
+        typer.Option(
+            "--substitute",
+            help="Instead of attention, show how the prediction for one crystal changes with "
+            "another element on a site, a missing site, and strain; added to a report (.html).",
+        ),
+    ] = False,
     max_sites: options.MaxSites = None,
     merge: options.Merge = True,
     device: options.Device = "cpu",
@@ -168,6 +187,8 @@ def explain(
     On a terminal, a few sentences say what the table shows.
     """
     find_model(model)
+    if substitute and out is not None and out.suffix.lower() not in (".csv", ".html"):
+        raise typer.BadParameter("with --substitute, a .csv or .html file", param_hint="--out")
     if out is not None:
         check_format(out)
         (writable_file if out.suffix else writable_folder)(out)
@@ -187,6 +208,9 @@ def explain(
     )
     _say_left_out(explained.left_out)
     one = explained.single
+    if substitute:
+        _substitute(net, one, out, max_sites, merge, as_json)
+        return
     shown = explained.explanation if one is None or rows == "crystals" else one
     has_summary = out is None and rows is None and not as_json and sys.stdout.isatty()
     rows = rows or ("crystals" if one is None else "elements")
@@ -206,12 +230,40 @@ def explain(
                 raise ValueError("an HTML report is on one crystal; name a folder for many")
             from sitenet.report.crystal_page import crystal_report
 
-            settings = {"max_sites": max_sites, "merge": merge, "primitive": False}
-            crystal_report(net, one.crystal, out, **settings)
+            crystal_report(net, one.crystal, out, max_sites=max_sites, merge=merge, primitive=False)
         case _:
             shown.plot(out)
     names = explained.explanation.names
     _say_written(out, as_json, crystals=len(names), left_out=len(explained.left_out))
+
+
+def _substitute(
+    net: Model,
+    explanation: Explanation | None,
+    out: Path | None,
+    max_sites: int | None,
+    merge: bool,
+    as_json: bool,
+) -> None:
+    """Print or write what would change the prediction for an explained crystal."""
+    from sitenet.inference.changes import what_changes
+    from sitenet.report.crystal_page import crystal_report
+    from sitenet.system.files import write_columns
+
+    if explanation is None:
+        raise ValueError("--substitute is for one crystal, got several")
+    crystal = explanation.crystal
+    if out is not None and out.suffix.lower() == ".html":
+        crystal_report(
+            net, crystal, out, substitute=True, max_sites=max_sites, merge=merge, primitive=False
+        )
+    else:
+        changes = what_changes(net, crystal, max_sites=max_sites, primitive=False)
+        if out is None:
+            print_columns(changes.columns(), as_json)
+            return
+        write_columns(out, changes.columns())
+    _say_written(out, as_json)
 
 
 def report(

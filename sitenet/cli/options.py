@@ -122,6 +122,43 @@ Disorder = Annotated[
 ]
 
 
+PredictedDisorder = Annotated[
+    configs.PredictedDisorder | None,
+    typer.Option(
+        "--disorder",
+        help="Refuse structures with partial occupancy, average over it, or predict the mean over "
+        "sampled ordered arrangements  [default: as in training]",
+    ),
+]
+Samples = Annotated[
+    int | None,
+    typer.Option(min=1, help="Arrangements per structure, with --disorder sample  [default: 200]"),
+]
+Seed = Annotated[
+    int | None,
+    typer.Option(min=0, help="Seed of the arrangements, with --disorder sample  [default: 0]"),
+]
+ArrangementSites = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        help="Sites of the largest supercell that arrangements are drawn in, with --disorder "
+        "sample; 0 uses the cell as it is  [default: 40]",
+    ),
+]
+
+
+def sampling(
+    disorder: str | None, samples: int | None, seed: int | None, sites: int | None
+) -> dict[str, int]:
+    """The options of sampling that the user set; without --disorder sample, a usage error."""
+    values = {"samples": samples, "seed": seed, "sites": sites}
+    chosen = {name: value for name, value in values.items() if value is not None}
+    if chosen and disorder != "sample":
+        raise typer.BadParameter("--samples, --seed and --arrangement-sites need --disorder sample")
+    return chosen
+
+
 class Command(TyperCommand):
     """A command whose help lists its options in sections, readable in 80 columns."""
 

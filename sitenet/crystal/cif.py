@@ -51,6 +51,7 @@ class Structure(NamedTuple):
     oxidation: np.ndarray | None
     occupancy: np.ndarray | None
     warnings: tuple[str, ...]
+    groups: np.ndarray | None
 
 
 def read_structure(block: Block, limits: Limits, disorder: str) -> Structure:
@@ -99,4 +100,5 @@ def read_structure(block: Block, limits: Limits, disorder: str) -> Structure:
         oxidation if oxidation.any() else None,
         occupancy if (occupancy < 1).any() else None,
         tuple(warnings),
+        None if sites.groups is None else sites.groups[source],
     )

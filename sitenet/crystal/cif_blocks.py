@@ -115,6 +115,7 @@ CARTN = "_atom_site_cartn_x"
 LABEL, SYMBOL = "_atom_site_label", "_atom_site_type_symbol"
 OCCUPANCY, FLAG = "_atom_site_occupancy", "_atom_site_calc_flag"
 HYDROGENS = "_atom_site_attached_hydrogens"
+ASSEMBLY, GROUP = "_atom_site_disorder_assembly", "_atom_site_disorder_group"
 CHARGED, CHARGES = "_atom_type_symbol", "_atom_type_oxidation_number"
 FORMULA, FORMULA_UNITS = "_chemical_formula_sum", "_cell_formula_units_z"
 WEIGHT = "_chemical_formula_weight"
@@ -144,7 +145,17 @@ ANY_SYMMETRY = (
 _WANTED = {
     *(tag + unit for tag in LENGTHS for unit in UNITS),
     *(*ANGLES, VOLUME, *FRACT, CARTN, LABEL, SYMBOL, OCCUPANCY, FLAG, HYDROGENS, CHARGED, CHARGES),
-    *(FORMULA, FORMULA_UNITS, WEIGHT, DENSITY, MODULATION, *OPERATIONS, CENTERINGS),
+    *(
+        ASSEMBLY,
+        GROUP,
+        FORMULA,
+        FORMULA_UNITS,
+        WEIGHT,
+        DENSITY,
+        MODULATION,
+        *OPERATIONS,
+        CENTERINGS,
+    ),
     *(*HALL, *NAMES, *GROUP_NUMBERS, *SCHOENFLIES),
 }
 _SINGLE = frozenset((*LENGTHS, *ANGLES, *FRACT, LABEL, SYMBOL, OCCUPANCY, *OPERATIONS))

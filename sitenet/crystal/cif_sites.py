@@ -26,6 +26,7 @@ class Sites(NamedTuple):
     oxidation: np.ndarray
     occupancy: np.ndarray
     hydrogens: np.ndarray  # (rows,) attached to the site, but not listed
+    groups: np.ndarray | None  # (rows, 2) as in Crystal
 
 
 def read_sites(block: Block) -> Sites:
@@ -50,11 +51,12 @@ def read_sites(block: Block) -> Sites:
     source, species = _species(block, table, frac, occupancy)
     numbers, oxidation, share = map(np.array, zip(*species, strict=True))
     hydrogens = _attached_hydrogens(table, len(labels))
+    groups = _disorder_groups(table)
     rounding = np.ones(frac.shape)  # has no effect where sites are full
     if (share == 1).all() and len(source) == len(frac):
         if (occupancy < 1).any():
             rounding = _last_digits(texts)
-        return Sites(labels, frac, rounding, numbers, oxidation, occupancy, hydrogens)
+        return Sites(labels, frac, rounding, numbers, oxidation, occupancy, hydrogens, groups)
     occupancy = occupancy[source] * share
     return Sites(
         [labels[k] for k in source.tolist()],
@@ -64,6 +66,7 @@ def read_sites(block: Block) -> Sites:
         oxidation,
         np.where(occupancy >= FULL, 1.0, occupancy),
         hydrogens[source],
+        None if groups is None else groups[source],
     )
 
 
@@ -75,6 +78,7 @@ _COLUMNS = (
     blocks.FLAG,
     blocks.HYDROGENS,
 )
+_DISORDER = (blocks.ASSEMBLY, blocks.GROUP)
 
 
 def _table(block: Block) -> dict[str, list[str]]:
@@ -100,7 +104,8 @@ def _table(block: Block) -> dict[str, list[str]]:
                 f"columns of _atom_site_ differ in length",
                 "columns of different lengths",
             )
-    return table
+    disorder = {tag: block.columns.get(tag, []) for tag in _DISORDER}
+    return table | {tag: column for tag, column in disorder.items() if len(column) == count}
 
 
 def _coordinates(column: list[str], labels: list[str]) -> np.ndarray:
@@ -150,6 +155,22 @@ def _attached_hydrogens(table: dict[str, list[str]], count: int) -> np.ndarray:
     if texts is None:
         return np.zeros(count)
     return np.array([max(0.0, gemmi.cif.as_number(text, 0.0)) for text in texts])
+
+
+def _disorder_groups(table: dict[str, list[str]]) -> np.ndarray | None:
+    """The disorder assembly and group of each site, as in ``Crystal.groups``; None without groups.
+
+    A negative group is an alternative to its own symmetry images, which distances tell as well.
+    """
+    groups = table.get(blocks.GROUP)
+    if groups is None:
+        return None
+    assemblies = table.get(blocks.ASSEMBLY, ["."] * len(groups))
+    known = [text not in UNKNOWN and text != "0" and text[:1] != "-" for text in groups]
+    if not any(known):
+        return None
+    columns = [np.unique(x, return_inverse=True)[1].reshape(-1) for x in (assemblies, groups)]
+    return np.where(np.array(known)[:, None], np.stack(columns, 1) + 1, 0)
 
 
 def _species(

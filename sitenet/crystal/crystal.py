@@ -44,6 +44,9 @@ class Crystal:
             species that share a position.
         name: name of the structure, such as that of its CIF block.
         warnings: doubts about the file that it was read from, one sentence each.
+        groups: (sites, 2) int64, the disorder assembly and group of each row, counted from 1; 0 and
+            0 for rows in none. Rows of one group are there together, instead of those of the other
+            groups of the assembly. None where no row has a group.
 
     Raises:
         ValueError: an array has another shape, a value is out of range, or the cell has no volume.
@@ -56,6 +59,7 @@ class Crystal:
     occupancy: np.ndarray | None = None
     name: str | None = None
     warnings: tuple[str, ...] = ()
+    groups: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         self.cell = _floats(self.cell, "cell", (3, 3))
@@ -74,6 +78,12 @@ class Crystal:
             self.occupancy = _floats(self.occupancy, "occupancy", numbers.shape)
             if not (0 < self.occupancy.min() and self.occupancy.max() <= 1):
                 raise ValueError("occupancy must be above 0 and at most 1")
+        if self.groups is not None:
+            self.groups = np.array(self.groups)
+            shape = (len(numbers), 2)
+            if self.groups.shape != shape or self.groups.dtype.kind not in "iu":
+                got = f"{self.groups.dtype} {self.groups.shape}"
+                raise ValueError(f"groups must be integers of shape (num_sites, 2), got {got}")
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -161,12 +171,15 @@ class Crystal:
             raise ValueError(f"method must be 'spglib' or 'pymatgen', got {method!r}")
         tolerance = 0.01 if tolerance is None else tolerance
         places = find_places(self)
-        frac = self.frac[places.first]
-        reduced = primitive_cell(self.cell, frac, places.kinds, tolerance)
+        frac, kinds = self.frac[places.first], places.kinds
+        if self.groups is not None:
+            columns = np.column_stack([kinds, self.groups[places.first]])
+            kinds = np.unique(columns, axis=0, return_inverse=True)[1].reshape(-1)
+        _, place_of_kind = np.unique(kinds, return_index=True)
+        reduced = primitive_cell(self.cell, frac, kinds, tolerance)
         if reduced is None:
             return self
         cell, frac, kinds = reduced
-        _, place_of_kind = np.unique(places.kinds, return_index=True)
         rows, place = places.rows_on(place_of_kind[kinds])
         return self._in_cell(cell, frac[place], rows)
 
@@ -180,6 +193,7 @@ class Crystal:
             None if self.occupancy is None else self.occupancy[rows],
             self.name,
             self.warnings,
+            None if self.groups is None else self.groups[rows],
         )
 
     def supercell(self, max_sites: int | None = None) -> Crystal:

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import sitenet
+from sitenet.crystal.arrangements import Sampling
 from sitenet.data.dataset import Dataset, LeftOut
 from sitenet.data.prepare import open_dataset
 from sitenet.data.prepared import is_prepared, load_dataset
 from sitenet.data.readers import open_source
 from sitenet.data.source import Source, same_quantity
+from sitenet.inference.arrangements import ArrangedPrediction, over_arrangements
 from sitenet.inference.metrics import class_scores, regression_scores
 from sitenet.inference.predict import from_store
-from sitenet.inference.structures import preparation
+from sitenet.inference.structures import preparation, sampling_of
 from sitenet.inference.table import (
     COVERAGE,
     LIKENESS,
@@ -31,6 +33,7 @@ from sitenet.model.calibration import half_widths
 from sitenet.model.ensemble import Model
 from sitenet.model.sitenet import Target
 from sitenet.pairs.cache import pairs_of_dataset
+from sitenet.pairs.maker import PairMaker
 from sitenet.system.files import cell_text, write_csv
 from sitenet.system.progress import Reporter
 
@@ -101,6 +104,20 @@ class Predictions:
             list(map(structure_warnings, crystals)),
             model.lowest,
         )
+
+    def joined(self, other: Predictions, place: Mapping[str, int]) -> Predictions:
+        """Join the predictions of other crystals by the same model, sorted by the places of ids."""
+        ids = self.ids + other.ids
+        order = sorted(range(len(ids)), key=lambda k: place[ids[k]])
+        columns: dict[str, Any] = {"ids": [ids[k] for k in order]}
+        for name in ("formulas", "split", "warnings", "unlike"):
+            both = getattr(self, name), getattr(other, name)
+            if None not in both:
+                values = both[0] + both[1]
+                columns[name] = [values[k] for k in order]
+        for name in ("truth", "values", "half_width"):
+            columns[name] = np.concatenate([getattr(self, name), getattr(other, name)])[order]
+        return replace(self, **columns)
 
     def scores(self, mean: np.ndarray | None = None, median: np.ndarray | None = None) -> dict:
         """Compute errors by split and target.
@@ -176,6 +193,7 @@ def evaluate(
     disorder: str | None = None,
     workers: int | None = None,
     reporter: Reporter | None = None,
+    **sampling: int,
 ) -> tuple[Predictions, list[LeftOut]]:
     """Predict crystals whose properties are known.
 
@@ -188,6 +206,7 @@ def evaluate(
         disorder: As in ``predict``.
         workers: Processes that read structures and find pairs; None chooses.
         reporter: Shows progress.
+        sampling: As in ``predict``; the intervals then take in the spread over arrangements.
 
     Returns:
         The predictions, all in the split "all", and what was left out.
@@ -197,6 +216,7 @@ def evaluate(
             quantity differs, or, unless ``targets`` names them, their name.
     """
     reporter = reporter or Reporter()
+    disorder, drawn = sampling_of(disorder, sampling)
     opened = _open(data, targets, [target.name for target in model.targets])
     _check_columns(model.targets, opened, is_named=targets is not None)
     dataset = open_dataset(
@@ -206,15 +226,64 @@ def evaluate(
         workers=workers,
         reporter=reporter,
     )
+    is_open = np.array([crystal.occupancy is not None for crystal in dataset.crystals])
+    if drawn is None or not is_open.any():
+        return _of_dataset(model, dataset, workers, reporter)
+    arranged, others = _of_arrangements(
+        model, dataset.select(np.flatnonzero(is_open)), drawn, reporter
+    )
+    if is_open.all():
+        return arranged, [*dataset.left_out, *others]
+    whole = dataset.select(np.flatnonzero(~is_open))
+    predictions, left_out = _of_dataset(model, whole, workers, reporter)
+    place = {name: k for k, name in enumerate(dataset.ids)}
+    return predictions.joined(arranged, place), [*left_out, *others]
+
+
+def _of_dataset(
+    model: Model, dataset: Dataset, workers: int | None, reporter: Reporter
+) -> tuple[Predictions, list[LeftOut]]:
+    """Predict the crystals of a dataset as they are."""
     with reporter.bar("finding pairs", len(dataset)) as advance:
         dataset, store = pairs_of_dataset(dataset, model.config, workers, advance)
     outputs = from_store(model, store)
     values = np.array([y for y, _ in outputs]).reshape(len(outputs), len(model.targets))
-    encodings = np.array([encoding for _, encoding in outputs])
+    encodings = np.array([encoding for _, encoding in outputs], dtype=np.float32)
     encodings = encodings.reshape(len(outputs), model.encoding_size)
     parts = {"all": np.arange(len(dataset))}
     predictions = Predictions.of(model, dataset, parts, values, encodings, structures=store)
     return predictions, dataset.left_out
+
+
+def _of_arrangements(
+    model: Model, dataset: Dataset, sampling: Sampling, reporter: Reporter
+) -> tuple[Predictions, list[LeftOut]]:
+    """Predict the disordered crystals of a dataset over their arrangements."""
+    make = PairMaker(model.config)
+    results: dict[int, ArrangedPrediction] = {}
+    left_out: list[LeftOut] = []
+    with reporter.bar("predicting arrangements", len(dataset)) as advance:
+        for k, crystal in enumerate(dataset.crystals):
+            try:
+                results[k] = over_arrangements(model, crystal, make, sampling, COVERAGE)
+            except ValueError as error:
+                left_out.append(LeftOut.of(dataset.ids[k], dataset.ids[k], error))
+            advance(1)
+    each, kept = list(results.values()), list(results)
+    shape = len(each), len(model.targets)
+    predictions = Predictions(
+        [dataset.ids[k] for k in kept],
+        [dataset.crystals[k].reduced_formula for k in kept],
+        ["all"] * len(kept),
+        model.targets,
+        dataset.targets[kept],
+        np.array([p.mean for p in each]).reshape(shape),
+        np.array([p.half_width for p in each]).reshape(shape),
+        None if model.calibration is None else [p.unlike or "" for p in each],
+        ["; ".join(p.warnings) for p in each],
+        model.lowest,
+    )
+    return predictions, left_out
 
 
 def _open(

@@ -8,8 +8,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import torch
 
+import sitenet
+from sitenet.crystal.arrangements import Sampling
 from sitenet.crystal.crystal import Crystal
-from sitenet.inference.structures import is_single, numbered, preparation, prepared
+from sitenet.inference.structures import (
+    is_single,
+    numbered,
+    preparation,
+    prepared,
+    sampling_of,
+)
 from sitenet.pairs.columns import Columns
 from sitenet.pairs.finder import PairFinder
 from sitenet.pairs.maker import PairMaker
@@ -35,6 +43,7 @@ def predict(
     primitive: bool | None = None,
     merge: bool = True,
     disorder: str | None = None,
+    **sampling: int,
 ) -> np.ndarray:
     """Predict the properties of structures.
 
@@ -46,8 +55,10 @@ def predict(
             as it is.
         primitive: Whether to find the primitive cell first; None does as the model's training.
         merge: Whether to compute equal pairs once.
-        disorder: What to do about partial occupancy, as in ``read_cif``; None does as the model's
-            training.
+        disorder: What to do about partial occupancy, as in ``read_cif``, or "sample" for the mean
+            over ordered arrangements; None does as the model's training.
+        sampling: For "sample", the options ``samples``, ``seed`` and ``sites`` of
+            ``predict_arrangements``, which also returns the spread.
 
     Returns:
         (structures,) in the unit of ``model.targets``, or (structures, targets) for several; for a
@@ -58,18 +69,24 @@ def predict(
     """
     if is_single(structures):
         structures = [structures]
+    disorder, drawn = sampling_of(disorder, sampling)
     crystals = prepared(structures, preparation(model.config, primitive, disorder))
-    values = [y for y, _ in outputs(model, crystals, max_sites, merge)]
+    values = [y for y, _ in outputs(model, crystals, max_sites, merge, drawn)]
     y = np.array(values).reshape(len(values), len(model.targets))
     return y[:, 0] if y.shape[1] == 1 else y
 
 
 def outputs(
-    model: Model, crystals: Iterable[Crystal], max_sites: int | None = None, merge: bool = True
+    model: Model,
+    crystals: Iterable[Crystal],
+    max_sites: int | None = None,
+    merge: bool = True,
+    sampling: Sampling | None = None,
 ) -> Iterator[Output]:
     """Yield the properties and the encoding of each crystal, in order, holding few in memory.
 
-    Cells are taken as they are.
+    Cells are taken as they are. With ``sampling``, the outputs of a disordered crystal are means
+    over its arrangements.
 
     Raises:
         ValueError: A crystal cannot be used; says which and why.
@@ -79,7 +96,10 @@ def outputs(
     def started() -> Iterator[Columns | Output]:
         for number, crystal in enumerate(crystals):
             with numbered(number, crystal):
-                yield by_rows(model, crystal, make) or make(crystal)
+                if sampling is not None and crystal.occupancy is not None:
+                    yield _mean_output(model, crystal, sampling, max_sites)
+                else:
+                    yield by_rows(model, crystal, make) or make(crystal)
 
     for held in parts(started(), lambda item: item):
         yield from completed(model, held)
@@ -105,6 +125,16 @@ def parts(items: Iterable[Held], content: Callable[[Held], Any]) -> Iterator[lis
         yield held
 
 
+def _mean_output(
+    model: Model, crystal: Crystal, sampling: Sampling, max_sites: int | None
+) -> Output:
+    """Mean outputs over the arrangements of a crystal."""
+    prediction = sitenet.predict_arrangements(
+        model, crystal, **vars(sampling), max_sites=max_sites, primitive=False
+    )
+    return prediction.mean, prediction.encoding
+
+
 def completed(model: Model, held: Sequence[Columns | Other]) -> Iterator[Output | Other]:
     """Compute the outputs of held pairs; other items are passed on in their place."""
     columns = [item for item in held if isinstance(item, dict)]
@@ -127,6 +157,26 @@ def most_pairs(crystal: Crystal, options: dict[str, Any]) -> int:
     if "radius" in options:
         return 0
     return len(crystal) * max(options["max_sites"] or 0, len(crystal))
+
+
+def pair_stores(crystals: Sequence[Crystal], make: PairMaker) -> Iterator[PairStore]:
+    """Yield the pairs of crystals in stores that fit into memory, in order.
+
+    Raises:
+        ValueError: A crystal cannot be used, or has too many pairs to be predicted beside others.
+    """
+    held: list[Columns] = []
+    pairs = 0
+    for crystal in crystals:
+        if most_pairs(crystal, make.options) > MOST_PAIRS:
+            raise ValueError(f"{len(crystal)} sites have too many pairs to predict many variants")
+        held.append(make(crystal))
+        pairs += len(held[-1]["sites"])
+        if pairs > CHUNK_PAIRS:
+            yield PairStore.of(held)
+            held, pairs = [], 0
+    if held:
+        yield PairStore.of(held)
 
 
 @torch.no_grad()

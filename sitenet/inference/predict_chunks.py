@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 import sitenet
+from sitenet.crystal.arrangements import Sampling
 from sitenet.crystal.crystal import Crystal
 from sitenet.data.dataset import LeftOut, Preparation, read_records
 from sitenet.data.source import Record
+from sitenet.inference.arrangements import arranged_row, over_arrangements
 from sitenet.inference.predict import Output, by_rows, from_store, most_pairs
 from sitenet.inference.table import (
     Prediction,
@@ -37,7 +39,8 @@ NumberedRecords = tuple[int, list[Record]]
 
 
 class _Ready(NamedTuple):
-    """What a worker made of a record: pairs, the crystal if it is large, or a failure."""
+    """What a worker made of a record: pairs, the crystal if it is large or to be drawn from, or a
+    failure."""
 
     record: Record
     content: Columns | Crystal | LeftOut
@@ -80,8 +83,8 @@ class Chunk(NamedTuple):
 class _Worker:
     """Read a numbered chunk of records and find their pairs; picklable."""
 
-    def __init__(self, how: Preparation, make: PairMaker) -> None:
-        self.how, self.make = how, make
+    def __init__(self, how: Preparation, make: PairMaker, sampled: bool) -> None:
+        self.how, self.make, self.sampled = how, make, sampled
 
     def __call__(self, chunks: list[NumberedRecords]) -> tuple[int, int, list[_Ready]]:
         ((number, records),) = chunks
@@ -90,7 +93,8 @@ class _Worker:
             formula = warnings = ""
             if isinstance(content, Crystal):
                 formula, warnings = content.reduced_formula, structure_warnings(content)
-                if most_pairs(content, self.make.options) <= SENT_PAIRS:
+                is_open = self.sampled and content.occupancy is not None
+                if not is_open and most_pairs(content, self.make.options) <= SENT_PAIRS:
                     content = _attempt(self.make, record, content)
             ready.append(_Ready(record, content, formula, warnings))
         return number, len(records), ready
@@ -112,17 +116,27 @@ class Predictor:
         how: How structures are read.
         make: Finds their pairs.
         coverage: Of the intervals.
+        sampling: How arrangements of disordered crystals are drawn; None draws none.
     """
 
-    def __init__(self, model: Model, how: Preparation, make: PairMaker, coverage: float) -> None:
+    def __init__(
+        self,
+        model: Model,
+        how: Preparation,
+        make: PairMaker,
+        coverage: float,
+        sampling: Sampling | None = None,
+    ) -> None:
         self.model, self.how, self.make, self.coverage = model, how, make, coverage
-        self.header = prediction_header(model)
+        self.sampling = sampling
+        self.header = prediction_header(model, sampling is not None)
 
     def chunks(
         self, records: Iterator[tuple[int, list[Record]]], workers: int
     ) -> Generator[Chunk, None, None]:
         """Yield the results of numbered chunks of records, in order."""
-        for result in in_order(_Worker(self.how, self.make), records, workers, chunk=1):
+        worker = _Worker(self.how, self.make, self.sampling is not None)
+        for result in in_order(worker, records, workers, chunk=1):
             yield self._chunk(*result)
 
     def row(self, prediction: Prediction) -> Row:
@@ -143,6 +157,7 @@ class Predictor:
             "pairs": self.make.options,
             "preparation": asdict(self.how),
             "coverage": self.coverage,
+            "sampling": None if self.sampling is None else asdict(self.sampling),
             "config": model.config.to_dict(),
             "targets": [asdict(target) for target in model.targets],
             "header": self.header,
@@ -158,16 +173,20 @@ class Predictor:
     def _chunk(self, number: int, records: int, ready: list[_Ready]) -> Chunk:
         columns = [one.content for one in ready if isinstance(one.content, dict)]
         outputs = iter(from_store(self.model, PairStore.of(columns)))
-        predicted: list[tuple[_Ready, Output]] = []
+        predicted: list[tuple[_Ready, Output | Prediction]] = []
         left_out = []
         for one in ready:
             result: Any = one.content
             if isinstance(result, dict):
                 result = next(outputs)
+            elif isinstance(result, Crystal) and self.sampling and result.occupancy is not None:
+                result = _attempt(self._arranged, one.record, result)
             elif isinstance(result, Crystal):  # too large to be sent
                 result = _attempt(self._large, one.record, result)
             if isinstance(result, LeftOut):
                 left_out.append(result)
+            elif isinstance(result, Prediction):
+                predicted.append((one, result))
             elif np.isfinite(result[0]).all():
                 predicted.append((one, result))
             else:
@@ -175,18 +194,35 @@ class Predictor:
                 left_out.append(LeftOut(one.record.id, one.record.where, reason, reason))
         return Chunk(number, records, self._predictions(predicted), left_out)
 
-    def _predictions(self, predicted: list[tuple[_Ready, Output]]) -> list[Prediction]:
-        if not predicted:
-            return []
-        return predictions_of(
+    def _predictions(self, predicted: list[tuple[_Ready, Output | Prediction]]) -> list[Prediction]:
+        """Complete the outputs of crystals that were predicted as they are."""
+        whole = [(one, result) for one, result in predicted if not isinstance(result, Prediction)]
+        if not whole:
+            return [result for _, result in predicted if isinstance(result, Prediction)]
+        completed = iter(
+            predictions_of(
+                self.model,
+                [one.record.id for one, _ in whole],
+                [one.formula for one, _ in whole],
+                np.stack([values for _, (values, _) in whole]),
+                np.stack([encoding for _, (_, encoding) in whole]),
+                [one.content for one, _ in whole if not isinstance(one.content, LeftOut)],
+                [one.warnings for one, _ in whole],
+                self.coverage,
+            )
+        )
+        results = [r if isinstance(r, Prediction) else next(completed) for _, r in predicted]
+        if self.sampling is None:
+            return results
+        none = [0.0] * len(self.model.targets)
+        return [replace(r, spread=none, arrangements=1) if r.spread is None else r for r in results]
+
+    def _arranged(self, crystal: Crystal) -> Prediction:
+        assert self.sampling is not None
+        return arranged_row(
             self.model,
-            [one.record.id for one, _ in predicted],
-            [one.formula for one, _ in predicted],
-            np.stack([values for _, (values, _) in predicted]),
-            np.stack([encoding for _, (_, encoding) in predicted]),
-            [one.content for one, _ in predicted if not isinstance(one.content, LeftOut)],
-            [one.warnings for one, _ in predicted],
-            self.coverage,
+            over_arrangements(self.model, crystal, self.make, self.sampling, self.coverage),
+            crystal,
         )
 
     def _large(self, crystal: Crystal) -> Output:

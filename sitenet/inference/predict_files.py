@@ -21,7 +21,7 @@ from sitenet.data.source import Record
 from sitenet.inference import predict_chunks
 from sitenet.inference.chunk_log import ChunkLog, read_chunks
 from sitenet.inference.predict_chunks import Chunk, Predictor, chunked
-from sitenet.inference.structures import preparation
+from sitenet.inference.structures import preparation, sampling_of
 from sitenet.inference.table import COVERAGE, Prediction, Row
 from sitenet.model.ensemble import Model
 from sitenet.pairs.maker import PairMaker
@@ -103,6 +103,7 @@ def predict_files(
     disorder: str | None = None,
     workers: int | None = None,
     reporter: Reporter | None = None,
+    **sampling: int,
 ) -> Outcome:
     """Predict all crystals of files, folders and tables.
 
@@ -120,6 +121,9 @@ def predict_files(
         disorder: As in ``predict``.
         workers: Processes that read structures and find pairs; None chooses.
         reporter: Shows progress.
+        sampling: As in ``predict``. The table then has the columns ``TARGET_spread``, the standard
+            deviation over arrangements, and ``arrangements``, how many of them the model can tell
+            apart.
 
     Returns:
         The table, or what was written.
@@ -131,8 +135,9 @@ def predict_files(
     reporter = reporter or Reporter()
     if out is not None:
         out = writable_file(out)
+    disorder, drawn = sampling_of(disorder, sampling)
     how = preparation(model.config, primitive, disorder)
-    predictor = Predictor(model, how, PairMaker(model.config, max_sites, merge), coverage)
+    predictor = Predictor(model, how, PairMaker(model.config, max_sites, merge), coverage, drawn)
     sources = [open_source(path, ()) for path in paths]
     total = sum(map(len, sources))
     if workers is None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,8 +15,9 @@ import numpy as np
 from sitenet.crystal.cif import CifWarning
 from sitenet.crystal.crystal import Crystal
 from sitenet.data.failures import LeftOut, kind_of, printable
+from sitenet.inference.arrangements import arranged_row, over_arrangements
 from sitenet.inference.predict import Output, by_rows, completed, parts
-from sitenet.inference.structures import as_crystal, is_single, numbered, preparation
+from sitenet.inference.structures import as_crystal, is_single, numbered, preparation, sampling_of
 from sitenet.inference.table import COVERAGE, Prediction, predictions_of, structure_warnings
 from sitenet.inference.table_text import SHOWN, WIDTH, flag_and_reason, table_text
 from sitenet.pairs.columns import Columns
@@ -133,7 +135,7 @@ class _Started(NamedTuple):
 
     id: str
     crystal: Crystal | None
-    content: Columns | Output | LeftOut
+    content: Columns | Output | Prediction | LeftOut
 
 
 def predict_table(
@@ -146,6 +148,7 @@ def predict_table(
     primitive: bool | None = None,
     merge: bool = True,
     disorder: str | None = None,
+    **sampling: int,
 ) -> PredictionTable:
     """Predict the properties of structures, with intervals and doubts, as a table.
 
@@ -158,7 +161,8 @@ def predict_table(
         max_sites: As in ``predict``.
         primitive: As in ``predict``.
         merge: As in ``predict``.
-        disorder: As in ``predict``.
+        disorder: As in ``predict``; with "sample", intervals include the spread over arrangements.
+        sampling: As in ``predict``.
 
     Raises:
         ValueError: ``coverage`` is out of range; or, if ``strict``, a structure cannot be used.
@@ -166,6 +170,7 @@ def predict_table(
     """
     if not 0 < coverage < 1:
         raise ValueError(f"coverage must be between 0 and 1, got {coverage}")
+    disorder, drawn = sampling_of(disorder, sampling)
     how = preparation(model.config, primitive, disorder)
     make = PairMaker(model.config, max_sites, merge)
 
@@ -179,7 +184,11 @@ def predict_table(
                     crystal = as_crystal(structure, how.disorder)
                 crystal = crystal.primitive() if how.primitive else crystal
                 name = _name(structure, number, crystal)
-                content: Any = by_rows(model, crystal, make) or make(crystal)
+                if drawn is not None and crystal.occupancy is not None:
+                    arranged = over_arrangements(model, crystal, make, drawn, coverage)
+                    content: Any = replace(arranged_row(model, arranged, crystal), id=name)
+                else:
+                    content = by_rows(model, crystal, make) or make(crystal)
             except (TypeError, ValueError, OSError) as error:
                 if strict:
                     with numbered(number):
@@ -199,7 +208,7 @@ def _rows(model: Model, part: Sequence[_Started], coverage: float) -> list[Predi
     rows: list[Prediction | LeftOut | None] = []
     predicted = []
     for one, output in zip(part, outputs, strict=True):
-        if isinstance(output, LeftOut):
+        if isinstance(output, (LeftOut, Prediction)):
             rows.append(output)
         elif not np.isfinite(output[0]).all():
             rows.append(LeftOut(one.id, one.id, "the prediction is not a number"))

@@ -6,9 +6,11 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import fields
+from typing import Any, get_args
 
-from sitenet.config import SiteNetConfig
+from sitenet.config import Disorder, PredictedDisorder, SiteNetConfig
+from sitenet.crystal.arrangements import Sampling
 from sitenet.crystal.crystal import CifError, Crystal, read_cif
 from sitenet.crystal.exchange import is_a, package_of, refusal
 from sitenet.data.dataset import Preparation
@@ -108,11 +110,43 @@ def preparation(
         config: The model's; it records how its training structures were prepared.
         primitive: Overrides ``config.primitive`` unless None.
         disorder: Overrides ``config.disorder`` unless None.
+
+    Raises:
+        ValueError: There is no such treatment of disorder.
     """
-    return Preparation(
-        config.primitive if primitive is None else primitive,
-        config.disorder if disorder is None else disorder,
-    )
+    disorder = config.disorder if disorder is None else disorder
+    if disorder not in get_args(Disorder):
+        raise ValueError(f"disorder must be 'error' or 'average', got {disorder!r}")
+    return Preparation(config.primitive if primitive is None else primitive, disorder)
+
+
+def sampling_of(
+    disorder: str | None, options: dict[str, Any]
+) -> tuple[str | None, Sampling | None]:
+    """Return how structures are read for a prediction, and how arrangements are drawn.
+
+    Args:
+        disorder: As in ``predict``.
+        options: Fields of ``Sampling``.
+
+    Returns:
+        ``disorder`` as ``preparation`` takes it, and None; for "sample", "average" and how
+        arrangements are drawn.
+
+    Raises:
+        TypeError: An option is unknown, or there are some without "sample".
+        ValueError: There is no such treatment of disorder, or an option is out of range.
+    """
+    if disorder is not None and disorder not in get_args(PredictedDisorder):
+        raise ValueError(f"disorder must be 'error', 'average' or 'sample', got {disorder!r}")
+    unknown = options.keys() - {field.name for field in fields(Sampling)}
+    if unknown:
+        raise TypeError(f"unknown option {min(unknown)!r}")
+    if disorder == "sample":
+        return "average", Sampling(**options)
+    if options:
+        raise TypeError(f"{', '.join(options)}: only with disorder='sample', got {disorder!r}")
+    return disorder, None
 
 
 def prepared(structures: Iterable[Any], how: Preparation) -> Iterator[Crystal]:

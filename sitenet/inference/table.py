@@ -35,6 +35,8 @@ class Prediction:
         unlike: Why the crystal is unlike the training set, "" if it is not; None if the model is
             not calibrated.
         warnings: Doubts about the structure.
+        spread: Standard deviation over arrangements per target; None unless they are sampled.
+        arrangements: How many of them the model can tell apart; None unless they are sampled.
     """
 
     id: str
@@ -44,15 +46,19 @@ class Prediction:
     high: list[float | None]
     unlike: str | None
     warnings: str
+    spread: list[float] | None = None
+    arrangements: int | None = None
 
 
-def prediction_header(model: Model) -> list[str]:
-    """Columns of a table of a model's predictions."""
+def prediction_header(model: Model, sampled: bool = False) -> list[str]:
+    """Columns of a table of a model's predictions, of arrangements if they are sampled."""
     header = ["id", "formula"]
     for target in model.targets:
         header.append(f"{target.name}_predicted")
         if target.kind == "value" and model.calibration is not None:
             header += [f"{target.name}_low", f"{target.name}_high"]
+        header += [f"{target.name}_spread"] * sampled
+    header += ["arrangements"] * sampled
     if model.calibration is not None:
         header += LIKENESS
     return [*header, "warnings"]
@@ -65,6 +71,10 @@ def prediction_row(model: Model, prediction: Prediction) -> Row:
         row.append(prediction.values[k])
         if target.kind == "value" and model.calibration is not None:
             row += [prediction.low[k], prediction.high[k]]
+        if prediction.spread is not None:
+            row.append(prediction.spread[k])
+    if prediction.arrangements is not None:
+        row.append(prediction.arrangements)
     if model.calibration is not None:
         row += likeness_cells(prediction.unlike)
     return (*row, prediction.warnings)

@@ -9,12 +9,14 @@ import numpy as np
 
 from sitenet.data.units import titled
 from sitenet.inference.attention_histograms import weight_titles
+from sitenet.inference.changes import what_changes
 from sitenet.inference.explain import explain
 from sitenet.inference.explanation import Explanation
 from sitenet.inference.table import Prediction, predictions_of, structure_warnings
 from sitenet.model.ensemble import Model
 from sitenet.model.sitenet import Target
 from sitenet.report.cell_view import cell_view
+from sitenet.report.changes import add_changes
 from sitenet.report.figures import attention_figure, element_figure
 from sitenet.report.html_page import Page
 from sitenet.report.packages import plotly
@@ -23,13 +25,16 @@ COVERAGE = 0.9  # of the intervals
 TABLE_ROWS = 50  # rows of a table at most
 
 
-def crystal_report(model: Model, structure: Any, path: str | Path, **options: Any) -> Explanation:
+def crystal_report(
+    model: Model, structure: Any, path: str | Path, substitute: bool = False, **options: Any
+) -> Explanation:
     """Write a report on one crystal: its prediction, and what the model attends to.
 
     Args:
         model: A SiteNet or an Ensemble.
         structure: One structure, as in ``predict``.
         path: HTML file to write.
+        substitute: Whether to add what would change the prediction, as ``what_changes`` does.
         options: Options of ``explain``.
 
     Returns:
@@ -50,6 +55,9 @@ def crystal_report(model: Model, structure: Any, path: str | Path, **options: An
     page = Page(e.name, f"{formula}, {in_cell}, each attending to {around}")
     _add_prediction(page, model, e)
     page.section("In short", *e.summary().splitlines())
+    if substitute:
+        max_sites = options.get("max_sites")
+        add_changes(page, what_changes(model, e.crystal, max_sites=max_sites, primitive=False))
     _add_figures(page, e)
     _add_tables(page, e, sites)
     page.write(path)

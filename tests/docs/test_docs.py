@@ -26,6 +26,7 @@ NEEDS = {
     "cgcnn_alignn.md": ("ase",),
     "formats.md": ("ase",),
     "published.md": ("pymatgen",),
+    "what_changes.md": ("pandas", "plotly"),
     "tutorial.md": ("matplotlib", "plotly", "sklearn", "optuna"),
 }
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from toy_crystals import SMALL, cif_of, toy_crystals
+from toy_crystals import SMALL, cif_of, toy_crystals, toy_model
 
 import sitenet
 from sitenet.data.failures import LeftOut
@@ -174,3 +174,18 @@ def test_long_tables_are_cut_when_printed():
 )
 def test_numbers(x, text):
     assert number_text(x) == text
+
+
+def test_arrangements_of_a_disordered_crystal_are_one_row():
+    """The row is that of ``predict_arrangements``; an ordered crystal beside it keeps its own."""
+    model = toy_model()
+    cell, frac = 5 * np.eye(3), [[0, 0, 0], [0, 0, 0], [0.5, 0.5, 0.5]]
+    mixed = sitenet.Crystal(cell, frac, [31, 14, 8], occupancy=[0.5, 0.5, 1.0], name="mixed")
+    ordered = toy_crystals(1)[0]
+    table = model.table([mixed, ordered], disorder="sample", samples=8, seed=1)
+    arranged = sitenet.predict_arrangements(model, mixed, 8, 1)
+    assert table["id"].tolist() == ["mixed", "c0"]
+    assert table["value"][0] == pytest.approx(arranged.mean[0])
+    assert table["value"][1] == pytest.approx(model.predict(ordered)[0])
+    with pytest.raises(ValueError, match="disorder must be"):
+        model.table([mixed], disorder="none")
