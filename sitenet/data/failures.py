@@ -27,6 +27,20 @@ class Unusable(ValueError):
         return type(self), (self.kind, str(self))
 
 
+class UnclearTarget(ValueError):
+    """Several properties, or none, where one is expected and none is named.
+
+    Attributes:
+        available: names of the properties that there are.
+    """
+
+    def __init__(self, available: Sequence[str], where: str = "") -> None:
+        self.available = tuple(available)
+        listed = ", ".join(self.available) or "no numeric column"
+        prefix = f"{where}: " if where else ""
+        super().__init__(f"{prefix}say which target to learn; there is {listed}")
+
+
 @dataclass(frozen=True)
 class LeftOut:
     """A structure that could not be used.

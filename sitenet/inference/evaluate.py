@@ -11,6 +11,7 @@ import numpy as np
 
 import sitenet
 from sitenet.data.dataset import Dataset, LeftOut
+from sitenet.data.failures import UnclearTarget
 from sitenet.data.prepare import open_dataset
 from sitenet.data.prepared import is_prepared, load_dataset
 from sitenet.data.readers import open_source
@@ -197,7 +198,15 @@ def evaluate(
             quantity differs, or, unless ``targets`` names them, their name.
     """
     reporter = reporter or Reporter()
-    opened = _open(data, targets, [target.name for target in model.targets])
+    names = [target.name for target in model.targets]
+    try:
+        opened = _open(data, targets, names)
+    except UnclearTarget as error:
+        raise ValueError(
+            f"the model predicts {', '.join(names)}, the data have "
+            f"{', '.join(error.available) or 'no numeric column'}; name the column of the same "
+            "quantity with --target or targets=[...]"
+        ) from None
     _check_columns(model.targets, opened, is_named=targets is not None)
     dataset = open_dataset(
         opened,
