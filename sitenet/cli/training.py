@@ -10,6 +10,7 @@ import typer
 from sitenet.cli import options
 from sitenet.cli.options import ALL_FIELDS, TRAINING, configured, with_fields
 from sitenet.cli.output import print_json, print_rows, print_scores, reporter
+from sitenet.config import DEFAULT_CONFIG
 from sitenet.system.distributed import is_first
 
 
@@ -17,6 +18,7 @@ def prepare(
     data: options.Data,
     out: Annotated[Path, typer.Option("--out", help="Parquet file to write.")],
     target: options.Target = None,
+    unit: options.Unit = None,
     workers: options.Workers = None,
     primitive: options.Primitive = None,
     disorder: options.Disorder = None,
@@ -34,7 +36,7 @@ def prepare(
     out.parent.mkdir(parents=True, exist_ok=True)
     how = Preparation(primitive is not False, disorder or "error")
     with reporter().bar("reading structures", len(source)) as advance:
-        count, left_out = run(source, out, None, how, workers, advance)
+        count, left_out = run(source, out, None, how, workers, advance, unit or None)
     listed = out.with_name(f"{out.stem}.left_out.csv")
     write_left_out(left_out, listed)
     if as_json:
@@ -50,19 +52,14 @@ def train(
         Path, typer.Option("--out", help="Run folder; an unfinished run in it resumes.")
     ],
     target: options.Target = None,
-    config: options.Config = "paper",
+    unit: options.Unit = None,
+    config: options.StartConfig = None,
     classes: options.Classes = None,
     fold: Annotated[
         str | None, typer.Option(help="Value of the split column that marks the test set.")
     ] = None,
     split_column: options.SplitColumn = None,
-    start: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="MODEL",
-            help="Fine-tune this model file or shipped model; repeat to fine-tune an ensemble.",
-        ),
-    ] = None,
+    start: options.Start = None,
     member: Annotated[
         int | None,
         typer.Option(
@@ -71,9 +68,7 @@ def train(
             "others; the command without --member then combines them.",
         ),
     ] = None,
-    freeze: Annotated[
-        bool, typer.Option(help="Train only the layers after pooling; needs --start.")
-    ] = False,
+    freeze: options.Freeze = False,
     refit: Annotated[
         bool,
         typer.Option(
@@ -89,7 +84,8 @@ def train(
     """Train a model.
 
     The run folder receives model.safetensors, config.yaml, metrics.jsonl, predictions.csv and
-    plots. An interrupted run resumes where it stopped.
+    plots. An interrupted run resumes where it stopped; a finished one goes on if --epochs asks for
+    more.
     """
     how = {k: v for k, v in (changes or {}).items() if not start or k in TRAINING}
     configured(config, how)  # what is wrong with it is a usage error
@@ -100,6 +96,7 @@ def train(
         out,
         config,
         target=target or None,
+        unit=unit or None,
         classes=tuple(classes or ()),
         fold=fold,
         split_column=split_column,
@@ -134,7 +131,8 @@ def tune(
         Path, typer.Option("--out", help="Folder of the study; an unfinished study in it resumes.")
     ],
     target: options.Target = None,
-    config: options.Config = "paper",
+    unit: options.Unit = None,
+    config: options.Config = DEFAULT_CONFIG,
     classes: options.Classes = None,
     fold: Annotated[
         str | None,
@@ -177,6 +175,7 @@ def tune(
         out,
         config,
         target=target or None,
+        unit=unit or None,
         classes=tuple(classes or ()),
         split_column=split_column,
         fold=fold,
@@ -217,7 +216,7 @@ def matbench(
     target: Annotated[
         str | None, typer.Option(metavar="COLUMN", help="Column of the property.")
     ] = None,
-    config: options.Config = "paper",
+    config: options.Config = DEFAULT_CONFIG,
     classes: options.Classes = None,
     task: Annotated[
         str | None, typer.Option(help="Matbench's name of the task  [default: the file's name]")

@@ -14,6 +14,7 @@ from toy_crystals import SMALL, toy_crystals, write_folder
 
 from sitenet.cli import app as cli
 from sitenet.config import SiteNetConfig, TrainingConfig, load_config
+from sitenet.data.prepared import load_dataset
 from sitenet.model.checkpoint import load
 from sitenet.model.sitenet import SiteNet, Target
 from sitenet.published.checkpoint import to_published
@@ -256,6 +257,11 @@ def test_prepare(sitenet, folder, tmp_path):
     left_out = rows_of((tmp_path / "set.left_out.csv").read_text())
     assert [row["id"] for row in left_out] == ["c3"]
     assert "13 crystals, 1 left out" in sitenet("prepare", folder, "--out", out)[1]
+    assert load_dataset(out).units == ("Å",)
+    assert sitenet("prepare", folder, "--out", out, "--unit", "wombats")[0] == 0
+    assert load_dataset(out).units == ("wombats",)
+    status, _, said = sitenet("prepare", folder, "--out", out, "--unit", "nm", "--unit", "K")
+    assert status == 1 and "expected one unit per target (size_A), got nm, K" in said
 
 
 def test_train_leaves_a_run_folder_and_goes_on(sitenet, folder, config, run_folder):
