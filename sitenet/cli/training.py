@@ -1,4 +1,4 @@
-"""Commands that train: prepare, train, tune, matbench."""
+"""Commands that train: prepare, train, tune, crossval, matbench."""
 
 from __future__ import annotations
 
@@ -197,6 +197,60 @@ def tune(
     for name, value in best.values.items():
         print(f"{name:18} {value}")
     reporter().say(f"next: {best.command}")
+
+
+@with_fields(*ALL_FIELDS, leave_out=["test"])
+def crossval(
+    data: options.Data,
+    out: Annotated[
+        Path,
+        typer.Option("--out", help="Folder for the predictions, the scores and a run per fold."),
+    ],
+    target: options.Target = None,
+    unit: options.Unit = None,
+    config: options.StartConfig = None,
+    folds: Annotated[int, typer.Option(min=2, help="Number of folds.")] = 5,
+    classes: options.Classes = None,
+    start: options.Start = None,
+    freeze: options.Freeze = False,
+    device: options.Device = "cpu",
+    workers: options.Workers = None,
+    as_json: options.Json = False,
+    changes: dict[str, Any] | None = None,
+) -> None:
+    """Measure the error by cross-validation.
+
+    Every crystal is predicted by a model that was trained without its fold. An interrupted run
+    resumes where it stopped.
+    """
+    configured(config, {k: v for k, v in (changes or {}).items() if not start or k in TRAINING})
+    from sitenet.training.crossval import crossval as run
+    from sitenet.training.crossval import score_rows
+
+    result = run(
+        data,
+        out,
+        config,
+        folds=folds,
+        target=target or None,
+        unit=unit or None,
+        classes=tuple(classes or ()),
+        start=start or None,
+        freeze=freeze,
+        device=device,
+        workers=workers,
+        reporter=reporter(),
+        **changes or {},
+    )
+    if not is_first():
+        return
+    if as_json:
+        print_json({"folds": result.scores, "out": str(out), "left_out": len(result.left_out)})
+    else:
+        header, rows = score_rows(result.scores)
+        texts = [[x if isinstance(x, str) else f"{x:.4g}" for x in row] for row in rows]
+        print_rows(header, texts, False)
+    reporter().say(f"predictions of all crystals are in {out / 'predictions.csv'}")
 
 
 @with_fields(*ALL_FIELDS, leave_out=["test"])

@@ -93,7 +93,8 @@ def test_help_lists_every_command_and_loads_no_torch():
     code += "try: main()\nfinally: assert 'torch' not in sys.modules, 'torch'"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert run.returncode == 0 and run.stderr == ""
-    for name in "info prepare train predict evaluate explain report tune matbench".split():
+    names = "info prepare train predict evaluate explain report tune crossval matbench"
+    for name in names.split():
         assert f" {name} " in run.stdout
 
 
@@ -135,7 +136,7 @@ def test_predict_imports_no_more_than_it_needs(folder, run_folder):
     assert heavy & set(run.stderr.split()) == set()
 
 
-@pytest.mark.parametrize("command", ["train", "tune", "matbench"])
+@pytest.mark.parametrize("command", ["train", "tune", "crossval", "matbench"])
 def test_options_are_the_fields_of_the_config(sitenet, command):
     status, out, _ = sitenet(command, "--help")
     assert status == 0
