@@ -15,6 +15,7 @@ from toy_crystals import SMALL, toy_dataset, write_folder
 from sitenet.cli import app as cli
 from sitenet.config import load_config
 from sitenet.system.progress import Reporter
+from sitenet.training import recipe
 from sitenet.training.recipe import described, open_settings
 from sitenet.training.search_space import SPACE, read_space
 from sitenet.training.tune import tune
@@ -193,7 +194,8 @@ def test_the_best_config_follows_negative_targets(tmp_path):
     assert best.config.last_activation == "identity"
 
 
-def test_the_best_config_leaves_open_what_the_search_chose_by_size(folder, tmp_path):
+def test_the_best_config_leaves_open_what_the_search_chose_by_size(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(recipe, "MOST_EPOCHS", 3)
     said = io.StringIO()
     reporter = Reporter(Console(file=said, width=1000))
     base = BASE.replace(epochs=None, batch_sites=0, batch_crystals=None)
