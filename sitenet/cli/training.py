@@ -30,6 +30,7 @@ def prepare(
     """
     from sitenet.data.dataset import Preparation, write_left_out
     from sitenet.data.prepare import prepare as run
+    from sitenet.data.prepared import count_without_value
     from sitenet.data.readers import open_source
 
     source = open_source(data, target)
@@ -39,10 +40,13 @@ def prepare(
         count, left_out = run(source, out, None, how, workers, advance, unit or None)
     listed = out.with_name(f"{out.stem}.left_out.csv")
     write_left_out(left_out, listed)
+    unknown = count_without_value(out)
     if as_json:
-        print_json({"out": str(out), "crystals": count, "left_out": len(left_out)})
-    else:
-        print(f"{out}: {count} crystals, {len(left_out)} left out (reasons in {listed})")
+        facts = {"out": str(out), "crystals": count, "left_out": len(left_out)}
+        print_json({**facts, "without_value": unknown})
+        return
+    without = f" ({unknown} without a value, on which no model is trained)" if unknown else ""
+    print(f"{out}: {count} crystals{without}, {len(left_out)} left out (reasons in {listed})")
 
 
 @with_fields(*ALL_FIELDS)

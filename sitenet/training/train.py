@@ -18,7 +18,7 @@ import torch
 from sitenet.config import SiteNetConfig, TrainingConfig
 from sitenet.data.dataset import Dataset
 from sitenet.data.duplicates import find_duplicates
-from sitenet.data.failures import LeftOut, write_left_out
+from sitenet.data.failures import LeftOut, counts_by_kind, write_left_out
 from sitenet.data.prepare import open_dataset
 from sitenet.data.splits import Split, shared_structures, split
 from sitenet.inference import evaluate as evaluation
@@ -241,8 +241,8 @@ def _report_data(
         first = dataset.left_out[0]
         where = f", listed in {folder / 'left_out.csv'}" if folder is not None else ""
         reporter.say(
-            f"{len(dataset.left_out)} structures left out{where}; the first: {first.where}: "
-            f"{first.reason}"
+            f"{len(dataset.left_out)} structures left out ({counts_by_kind(dataset.left_out)})"
+            f"{where}; the first: {first.where}: {first.reason}"
         )
 
 
