@@ -50,9 +50,10 @@ SCRATCH = [  # target, crystals, crystals per batch, epochs
 ]
 TUNED = [  # target, epochs, freeze, learning rate
     (GAP, 20, False, 1e-3),
-    (GAP, 20, True, 3e-3),
-    (PEAK, 20, False, 1e-3),
-    (PEAK, 20, True, 3e-3),
+    (GAP, 40, False, 3e-3),
+    (GAP, 73, False, 1e-3),
+    (PEAK, 40, False, 3e-3),
+    (PEAK, 40, False, 1e-3),
 ]
 
 

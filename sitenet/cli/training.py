@@ -254,6 +254,8 @@ def crossval(
         header, rows = score_rows(result.scores)
         texts = [[x if isinstance(x, str) else f"{x:.4g}" for x in row] for row in rows]
         print_rows(header, texts, False)
+    for line in result.summary():
+        reporter().say(line)
     reporter().say(f"predictions of all crystals are in {out / 'predictions.csv'}")
 
 

@@ -16,6 +16,7 @@ from sitenet.data.dataset import Dataset
 from sitenet.data.failures import LeftOut, write_left_out
 from sitenet.data.prepare import open_dataset
 from sitenet.data.splits import folds as divide
+from sitenet.model.sitenet import Target
 from sitenet.system.devices import choose_device
 from sitenet.system.distributed import is_first, process_group
 from sitenet.system.files import cell_text, writable_folder, write_csv
@@ -33,11 +34,13 @@ class CrossValidation:
 
     Attributes:
         scores: One dict per fold, target -> error measures, as in ``Result.scores["test"]``.
+        targets: What is predicted.
         folder: Holds the predictions of all crystals, the table of scores and one run per fold.
         left_out: Structures that could not be used.
     """
 
     scores: list[dict[str, dict[str, float]]]
+    targets: list[Target]
     folder: Path
     left_out: list[LeftOut] = field(default_factory=list)
 
@@ -45,6 +48,25 @@ class CrossValidation:
         """Mean and standard deviation of a measure over the folds."""
         values = [fold[target][measure] for fold in self.scores]
         return float(np.mean(values)), float(np.std(values))
+
+    def summary(self) -> list[str]:
+        """One line per target: the mean and the standard deviation of its error over the folds,
+        beside those of constants."""
+        lines = []
+        for target in self.targets:
+            measure = "mae" if target.kind == "value" else "roc_auc"
+            unit = f" {target.unit}" if target.unit else ""
+            mean, std = self.over_folds(target.name, measure)
+            title = {"mae": "MAE", "roc_auc": "ROC AUC"}[measure]
+            line = (
+                f"{target.name}: {title} {mean:.4g} ± {std:.2g}{unit} over {len(self.scores)} folds"
+            )
+            if measure == "mae":
+                for constant in ("mean", "median"):
+                    error, _ = self.over_folds(target.name, f"mae_of_{constant}")
+                    line += f", {error:.4g}{unit} if predicting the {constant}"
+            lines.append(line)
+        return lines
 
 
 def crossval(
@@ -135,7 +157,7 @@ def crossval(
         place = {name: k for k, name in enumerate(dataset.ids)}
         _write(out, scores, sorted(rows, key=lambda row: place[row["id"]]))
         write_left_out(result.left_out, out / "left_out.csv")
-    return CrossValidation(scores, out, result.left_out)
+    return CrossValidation(scores, result.model.targets, out, result.left_out)
 
 
 def _predicted(path: Path, fold: int) -> list[dict[str, str]]:

@@ -251,7 +251,11 @@ def _report_data(
 
 
 def _new_model(member: Member, targets: list[Target], freeze: bool) -> SiteNet:
-    """A model with random weights, or with those of the member's start, for these targets."""
+    """A model with random weights, or with those of the member's start, for these targets.
+
+    The decoder of other properties than the start's begins at 0, and so at the mean of standardised
+    targets: random weights would turn encodings of a trained model into large errors.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(member.config.training.seed)
         model = SiteNet(member.config, targets)
@@ -260,6 +264,8 @@ def _new_model(member: Member, targets: list[Target], freeze: bool) -> SiteNet:
     weights = member.start.state_dict()
     keeps_decoder = same_properties(member.start.targets, targets)
     weights |= rescaled_decoder(member.start if keeps_decoder else model, targets)
+    if not keeps_decoder and member.config.training.scale_targets:
+        weights |= {k: torch.zeros_like(x) for k, x in weights.items() if k.startswith("decoder.")}
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:

@@ -60,6 +60,11 @@ def test_scores_are_beside_their_baselines(finished):
     assert result.over_folds("size_A", "mae") == (np.mean(values), np.std(values))
     assert float(rows[3]["mae"]) == pytest.approx(np.mean(values), rel=1e-4)
     assert {"mae_of_mean", "mae_of_median", "r2"} <= rows[0].keys()
+    (line,) = result.summary()
+    assert line.startswith(
+        f"size_A: MAE {np.mean(values):.4g} ± {np.std(values):.2g} Å over 3 folds"
+    )
+    assert "Å if predicting the mean" in line and "Å if predicting the median" in line
 
 
 def test_finished_folds_are_not_trained_again(finished, tmp_path, monkeypatch):
@@ -97,7 +102,11 @@ def test_the_command(tmp_path, capsys):
     out, err = run()
     rows = list(csv.DictReader(out.splitlines()))
     assert [row["fold"] for row in rows] == ["1", "2", "mean", "std"]
-    assert "fold 2 of 2" in err and "predictions of all crystals are in" in err
+    assert (
+        "fold 2 of 2" in err
+        and "pm over 2 folds" in err
+        and "predictions of all crystals are in" in err
+    )
     assert len(json.loads(run("--json")[0])["folds"]) == 2
     data = load_dataset(tmp_path / "out" / "dataset.parquet")
     assert data.units == ("pm",)
