@@ -54,7 +54,8 @@ class Trainer:
         after_epoch: Called with the history entry of each epoch; an exception ends the run.
 
     Attributes:
-        best: The best model so far; without validation crystals, the last one.
+        best: The best model so far, where the learning rate falls one of its second half; without
+            validation crystals, the last one.
         progress: How far the run is.
         epochs: Length of the run.
         captured: Takes the steps if they are captured as CUDA graphs.
@@ -193,12 +194,20 @@ class Trainer:
 
     def _keep_if_best(self, errors: dict[str, float]) -> None:
         progress = self.progress
+        if self._settles():
+            progress.best_error = math.inf
         if errors and not errors["valid_error"] < progress.best_error:
             return
         progress.best_error = errors.get("valid_error", math.inf)
         progress.best_epoch = progress.epoch
         if self.best is not self.judged:
             self.best.load_state_dict(self.judged.state_dict())
+
+    def _settles(self) -> bool:
+        """Whether this epoch begins the second half of a falling learning rate. Earlier epochs no
+        longer count as the best then: few validation crystals may favour one by chance."""
+        falls = self.config.schedule != "constant" and not self.progress.cycle_epoch
+        return falls and self.progress.epoch == self.epochs // 2 + 1
 
     def has_ended(self, epochs: int) -> bool:
         """Whether a run of so many epochs is complete, or its patience has run out."""

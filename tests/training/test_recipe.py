@@ -9,13 +9,16 @@ from toy_crystals import SIZE, toy_dataset
 from trainers import FAST, same, timeless, weights
 
 from sitenet.config import DEFAULT_CONFIG, TrainingConfig, load_config
+from sitenet.model.checkpoint import read_metadata
 from sitenet.model.sitenet import SiteNet
 from sitenet.system.progress import Reporter
 from sitenet.training import recipe
 from sitenet.training.plan import make_plan
 from sitenet.training.recipe import batch_for, described, epochs_for, open_settings
 from sitenet.training.train import Stopped, train
+from sitenet.training.trainer import Trainer
 
+ERRORS = {"valid_size_A_mae": 0.0}
 OPEN = FAST.replace(epochs=None, batch_sites=0, batch_crystals=None)
 
 
@@ -136,6 +139,15 @@ def test_options_and_a_named_config_win_over_the_recipe(start):
     training = make_plan(None, start, changes).config.training
     assert {name: getattr(training, name) for name in changes} == changes
     assert make_plan(FAST, start, {}).config.training == FAST.training
+
+
+@pytest.mark.parametrize(("schedule", "kept"), [("constant", 1), ("cosine", 4), ("onecycle", 4)])
+def test_the_best_epoch_is_one_of_a_low_learning_rate(monkeypatch, tmp_path, schedule, kept):
+    """However lucky an epoch of the first half is."""
+    errors = iter([1.0, 5.0, 4.0, 2.0, 3.0])
+    monkeypatch.setattr(Trainer, "validate", lambda self: dict(ERRORS, valid_error=next(errors)))
+    train(toy_dataset(20), tmp_path, FAST, epochs=5, schedule=schedule)
+    assert read_metadata(tmp_path / "model.safetensors")["metadata"]["epoch"] == kept
 
 
 # ---------------------------------------------------------------------------------------------
