@@ -162,6 +162,8 @@ def _in_order(names: list[str], targets: list[str]) -> list[str]:
 def count_without_value(path: str | Path) -> int:
     """Number of crystals of a dataset file that have a value of none of its targets, on which no
     model is trained; 0 if the file has no targets."""
+    from pyarrow import parquet
+
     schema = parquet.read_schema(path)
     names = [name for name in schema.names if name.startswith(_TARGET)]
     if not names:
