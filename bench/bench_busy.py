@@ -43,6 +43,7 @@ def work(first: str, job: str) -> None:
     """Pass through the example for as long as lines come; importing ``first`` before the rest."""
     __import__(first)
     import sitenet
+    from sitenet.config import load_config
     from sitenet.training.train import train
 
     if job == "predict":
@@ -52,7 +53,10 @@ def work(first: str, job: str) -> None:
         while True:
             model.predict(crystals, primitive=False)
             one.done()
-    train(EXAMPLE, config=job, epochs=10**6, workers=1, after_epoch=Pass().done)
+    config = load_config(job)
+    if config.training.batch_crystals is None:
+        config = config.replace(batch_crystals=64)  # as for large datasets
+    train(EXAMPLE, config=config, epochs=10**6, workers=1, after_epoch=Pass().done)
 
 
 class Measured:

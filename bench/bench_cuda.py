@@ -324,7 +324,7 @@ def test_epoch(name, precision, capture, row, full):
             break
     t = measure_gpu(run.train_epoch, repeats=10)
     rate = len(pairs) / t.median
-    steps = run.total_steps // config.training.epochs
+    steps = run.steps_per_epoch
     header = ("config", "precision", "host starts", "crystals/s", "ms a step")
     header += ("s for an epoch of 85,000", "host")
     cells = (name, precision, "graphs" if capture else "kernels", f"{rate:.0f}")

@@ -51,6 +51,7 @@ _MODULE_OF = {
     "DatasetExplanation": "inference.explanation",
     "train": "training.train",
     "tune": "training.tune",
+    "crossval": "training.crossval",
     "matbench": "training.matbench",
     "plot_attention": "report.plots",
     "crystal_report": "report.crystal_page",
@@ -117,6 +118,7 @@ if TYPE_CHECKING:
     from sitenet.report.plots import plot_predictions as plot_predictions
     from sitenet.report.run_page import run_report as run_report
     from sitenet.system.environment import info as info
+    from sitenet.training.crossval import crossval as crossval
     from sitenet.training.matbench import matbench as matbench
     from sitenet.training.train import train as train
     from sitenet.training.tune import tune as tune

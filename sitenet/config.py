@@ -44,6 +44,7 @@ Disorder = Literal["error", "average"]
 PredictedDisorder = Literal["error", "average", "sample"]
 Missing = Literal["error", "mean"]
 
+DEFAULT_CONFIG = "sphere"  # what training uses if no config is named: the most accurate one
 MOST_BYTES = 1_000_000  # of a YAML file
 WIDTH: dict[str, Any] = {"least": 1, "most": 65_536}  # of a layer
 
@@ -80,13 +81,20 @@ class TrainingConfig:
     batch_sites: int = setting(
         1200, "Unique sites per mini-batch; 0 sizes mini-batches by --batch-crystals", least=0
     )
-    batch_crystals: int = setting(0, "Crystals per mini-batch if --batch-sites is 0", least=0)
+    batch_crystals: int | None = setting(
+        0,
+        "Crystals per mini-batch, instead of --batch-sites; none follows the number of training "
+        "crystals",
+        least=0,
+    )
     accumulate: int = setting(1, "Mini-batches per optimiser step", least=1)
     max_crystals: int = setting(0, "Train on a random sample of this size; 0 uses all", least=0)
     members: int = setting(
         1, "Models in the ensemble, trained from consecutive seeds", least=1, most=1000
     )
-    epochs: int = setting(100, "Passes over the training crystals", least=1)
+    epochs: int | None = setting(
+        100, "Passes over the training crystals; none follows their number", least=1
+    )
     patience: int = setting(
         0, "Stop after this many epochs without a lower validation error; 0 never stops", least=0
     )
@@ -124,7 +132,7 @@ class TrainingConfig:
             raise ValueError(
                 f"valid and test leave no crystals to train on: {self.valid:g} + {self.test:g}"
             )
-        if not self.batch_sites and not self.batch_crystals:
+        if not self.batch_sites and self.batch_crystals == 0:
             raise ValueError("batch_sites or batch_crystals must be positive")
 
 
@@ -260,8 +268,11 @@ class SiteNetConfig:
             raise ValueError("spectrum_channels needs images: sphere")
 
     def replace(self, **changes: Any) -> SiteNetConfig:
-        """Copy with other values; names of TrainingConfig are changed there."""
+        """Copy with other values; names of TrainingConfig are changed there. ``batch_crystals``
+        alone sets ``batch_sites`` to 0."""
         training = {k: changes.pop(k) for k in tuple(changes) if k in FIELDS[TrainingConfig]}
+        if training.get("batch_crystals"):
+            training.setdefault("batch_sites", 0)
         check_keys(changes, FIELDS[SiteNetConfig], "config")
         if training:
             base = changes.get("training", self.training)

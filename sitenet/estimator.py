@@ -55,6 +55,8 @@ class _SiteNetEstimator(BaseEstimator):
 
     Args:
         config: As in ``SiteNet.from_config``; ``{"base": "paper", "blocks": 3}`` changes any field.
+            None takes the most accurate one, or the settings that trained ``start``, as in
+            ``sitenet.train``.
         valid: Share of the crystals that is not trained on, but chooses the best epoch and
             calibrates intervals; with 0 the last epoch is kept.
         patience: Epochs without a better validation error after which training stops; 0 never
@@ -76,7 +78,7 @@ class _SiteNetEstimator(BaseEstimator):
 
     def __init__(
         self,
-        config: str | Path | Mapping[str, Any] | SiteNetConfig = "paper",
+        config: str | Path | Mapping[str, Any] | SiteNetConfig | None = None,
         *,
         valid: float = 0.0,
         patience: int = 0,

@@ -80,6 +80,7 @@ for command in (
     inference.explain,
     inference.report,
     training.tune,
+    training.crossval,
     training.matbench,
 ):
     app.command(cls=options.Command)(command)

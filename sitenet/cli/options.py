@@ -13,7 +13,13 @@ import typer
 from typer.core import TyperCommand
 
 from sitenet import config as configs
-from sitenet.config import SiteNetConfig, TrainingConfig, config_names, load_config
+from sitenet.config import (
+    DEFAULT_CONFIG,
+    SiteNetConfig,
+    TrainingConfig,
+    config_names,
+    load_config,
+)
 from sitenet.system.settings import choices_of, field_types, required
 
 
@@ -55,6 +61,15 @@ Target = Annotated[
         help="Column of the property; repeat for several  [default: the only numeric column]",
     ),
 ]
+Unit = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--unit",
+        metavar="UNIT",
+        help="Unit of the property, such as eV or S/cm; repeat in the order of --target  "
+        "[default: what the column's name states]",
+    ),
+]
 Classes = Annotated[
     list[str] | None,
     typer.Option(
@@ -67,11 +82,29 @@ SplitColumn = Annotated[
         help="Column that names the split or fold of each row  [default: split or matbench_fold]"
     ),
 ]
-Config = Annotated[
-    str,
+_CONFIG_HELP = f"Config by name ({', '.join(config_names())}), or a YAML file."
+Config = Annotated[str, typer.Option(help=_CONFIG_HELP, autocompletion=config_names)]
+StartConfig = Annotated[
+    str | None,
     typer.Option(
-        help=f"Config by name ({', '.join(config_names())}), or a YAML file.",
+        "--config",
+        help=f"{_CONFIG_HELP} With --start, it only says how to train.  [default: "
+        f"{DEFAULT_CONFIG}, or what suits the model of --start]",
         autocompletion=config_names,
+    ),
+]
+Start = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--start",
+        metavar="MODEL",
+        help="Fine-tune this model file or shipped model; repeat to fine-tune an ensemble.",
+    ),
+]
+Freeze = Annotated[
+    bool,
+    typer.Option(
+        "--freeze/--no-freeze", help="Train only the layers after pooling; needs --start."
     ),
 ]
 Model = Annotated[
@@ -211,7 +244,8 @@ def with_fields(
 def _options_of(cls: type) -> list[inspect.Parameter]:
     """The fields of a config class that hold one number, choice or switch, as options."""
     kinds = field_types(cls)
-    panel = f"{cls.__name__.removesuffix('Config')} settings (defaults: those of the config paper)"
+    title = cls.__name__.removesuffix("Config")
+    panel = f"{title} settings (defaults: those of the config {DEFAULT_CONFIG})"
     options = []
     for f in dataclasses.fields(cls):
         kind = required(kinds[f.name])
@@ -230,25 +264,30 @@ def _options_of(cls: type) -> list[inspect.Parameter]:
     return options
 
 
+_DEFAULTS = load_config(DEFAULT_CONFIG)
+
+
 def help_of(f: dataclasses.Field) -> str:
-    """The help text of a field, with its unit and default."""
+    """The help text of a field, with its unit and its value in the default config."""
     unit = f", in {f.metadata['unit']}" if f.metadata["unit"] else ""
-    match f.default:
-        case bool():
-            default = "on" if f.default else "off"
-        case float():
-            default = f"{f.default:.4g}"
+    holder = _DEFAULTS if hasattr(_DEFAULTS, f.name) else _DEFAULTS.training
+    match getattr(holder, f.name):
+        case bool(value):
+            default = "on" if value else "off"
+        case float(value):
+            default = f"{value:.4g}"
         case None:
             default = "none"
-        case _:
-            default = str(f.default)
+        case value:
+            default = str(value)
     return f"{f.metadata['help']}{unit}  [default: {default}]"
 
 
-def configured(config: str, changes: Mapping[str, Any] | None) -> SiteNetConfig:
-    """The config with the changes made on the command line; a wrong one is a usage error."""
+def configured(config: str | None, changes: Mapping[str, Any] | None) -> SiteNetConfig:
+    """The config, or the default one, with the changes made on the command line; a wrong one is a
+    usage error."""
     try:
-        return load_config(config).replace(**changes or {})
+        return load_config(DEFAULT_CONFIG if config is None else config).replace(**changes or {})
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
 

@@ -1,4 +1,4 @@
-"""Commands that train: prepare, train, tune, matbench."""
+"""Commands that train: prepare, train, tune, crossval, matbench."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import typer
 from sitenet.cli import options
 from sitenet.cli.options import ALL_FIELDS, TRAINING, configured, with_fields
 from sitenet.cli.output import print_json, print_rows, print_scores, reporter
+from sitenet.config import DEFAULT_CONFIG
 from sitenet.system.distributed import is_first
 
 
@@ -17,6 +18,7 @@ def prepare(
     data: options.Data,
     out: Annotated[Path, typer.Option("--out", help="Parquet file to write.")],
     target: options.Target = None,
+    unit: options.Unit = None,
     workers: options.Workers = None,
     primitive: options.Primitive = None,
     disorder: options.Disorder = None,
@@ -28,19 +30,23 @@ def prepare(
     """
     from sitenet.data.dataset import Preparation, write_left_out
     from sitenet.data.prepare import prepare as run
+    from sitenet.data.prepared import count_without_value
     from sitenet.data.readers import open_source
 
     source = open_source(data, target)
     out.parent.mkdir(parents=True, exist_ok=True)
     how = Preparation(primitive is not False, disorder or "error")
     with reporter().bar("reading structures", len(source)) as advance:
-        count, left_out = run(source, out, None, how, workers, advance)
+        count, left_out = run(source, out, None, how, workers, advance, unit or None)
     listed = out.with_name(f"{out.stem}.left_out.csv")
     write_left_out(left_out, listed)
+    unknown = count_without_value(out)
     if as_json:
-        print_json({"out": str(out), "crystals": count, "left_out": len(left_out)})
-    else:
-        print(f"{out}: {count} crystals, {len(left_out)} left out (reasons in {listed})")
+        facts = {"out": str(out), "crystals": count, "left_out": len(left_out)}
+        print_json({**facts, "without_value": unknown})
+        return
+    without = f" ({unknown} without a value, on which no model is trained)" if unknown else ""
+    print(f"{out}: {count} crystals{without}, {len(left_out)} left out (reasons in {listed})")
 
 
 @with_fields(*ALL_FIELDS)
@@ -50,19 +56,14 @@ def train(
         Path, typer.Option("--out", help="Run folder; an unfinished run in it resumes.")
     ],
     target: options.Target = None,
-    config: options.Config = "paper",
+    unit: options.Unit = None,
+    config: options.StartConfig = None,
     classes: options.Classes = None,
     fold: Annotated[
         str | None, typer.Option(help="Value of the split column that marks the test set.")
     ] = None,
     split_column: options.SplitColumn = None,
-    start: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="MODEL",
-            help="Fine-tune this model file or shipped model; repeat to fine-tune an ensemble.",
-        ),
-    ] = None,
+    start: options.Start = None,
     member: Annotated[
         int | None,
         typer.Option(
@@ -71,9 +72,7 @@ def train(
             "others; the command without --member then combines them.",
         ),
     ] = None,
-    freeze: Annotated[
-        bool, typer.Option(help="Train only the layers after pooling; needs --start.")
-    ] = False,
+    freeze: options.Freeze = False,
     refit: Annotated[
         bool,
         typer.Option(
@@ -89,7 +88,8 @@ def train(
     """Train a model.
 
     The run folder receives model.safetensors, config.yaml, metrics.jsonl, predictions.csv and
-    plots. An interrupted run resumes where it stopped.
+    plots. An interrupted run resumes where it stopped; a finished one goes on if --epochs asks for
+    more.
     """
     how = {k: v for k, v in (changes or {}).items() if not start or k in TRAINING}
     configured(config, how)  # what is wrong with it is a usage error
@@ -100,6 +100,7 @@ def train(
         out,
         config,
         target=target or None,
+        unit=unit or None,
         classes=tuple(classes or ()),
         fold=fold,
         split_column=split_column,
@@ -134,7 +135,8 @@ def tune(
         Path, typer.Option("--out", help="Folder of the study; an unfinished study in it resumes.")
     ],
     target: options.Target = None,
-    config: options.Config = "paper",
+    unit: options.Unit = None,
+    config: options.Config = DEFAULT_CONFIG,
     classes: options.Classes = None,
     fold: Annotated[
         str | None,
@@ -177,6 +179,7 @@ def tune(
         out,
         config,
         target=target or None,
+        unit=unit or None,
         classes=tuple(classes or ()),
         split_column=split_column,
         fold=fold,
@@ -201,6 +204,62 @@ def tune(
 
 
 @with_fields(*ALL_FIELDS, leave_out=["test"])
+def crossval(
+    data: options.Data,
+    out: Annotated[
+        Path,
+        typer.Option("--out", help="Folder for the predictions, the scores and a run per fold."),
+    ],
+    target: options.Target = None,
+    unit: options.Unit = None,
+    config: options.StartConfig = None,
+    folds: Annotated[int, typer.Option(min=2, help="Number of folds.")] = 5,
+    classes: options.Classes = None,
+    start: options.Start = None,
+    freeze: options.Freeze = False,
+    device: options.Device = "cpu",
+    workers: options.Workers = None,
+    as_json: options.Json = False,
+    changes: dict[str, Any] | None = None,
+) -> None:
+    """Measure the error by cross-validation.
+
+    Every crystal is predicted by a model that was trained without its fold. An interrupted run
+    resumes where it stopped.
+    """
+    configured(config, {k: v for k, v in (changes or {}).items() if not start or k in TRAINING})
+    from sitenet.training.crossval import crossval as run
+    from sitenet.training.crossval import score_rows
+
+    result = run(
+        data,
+        out,
+        config,
+        folds=folds,
+        target=target or None,
+        unit=unit or None,
+        classes=tuple(classes or ()),
+        start=start or None,
+        freeze=freeze,
+        device=device,
+        workers=workers,
+        reporter=reporter(),
+        **changes or {},
+    )
+    if not is_first():
+        return
+    if as_json:
+        print_json({"folds": result.scores, "out": str(out), "left_out": len(result.left_out)})
+    else:
+        header, rows = score_rows(result.scores)
+        texts = [[x if isinstance(x, str) else f"{x:.4g}" for x in row] for row in rows]
+        print_rows(header, texts, False)
+    for line in result.summary():
+        reporter().say(line)
+    reporter().say(f"predictions of all crystals are in {out / 'predictions.csv'}")
+
+
+@with_fields(*ALL_FIELDS, leave_out=["test"])
 def matbench(
     data: Annotated[
         Path,
@@ -217,7 +276,7 @@ def matbench(
     target: Annotated[
         str | None, typer.Option(metavar="COLUMN", help="Column of the property.")
     ] = None,
-    config: options.Config = "paper",
+    config: options.Config = DEFAULT_CONFIG,
     classes: options.Classes = None,
     task: Annotated[
         str | None, typer.Option(help="Matbench's name of the task  [default: the file's name]")

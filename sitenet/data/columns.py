@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sitenet.data.failures import printable
+from sitenet.data.failures import UnclearTarget, printable
 from sitenet.data.source import Record
 
 ID_COLUMNS = ("id", "file", "material_id", "mpid", "jid", "name", "index")
@@ -49,16 +49,14 @@ def choose_targets(
     Raises:
         ValueError: there is no such target, or there are several and none is asked for.
     """
-    listed = ", ".join(available)
     if wanted is None:
         if len(available) == 1 and number(available[0]) is None:
             return tuple(available)
-        raise ValueError(
-            f"{where}: say which target to learn; there is {listed or 'no numeric column'}"
-        )
+        raise UnclearTarget(available, str(where))
     missing = [name for name in wanted if name not in available]
     if missing:
-        raise ValueError(f"{where}: no target {', '.join(missing)}; there is {listed or 'none'}")
+        listed = ", ".join(available) or "none"
+        raise ValueError(f"{where}: no target {', '.join(missing)}; there is {listed}")
     return tuple(dict.fromkeys(wanted))
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from sitenet.crystal.crystal import Crystal
-from sitenet.data.failures import NO_VALUE
+from sitenet.data.failures import NO_VALUE, UnclearTarget
 from sitenet.data.failures import LeftOut as LeftOut
 from sitenet.data.failures import write_left_out as write_left_out
 from sitenet.data.groups import formula_groups, structure_groups
@@ -71,13 +71,13 @@ class Dataset:
         Raises:
             ValueError: there is no such target, or there are several and none is named.
         """
-        listed = ", ".join(self.names) or "none"
         if names is None:
             if len(self.names) != 1:
-                raise ValueError(f"say which target to learn; there is {listed}")
+                raise UnclearTarget(self.names)
             return self
         missing = [n for n in names if n not in self.names]
         if missing:
+            listed = ", ".join(self.names) or "none"
             raise ValueError(f"no target {', '.join(missing)}; there is {listed}")
         columns = [self.names.index(n) for n in names]
         units = tuple(self.units[c] for c in columns)

@@ -27,6 +27,20 @@ class Unusable(ValueError):
         return type(self), (self.kind, str(self))
 
 
+class UnclearTarget(ValueError):
+    """Several properties, or none, where one is expected and none is named.
+
+    Attributes:
+        available: names of the properties that there are.
+    """
+
+    def __init__(self, available: Sequence[str], where: str = "") -> None:
+        self.available = tuple(available)
+        listed = ", ".join(self.available) or "no numeric column"
+        prefix = f"{where}: " if where else ""
+        super().__init__(f"{prefix}say which target to learn; there is {listed}")
+
+
 @dataclass(frozen=True)
 class LeftOut:
     """A structure that could not be used.
@@ -74,11 +88,16 @@ def reasons(left_out: Sequence[LeftOut]) -> str:
     """How many structures were left out per kind, and the first of them in full; "" for none."""
     if not left_out:
         return ""
-    counts = Counter(x.kind for x in left_out).most_common()
-    kinds = ", ".join(f"{count} x {kind}" for kind, count in counts)
     first = left_out[0]
     where = "" if first.where in first.reason else f"{first.where}: "
-    return f"{len(left_out)} left out ({kinds}); the first: {where}{first.reason}"
+    counts = counts_by_kind(left_out)
+    return f"{len(left_out)} left out ({counts}); the first: {where}{first.reason}"
+
+
+def counts_by_kind(left_out: Sequence[LeftOut]) -> str:
+    """How many structures were left out per kind: ``3 x no such file, 1 x no target value``."""
+    counts = Counter(x.kind for x in left_out).most_common()
+    return ", ".join(f"{count} x {kind}" for kind, count in counts)
 
 
 def write_left_out(left_out: Iterable[LeftOut], path: Path) -> None:

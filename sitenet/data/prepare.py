@@ -8,6 +8,7 @@ import itertools
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from sitenet.data.prepared import (
 )
 from sitenet.data.readers import open_source
 from sitenet.data.source import Source
+from sitenet.data.units import stated_units
 from sitenet.system.distributed import barrier, is_first, world
 from sitenet.system.files import locked, new_file
 from sitenet.system.progress import Reporter
@@ -43,6 +45,7 @@ def prepare(
     how: Preparation = USUAL,
     workers: int | None = None,
     advance: Callable[[int], None] = lambda done: None,
+    units: Sequence[str] | None = None,
 ) -> tuple[int, list[LeftOut]]:
     """Write a source's crystals to a dataset file, in bounded memory.
 
@@ -58,6 +61,7 @@ def prepare(
         workers: processes; None chooses.
         advance: called with the number of records done since the last call, those of an earlier run
             included.
+        units: unit of each target; None takes those of the source.
 
     Returns:
         The number of crystals, and what was left out.
@@ -68,6 +72,8 @@ def prepare(
     """
     if not isinstance(source, Source):
         source = open_source(source, targets)
+    if units is not None:
+        source = source.with_units(units)
     out = Path(out)
     settings = {
         "format": FORMAT,
@@ -201,6 +207,7 @@ def open_dataset(
     data: str | Path | Source | Dataset,
     targets: Sequence[str] | None = None,
     *,
+    units: Sequence[str] | None = None,
     split_column: str | None = None,
     how: Preparation = USUAL,
     prepared_as: Path | None = None,
@@ -214,6 +221,7 @@ def open_dataset(
     Args:
         data: a source or what ``open_source`` takes, a file written by ``prepare``, or a Dataset.
         targets: properties to keep; None takes the only one, () none.
+        units: unit of each of them; None takes those that the data state.
         split_column: column of a source that names the split or fold.
         how: settings of the preparation.
         prepared_as: a file to prepare a source into, so that several processes can share it: the
@@ -231,7 +239,10 @@ def open_dataset(
         dataset = load_dataset(data).with_targets(targets)
     else:
         source = data if isinstance(data, Source) else open_source(data, targets, split_column)
+        source = source if units is None else source.with_units(units)
         dataset = _read(source, how, prepared_as, workers, reporter)
+    if units is not None:
+        dataset = replace(dataset, units=stated_units(dataset.names, units))
     dataset = dataset.with_values()
     if not len(dataset):
         path = data.path if isinstance(data, (Source, Dataset)) else data

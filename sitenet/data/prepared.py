@@ -159,6 +159,20 @@ def _in_order(names: list[str], targets: list[str]) -> list[str]:
     return expected
 
 
+def count_without_value(path: str | Path) -> int:
+    """Number of crystals of a dataset file that have a value of none of its targets, on which no
+    model is trained; 0 if the file has no targets."""
+    from pyarrow import parquet
+
+    schema = parquet.read_schema(path)
+    names = [name for name in schema.names if name.startswith(_TARGET)]
+    if not names:
+        return 0
+    columns = parquet.read_table(path, columns=names).columns
+    known = [np.isfinite(column.to_numpy()) for column in columns]
+    return int((~np.any(known, axis=0)).sum())
+
+
 def load_dataset(path: str | Path) -> Dataset:
     """Load a dataset that ``prepare`` wrote.
 

@@ -18,6 +18,7 @@ from sitenet.crystal.crystal import CifError, Crystal, read_each
 from sitenet.data.failures import Unusable
 from sitenet.data.structures import from_jarvis_dict, from_pymatgen_json
 from sitenet.data.units import same_quantity as same_quantity
+from sitenet.data.units import stated_units
 from sitenet.data.units import unit_of as unit_of
 
 
@@ -181,6 +182,14 @@ class Source:
 
     def __iter__(self) -> Iterator[Record]:
         return iter(self._records)
+
+    def with_units(self, units: Sequence[str]) -> Source:
+        """The same records with other units, one per target.
+
+        Raises:
+            ValueError: there are more or fewer of them than targets.
+        """
+        return Source(self.path, self._records, self.targets, stated_units(self.targets, units))
 
     def fingerprint(self) -> str:
         """A hash of the names, sizes and times of the files, which changes when they do."""

@@ -75,6 +75,37 @@ def split(
     return Split(np.sort(rest), parts["valid"], parts["test"])
 
 
+def folds(data: Dataset, count: int, seed: int, group: str = "none") -> np.ndarray:
+    """Divide a dataset into folds of about equal size, for cross-validation.
+
+    Args:
+        data: its split column is ignored.
+        count: number of folds.
+        seed: of the random order.
+        group: as in ``split``.
+
+    Returns:
+        (crystals,) fold of each crystal, from 1.
+
+    Raises:
+        ValueError: there are fewer groups than folds.
+    """
+    if count < 2:
+        raise ValueError(f"folds must be at least 2, got {count}")
+    _, numbers = np.unique(data.groups(group), return_inverse=True)
+    sizes = np.bincount(numbers)
+    if len(sizes) < count:
+        kind = "crystals" if group == "none" else f"crystals of different {group}"
+        raise ValueError(f"{count} folds need as many {kind}, got {len(sizes)}")
+    order = np.random.default_rng(seed).permutation(len(sizes))
+    fold_of_group = np.zeros(len(sizes), dtype=int)
+    filled = np.zeros(count, dtype=int)
+    for number in order[np.argsort(-sizes[order], kind="stable")]:  # the largest groups first
+        fold_of_group[number] = filled.argmin()
+        filled[filled.argmin()] += sizes[number]
+    return fold_of_group[numbers] + 1
+
+
 _PARTS = {"val": "valid", "validation": "valid", "training": "train", "testing": "test"}
 
 

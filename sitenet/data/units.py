@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Protocol
 
 # Spelling in names -> unit. Case matters: mS and MS differ.
@@ -12,7 +13,11 @@ _UNITS = {
     **{name: name for name in ("K", "mK", "kg", "g", "mg", "amu", "mol", "atom", "cell")},
     **{name: name for name in ("m", "cm", "mm", "nm", "pm", "S", "mS", "W", "mW", "V", "mV")},
     **{name: name for name in ("Hz", "MHz", "GHz", "THz", "s", "ms", "ns", "ps", "fs", "C", "T")},
-    **{name: name for name in ("Debye", "emu", "degC", "deg")},
+    **{name: name for name in ("Debye", "emu", "erg", "Oe", "kOe", "ppm", "HV")},
+    **{name: name for name in ("Ah", "mAh", "Wh", "kWh", "bohr", "degC", "deg")},
+    **dict.fromkeys(("kelvin", "Kelvin"), "K"),
+    **dict.fromkeys(("Hartree", "hartree"), "Ha"),
+    **dict.fromkeys(("%", "percent"), "%"),
     **dict.fromkeys(("A", "Å", "Å", "Ang", "Angstrom", "angstrom", "ang"), "Å"),
     **dict.fromkeys(("muB", "mu_B", "uB", "μB", "µB"), "μB"),
     **dict.fromkeys(("um", "μm", "µm"), "μm"),
@@ -23,10 +28,13 @@ _UNITS = {
     **dict.fromkeys(("atoms",), "atom"),
     **dict.fromkeys(("unit cell", "unit_cell"), "cell"),
     "ev": "eV",
+    "mev": "meV",
     "gpa": "GPa",
+    "Gpa": "GPa",
+    "°C": "degC",
 }
 # A letter alone more often stands for a quantity; these are units all the same.
-_SINGLE = ("K", "A", "Å", "V")
+_SINGLE = ("K", "A", "Å", "V", "%")
 # What ends a name without being its unit: n_atoms, volume_per_atom.
 _COUNTED = ("atom", "formula unit", "cell", "mol")
 _NEVER_ALONE = (*_COUNTED, *(f"1/{name}" for name in _COUNTED))
@@ -45,15 +53,16 @@ _USUAL = {
     "energy_per_atom": "eV/atom",
     "energy_peratom": "eV/atom",
 }
+_FUNCTION = re.compile(r"(?:log10|log|lg|ln|exp|sqrt)$", re.IGNORECASE)
 _LOGARITHM = re.compile(r"(?:log10|log|lg)[_ ]", re.IGNORECASE)
 
 
 def unit_of(name: str) -> str:
     """The unit that a column's name states at its end, or "".
 
-    It follows the last underscore or space, or stands in brackets: ``bulk_modulus_GPa``,
-    ``density g/cm3``, ``sigma_S_per_cm``, ``volume [A^3]``, ``Tc (K)``. Names that begin with
-    ``log_`` or ``log10_`` have the unit ``log10(GPa)``.
+    It follows an underscore, a space or a slash, or stands in brackets: ``bulk_modulus_GPa``,
+    ``density g/cm3``, ``sigma_S_per_cm``, ``volume [A^3]``, ``Tc (K)``, ``Tc/K``. Names that begin
+    with ``log_`` or ``log10_`` have the unit ``log10(GPa)``.
     """
     name = name.strip()
     usual = (u for end, u in _USUAL.items() if re.search(rf"(?:^|[_ ]){end}$", name))
@@ -61,20 +70,46 @@ def unit_of(name: str) -> str:
     return f"log10({unit})" if unit and _LOGARITHM.match(name) else unit
 
 
+def stated_units(names: Sequence[str], units: Sequence[str]) -> tuple[str, ...]:
+    """The usual spelling of units that the user states, one per name; others stay as they are.
+
+    Raises:
+        ValueError: there are more or fewer units than names.
+    """
+    if len(units) != len(names):
+        raise ValueError(
+            f"expected one unit per target ({', '.join(names)}), got {', '.join(units) or 'none'}"
+        )
+    return tuple(parse_unit(unit) or unit.strip() for unit in units)
+
+
 def _stated(name: str) -> str:
-    bracket = re.search(r"(?:^|[\s_])[\[(]([^\[\]()]+)[\])]$", name)
-    bracket = bracket or re.search(r"\[([^\[\]]+)\]$", name)
+    bracket = re.fullmatch(r"(.*?)[\[(]([^\[\]()]+)[\])]", name, re.DOTALL)
     if bracket:
-        return parse_unit(bracket[1])
+        return "" if _FUNCTION.search(bracket[1]) else parse_unit(bracket[2])
     words = re.split(r"[_ ]", name)
     for k in range(max(1, len(words) - 6), len(words)):  # the longest ending first
         ending = "_".join(words[k:])
+        if ending.startswith("per_") and _is_number(words[k - 1]):
+            return ""  # in units of 1e-6 per K, for one
         alone = len(ending) == 1 and ending not in _SINGLE
-        unit = "" if alone else parse_unit(ending)
+        unit = "" if alone or ending.startswith("/") else parse_unit(ending)
         if unit and unit not in _NEVER_ALONE:
             return unit
+    quantity, slash, ending = words[-1].partition("/")
+    if slash and quantity and "/" not in ending:  # a quantity over its unit, as in Tc/K
+        unit = parse_unit(ending)
+        return "" if unit in _NEVER_ALONE or parse_unit(quantity) else unit
     unit = parse_unit(name) if len(name) > 1 else ""
     return "" if unit in _NEVER_ALONE else unit
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
 
 
 def parse_unit(text: str) -> str:

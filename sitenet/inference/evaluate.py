@@ -12,6 +12,7 @@ import numpy as np
 import sitenet
 from sitenet.crystal.arrangements import Sampling
 from sitenet.data.dataset import Dataset, LeftOut
+from sitenet.data.failures import UnclearTarget
 from sitenet.data.prepare import open_dataset
 from sitenet.data.prepared import is_prepared, load_dataset
 from sitenet.data.readers import open_source
@@ -217,7 +218,15 @@ def evaluate(
     """
     reporter = reporter or Reporter()
     disorder, drawn = sampling_of(disorder, sampling)
-    opened = _open(data, targets, [target.name for target in model.targets])
+    names = [target.name for target in model.targets]
+    try:
+        opened = _open(data, targets, names)
+    except UnclearTarget as error:
+        raise ValueError(
+            f"the model predicts {', '.join(names)}, the data have "
+            f"{', '.join(error.available) or 'no numeric column'}; name the column of the same "
+            "quantity with --target or targets=[...]"
+        ) from None
     _check_columns(model.targets, opened, is_named=targets is not None)
     dataset = open_dataset(
         opened,

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 import sitenet
-from sitenet.config import SiteNetConfig, load_config
+from sitenet.config import DEFAULT_CONFIG, SiteNetConfig, load_config
 from sitenet.data.dataset import Dataset, Preparation
 from sitenet.data.failures import write_left_out
 from sitenet.data.prepare import open_dataset
@@ -79,7 +79,7 @@ class Benchmark:
 def matbench(
     data: str | Path,
     out: str | Path,
-    config: str | Path | Mapping[str, Any] | SiteNetConfig = "paper",
+    config: str | Path | Mapping[str, Any] | SiteNetConfig = DEFAULT_CONFIG,
     *,
     task: str | None = None,
     target: str | None = None,
@@ -159,8 +159,8 @@ def matbench(
             if is_first():
                 predicted = _predicted(out / f"fold_{fold}" / "predictions.csv", name)
                 facts = {"epochs": len(result.history)}
-                activation = result.model.config.last_activation
-                results.config = settings.replace(last_activation=activation)
+                used = result.model.config
+                results.config = used.replace(members=settings.training.members)
                 results.record(fold, records, predicted, is_class, facts)
     return Benchmark(task, unit, results.scores(), results.path)
 

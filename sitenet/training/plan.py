@@ -8,14 +8,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sitenet.config import SiteNetConfig, load_config
+from sitenet.config import DEFAULT_CONFIG, SiteNetConfig, load_config
 from sitenet.data.dataset import Dataset, Preparation
 from sitenet.data.prepare import preparation_of
 from sitenet.model.checkpoint import load
 from sitenet.model.ensemble import Ensemble, Model
 from sitenet.model.sitenet import SiteNet
 from sitenet.system.progress import Reporter
-from sitenet.training.state import STATE
+from sitenet.training.recipe import described, fine_tuning, open_settings
+from sitenet.training.state import STATE, earlier_settings
 from sitenet.training.targets import sets_last_activation
 
 Start = str | Path | Model | Sequence[str | Path | Model] | None
@@ -88,6 +89,18 @@ class Plan:
         settings = {"primitive": used.primitive, "disorder": used.disorder}
         return replace(self, config=self.config.replace(**settings))
 
+    def for_size(self, crystals: int, folder: Path | None, reporter: Reporter) -> Plan:
+        """The plan with the batch size and the epochs that its config leaves open: those of the
+        run in the folder, else those that suit the number of training crystals."""
+        chosen = open_settings(self.config.training, crystals, bool(self.starts))
+        if not chosen:
+            return self
+        earlier = {} if folder is None else earlier_settings(folder)
+        as_begun = {name: earlier[name] for name in chosen if name in earlier}
+        chosen |= as_begun
+        reporter.say(described(crystals, chosen, as_begun=bool(as_begun)))
+        return replace(self, config=self.config.replace(**chosen))
+
     def for_negative(self, names: Sequence[str], reporter: Reporter) -> Plan:
         """The plan with a last activation that can predict these negative targets, unless the
         user chose another one."""
@@ -107,7 +120,7 @@ class Plan:
 
 
 def make_plan(
-    config: str | Path | Mapping[str, Any] | SiteNetConfig,
+    config: str | Path | Mapping[str, Any] | SiteNetConfig | None,
     start: Start,
     changes: Mapping[str, Any],
     freeze: bool = False,
@@ -125,11 +138,14 @@ def make_plan(
     Raises:
         ValueError: The settings contradict each other.
     """
-    base = load_config(config)
-    activation_is_set = sets_last_activation({} if start else config, changes)
     starts = _load_starts(start)
+    named = DEFAULT_CONFIG if config is None else config
+    base = load_config(named)
+    activation_is_set = sets_last_activation({} if starts else named, changes)
     if starts:
-        base = starts[0].config.replace(training=base.training)
+        trained = starts[0].config
+        training = fine_tuning(trained.training) if config is None else base.training
+        base = trained.replace(training=training)
         if len(starts) > 1:
             base = base.replace(members=len(starts))
     elif freeze:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 SPACE: dict[str, Any] = {
     "learning_rate": {"low": 2e-4, "high": 4e-3, "log": True},
     "weight_decay": {"low": 1e-6, "high": 1e-1, "log": True},
-    "batch_sites": [300, 600, 1200, 2400],
+    "batch_crystals": [8, 16, 32, 64],
     "schedule": ["constant", "cosine", "onecycle"],
     "ema": [0.0, 0.99, 0.999],
     "blocks": {"low": 1, "high": 4},

@@ -19,7 +19,7 @@ from sitenet.system.progress import Reporter
 STATE = "state.safetensors"
 METRICS = "metrics.jsonl"
 CONFIG = "config.yaml"
-FORMAT = 2  # of the state; a state of another format is refused
+FORMAT = 3  # of the state; a state of another format is refused
 
 
 @dataclass
@@ -31,6 +31,9 @@ class Progress:
         step: Optimiser steps taken.
         best_error: Lowest validation error so far.
         best_epoch: The epoch that reached it.
+        cycle_epoch: Epochs that were complete when the learning rate last began its schedule: 0, or
+            those of a finished run that is being extended.
+        cycle_step: Steps that were taken by then.
         history: One entry per epoch, as in ``metrics.jsonl``.
     """
 
@@ -38,6 +41,8 @@ class Progress:
     step: int = 0
     best_error: float = math.inf
     best_epoch: int = 0
+    cycle_epoch: int = 0
+    cycle_step: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -46,12 +51,14 @@ class State:
     """Everything that a run needs to resume.
 
     Attributes:
-        settings: Fingerprint of what fixes the run.
+        settings: Fingerprint of what fixes the run, except for its length.
+        epochs: Its length.
         progress: How far it is.
         groups: Tensors by group ("model", "average", "best", "optimizer") and name.
     """
 
     settings: str
+    epochs: int
     progress: Progress
     groups: Mapping[str, Mapping[str, Tensor]]
 
@@ -63,7 +70,8 @@ def save_state(folder: Path, state: State) -> None:
     """
     tensors = {f"{group}:{k}": x for group, named in state.groups.items() for k, x in named.items()}
     progress = asdict(state.progress) | {"best_error": finite(state.progress.best_error)}
-    facts = {"format": FORMAT, "settings": state.settings, "progress": progress}
+    facts = {"format": FORMAT, "settings": state.settings, "epochs": state.epochs}
+    facts["progress"] = progress
     save_tensors(folder / STATE, tensors, {"sitenet": json.dumps(facts)}, sync=False)
     write_text(folder / METRICS, _lines(state.progress.history), sync=False)
 
@@ -95,7 +103,7 @@ def load_state(folder: Path) -> State | None:
     for name, tensor in tensors.items():
         group, _, name = name.partition(":")
         groups.setdefault(group, {})[name] = tensor
-    return State(facts["settings"], progress, groups)
+    return State(facts["settings"], facts["epochs"], progress, groups)
 
 
 def write_config(folder: Path, config: SiteNetConfig) -> None:
@@ -121,6 +129,19 @@ def restore_texts(
             reporter.say(f"{path} was damaged or edited; it is restored from {STATE}")
 
 
+def earlier_settings(folder: Path) -> dict[str, Any]:
+    """The training settings of the run in a folder, for an ensemble those of its first member; {}
+    if there is none or its config cannot be read."""
+    for path in (folder / CONFIG, *sorted(folder.glob(f"member-*/{CONFIG}"))):
+        if (path.parent / STATE).exists():
+            try:
+                config = SiteNetConfig.from_dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+            except _UNREADABLE:
+                return {}
+            return asdict(config.training)
+    return {}
+
+
 def differences(folder: Path, config: SiteNetConfig) -> str:
     """Name the settings that differ from those of the run in a folder, in parentheses; "" where
     there are none."""
@@ -129,11 +150,14 @@ def differences(folder: Path, config: SiteNetConfig) -> str:
         theirs = _flat(SiteNetConfig.from_dict(yaml.safe_load(path.read_text())))
     except FileNotFoundError:
         return ""
-    except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError):
+    except _UNREADABLE:
         return f" ({path} is damaged, so that they cannot be compared)"
     ours = _flat(config)
     changed = [f"{k}: {theirs[k]} there, {v} here" for k, v in ours.items() if v != theirs[k]]
     return f" ({'; '.join(changed)})" if changed else ""
+
+
+_UNREADABLE = (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError)  # a damaged config
 
 
 def finite(value: Any) -> Any:

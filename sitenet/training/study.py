@@ -60,7 +60,7 @@ def open_study(
         if pruner == "median":
             study.pruner = optuna.pruners.MedianPruner(STARTUP)
         elif pruner == "hyperband":
-            study.pruner = optuna.pruners.HyperbandPruner(max_resource=training.epochs)
+            study.pruner = optuna.pruners.HyperbandPruner(max_resource=training.epochs or "auto")
         else:
             study.pruner = optuna.pruners.NopPruner()
         yield study

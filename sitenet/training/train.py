@@ -18,7 +18,7 @@ import torch
 from sitenet.config import SiteNetConfig, TrainingConfig
 from sitenet.data.dataset import Dataset
 from sitenet.data.duplicates import find_duplicates
-from sitenet.data.failures import LeftOut, write_left_out
+from sitenet.data.failures import LeftOut, counts_by_kind, write_left_out
 from sitenet.data.prepare import open_dataset
 from sitenet.data.splits import Split, shared_structures, split
 from sitenet.inference import evaluate as evaluation
@@ -74,9 +74,10 @@ class Result:
 def train(
     data: str | Path | Dataset,
     out: str | Path | None = None,
-    config: str | Path | Mapping[str, Any] | SiteNetConfig = "paper",
+    config: str | Path | Mapping[str, Any] | SiteNetConfig | None = None,
     *,
     target: str | Sequence[str] | None = None,
+    unit: str | Sequence[str] | None = None,
     classes: Sequence[str] = (),
     fold: str | None = None,
     split_column: str | None = None,
@@ -100,11 +101,15 @@ def train(
         out: Run folder: ``model.safetensors`` (the best model), ``config.yaml``,
             ``metrics.jsonl``, ``predictions.csv``, ``left_out.csv``, ``duplicates.csv`` if there
             are any, plots, and the state from which the same call resumes after an interruption,
-            to the same bits. Members of an ensemble have folders of their own in it. None writes
-            nothing.
-        config: As in ``SiteNet.from_config``. With ``start``, only its training settings count;
-            the model's own settings are those of ``start``, except for ``changes``.
+            to the same bits. A call with more ``epochs`` extends a finished run. Members of an
+            ensemble have folders of their own in it. None writes nothing.
+        config: As in ``SiteNet.from_config``; None takes the most accurate one
+            (``sitenet.config.DEFAULT_CONFIG``). With ``start``, the model's own settings are those
+            of ``start``, and this one only says how to train; None then takes the settings that
+            trained ``start``, with a lower learning rate and fewer epochs. Batch size and epochs
+            follow the number of training crystals where neither it nor ``changes`` sets them.
         target: Property or properties to learn; None takes the only one.
+        unit: Unit of each target; None takes those that the columns' names state.
         classes: Targets that are 0 or 1.
         fold: Value of the split column whose crystals are the test set.
         split_column: Column of the source that names the split or fold.
@@ -148,6 +153,7 @@ def train(
         dataset = open_dataset(
             data,
             [target] if isinstance(target, str) else target,
+            units=[unit] if isinstance(unit, str) else unit,
             split_column=split_column,
             how=plan.preparation,
             prepared_as=folder / "dataset.parquet" if folder is not None and world() > 1 else None,
@@ -158,6 +164,7 @@ def train(
         dataset = _at_most(dataset, plan.config.training)
         dataset, store = _find_pairs(dataset, plan.config, workers, reporter)
         parts = _split(dataset, plan.config.training, fold, refit)
+        plan = plan.for_size(len(parts.train), folder, reporter)
         plan = plan.for_negative(negative_targets(dataset, parts, classes), reporter)
         targets = targets_of(dataset, parts, classes, plan.config.training)
         if plan.starts and same_properties(plan.starts[0].targets, targets):
@@ -234,8 +241,8 @@ def _report_data(
         first = dataset.left_out[0]
         where = f", listed in {folder / 'left_out.csv'}" if folder is not None else ""
         reporter.say(
-            f"{len(dataset.left_out)} structures left out{where}; the first: {first.where}: "
-            f"{first.reason}"
+            f"{len(dataset.left_out)} structures left out ({counts_by_kind(dataset.left_out)})"
+            f"{where}; the first: {first.where}: {first.reason}"
         )
 
 
@@ -244,7 +251,11 @@ def _report_data(
 
 
 def _new_model(member: Member, targets: list[Target], freeze: bool) -> SiteNet:
-    """A model with random weights, or with those of the member's start, for these targets."""
+    """A model with random weights, or with those of the member's start, for these targets.
+
+    The decoder of other properties than the start's begins at 0, and so at the mean of standardised
+    targets: random weights would turn encodings of a trained model into large errors.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(member.config.training.seed)
         model = SiteNet(member.config, targets)
@@ -253,6 +264,8 @@ def _new_model(member: Member, targets: list[Target], freeze: bool) -> SiteNet:
     weights = member.start.state_dict()
     keeps_decoder = same_properties(member.start.targets, targets)
     weights |= rescaled_decoder(member.start if keeps_decoder else model, targets)
+    if not keeps_decoder and member.config.training.scale_targets:
+        weights |= {k: torch.zeros_like(x) for k, x in weights.items() if k.startswith("decoder.")}
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
@@ -280,10 +293,12 @@ def _fingerprint(dataset: Dataset, parts: Split, targets: Sequence[Target]) -> s
 
 
 def _model_settings(model: SiteNet, member: Member) -> str:
-    """Hash the config of a model that has not learned yet, and the weights of its start."""
+    """Hash the config of a model that has not learned yet, without the length of the run, and the
+    weights of its start."""
     weights = member.start.state_dict() if member.start is not None else {}
     learns = [name for name, p in model.named_parameters() if p.requires_grad]
-    return fingerprint(model.config.to_dict(), learns, *(x.cpu().numpy() for x in weights.values()))
+    config = model.config.replace(epochs=1)
+    return fingerprint(config.to_dict(), learns, *(x.cpu().numpy() for x in weights.values()))
 
 
 def _train_member(trainer: Trainer, number: int, members: int) -> None:
@@ -292,7 +307,8 @@ def _train_member(trainer: Trainer, number: int, members: int) -> None:
     title = f"member {number} of {members}: " if members > 1 else ""
     with _alone(folder):
         if trainer.resume():
-            reporter.say(f"{title}resumes after epoch {trainer.progress.epoch} of {folder}")
+            if trainer.progress.epoch > trainer.progress.cycle_epoch:
+                reporter.say(f"{title}resumes after epoch {trainer.progress.epoch} of {folder}")
         elif folder is not None and is_first():
             write_config(folder, trainer.model.config)
         reporter.say(f"{title}{sum(p.numel() for p in trainer.optimizer.parameters)} parameters")

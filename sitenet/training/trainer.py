@@ -6,6 +6,7 @@ import copy
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from sitenet.training.cuda_graphs import CapturedSteps, CudaGraphs, Graphs, chec
 from sitenet.training.data import TrainingData
 from sitenet.training.gradients import Gradients, out_of_memory
 from sitenet.training.optimizer import Average, Optimizer, batches, learning_rate
+from sitenet.training.recipe import open_settings
 from sitenet.training.state import (
     Progress,
     State,
@@ -30,6 +32,7 @@ from sitenet.training.state import (
     load_state,
     restore_texts,
     save_state,
+    write_config,
 )
 from sitenet.training.tensorboard import events
 from sitenet.training.validation import validation_errors
@@ -45,14 +48,16 @@ class Trainer:
         model: Training starts from its weights; its targets carry the scaling.
         data: Crystals to learn from and to validate on.
         folder: Where checkpoints go; None keeps the best model in memory only.
-        settings: Fingerprint of what fixes the run; a state with another one is not resumed.
+        settings: Fingerprint of what fixes the run, except for its length; a state with another
+            one is not resumed.
         reporter: Shows progress.
         after_epoch: Called with the history entry of each epoch; an exception ends the run.
 
     Attributes:
-        best: The best model so far; without validation crystals, the last one.
+        best: The best model so far, where the learning rate falls one of its second half; without
+            validation crystals, the last one.
         progress: How far the run is.
-        total_steps: Optimiser steps of the whole run, if all epochs were as long as the first.
+        epochs: Length of the run.
         captured: Takes the steps if they are captured as CUDA graphs.
     """
 
@@ -66,7 +71,9 @@ class Trainer:
         after_epoch: AfterEpoch = lambda entry: None,
     ) -> None:
         self.model, self.data, self.folder, self.settings = model, data, folder, settings
-        self.config = model.config.training
+        training = model.config.training
+        self.config = replace(training, **open_settings(training, len(data.parts.train), False))
+        self.epochs = self.config.epochs or 0  # open_settings leaves no None
         self.reporter = reporter or Reporter()
         self.after_epoch = after_epoch
         self.optimizer = Optimizer(model, self.config)
@@ -76,7 +83,7 @@ class Trainer:
             self.average = Average(model, copy.deepcopy(model), self.config.ema)
         self.best = copy.deepcopy(self.judged) if len(data.parts.valid) else self.judged
         self.progress = Progress()
-        self.total_steps = self.config.epochs * len(self.batches_of_steps(1))
+        self.steps_per_epoch = len(self.batches_of_steps(1))
         self.rate = torch.zeros((), device=data.known.device)  # the learning rate that graphs read
         self.captured: CapturedSteps | None = None
         if self.config.capture:
@@ -97,14 +104,14 @@ class Trainer:
         begin, done_before = time.perf_counter(), progress.epoch
         seconds_left = None
         with events(self.folder if is_first() else None) as log:
-            while progress.epoch < self.config.epochs and not self._is_stale():
+            while not self.has_ended(self.epochs):
                 epoch_begin = time.perf_counter()
                 loss = self.train_epoch(seconds_left)
                 seconds = time.perf_counter() - epoch_begin
                 errors = self.validate() if len(self.data.parts.valid) else {}
                 self._keep_if_best(errors)
                 per_epoch = (time.perf_counter() - begin) / (progress.epoch - done_before)
-                seconds_left = per_epoch * (self.config.epochs - progress.epoch)
+                seconds_left = per_epoch * (self.epochs - progress.epoch)
                 progress.history.append(self._entry(loss, errors, seconds))
                 self._report(loss, errors, seconds, seconds_left)
                 self.save()
@@ -127,7 +134,7 @@ class Trainer:
         self.model.train()
         self.progress.epoch += 1
         losses: list[Tensor] = []
-        title = f"epoch {self.progress.epoch}/{self.config.epochs}"
+        title = f"epoch {self.progress.epoch}/{self.epochs}"
         if seconds_left is not None:
             title += f" (run: {duration(seconds_left)} left)"
         with self.reporter.bar(title, len(self.data.parts.train)) as advance:
@@ -155,7 +162,7 @@ class Trainer:
     def take_step(self, step: list[np.ndarray]) -> Tensor:
         """Take one optimiser step on several batches of crystals together; returns this rank's
         part of their loss."""
-        rate = learning_rate(self.progress.step, self.total_steps, self.config)
+        rate = self.rate_of(self.progress.step)
         try:
             if self.captured is not None:
                 self.rate.fill_(rate)
@@ -187,6 +194,8 @@ class Trainer:
 
     def _keep_if_best(self, errors: dict[str, float]) -> None:
         progress = self.progress
+        if self._settles():
+            progress.best_error = math.inf
         if errors and not errors["valid_error"] < progress.best_error:
             return
         progress.best_error = errors.get("valid_error", math.inf)
@@ -194,9 +203,24 @@ class Trainer:
         if self.best is not self.judged:
             self.best.load_state_dict(self.judged.state_dict())
 
-    def _is_stale(self) -> bool:
-        patience = self.config.patience
-        return bool(patience) and self.progress.epoch - self.progress.best_epoch >= patience
+    def _settles(self) -> bool:
+        """Whether this epoch begins the second half of a falling learning rate. Earlier epochs no
+        longer count as the best then: few validation crystals may favour one by chance."""
+        falls = self.config.schedule != "constant" and not self.progress.cycle_epoch
+        return falls and self.progress.epoch == self.epochs // 2 + 1
+
+    def has_ended(self, epochs: int) -> bool:
+        """Whether a run of so many epochs is complete, or its patience has run out."""
+        patience, progress = self.config.patience, self.progress
+        since = progress.epoch - max(progress.best_epoch, progress.cycle_epoch)
+        return progress.epoch >= epochs or (bool(patience) and since >= patience)
+
+    def rate_of(self, step: int) -> float:
+        """The learning rate of a step; its schedule covers the run, or what extends it, as if all
+        epochs were as long as the first."""
+        progress = self.progress
+        steps = (self.epochs - progress.cycle_epoch) * self.steps_per_epoch
+        return learning_rate(step - progress.cycle_step, steps, self.config)
 
     def _entry(self, loss: float, errors: dict[str, float], seconds: float) -> dict[str, Any]:
         """The history entry of an epoch."""
@@ -206,9 +230,8 @@ class Trainer:
             entry["train_mae"] = loss * targets[0].std
             if errors:
                 entry["valid_mae"] = errors[f"valid_{targets[0].name}_mae"]
-        last_step = max(self.progress.step - 1, 0)
         entry |= errors
-        entry["learning_rate"] = learning_rate(last_step, self.total_steps, self.config)
+        entry["learning_rate"] = self.rate_of(max(self.progress.step - 1, 0))
         entry["seconds"] = seconds
         entry["crystals_per_second"] = len(self.data.parts.train) / seconds
         return {k: finite(v) for k, v in entry.items()}
@@ -216,7 +239,7 @@ class Trainer:
     def _report(
         self, loss: float, errors: dict[str, float], seconds: float, seconds_left: float
     ) -> None:
-        line = f"epoch {self.progress.epoch}/{self.config.epochs}  loss {loss:.4g}"
+        line = f"epoch {self.progress.epoch}/{self.epochs}  loss {loss:.4g}"
         shown = ", ".join(
             f"{self._title(k)} {v:.4g}" for k, v in errors.items() if k != "valid_error"
         )
@@ -224,7 +247,7 @@ class Trainer:
             best = " (best so far)" if self.progress.best_epoch == self.progress.epoch else ""
             line += f"  validation: {shown}{best}"
         line += f"  {seconds:.1f} s, {len(self.data.parts.train) / seconds:.0f} crystals/s"
-        if self.progress.epoch < self.config.epochs:
+        if self.progress.epoch < self.epochs:
             line += f", {duration(seconds_left)} left"
         self.reporter.say(line)
 
@@ -253,13 +276,14 @@ class Trainer:
         # older would stay.
         if self.progress.best_epoch == self.progress.epoch:
             self.best.save(self.folder / MODEL, {"epoch": self.progress.epoch})
-        save_state(self.folder, State(self.settings, self.progress, groups))
+        save_state(self.folder, State(self.settings, self.epochs, self.progress, groups))
 
     def resume(self) -> bool:
         """Take over the state in the folder; returns whether there is one.
 
         Raises:
-            ValueError: It is damaged, or belongs to a run with other settings.
+            ValueError: It is damaged, belongs to a run with other settings, or to one of another
+                length that cannot be extended to this one.
         """
         state = None if self.folder is None else load_state(self.folder)
         if state is None or self.folder is None:
@@ -277,6 +301,38 @@ class Trainer:
             self.best.load_state_dict(state.groups["best"])
         self.optimizer.load(state.groups.get("optimizer", {}))
         self.progress = state.progress
+        if state.epochs != self.epochs:
+            self._extend(state.epochs)
         if is_first():
             restore_texts(self.folder, self.model.config, self.progress, self.reporter)
         return True
+
+    def _extend(self, earlier: int) -> None:
+        """Begin a new cycle of the learning rate after a finished run.
+
+        Args:
+            earlier: Length of that run.
+
+        Raises:
+            ValueError: It is not finished, or the length asked for adds nothing to it.
+        """
+        folder, progress, epochs = self.folder, self.progress, self.epochs
+        assert folder is not None
+        if not self.has_ended(earlier):
+            raise ValueError(
+                f"{folder} holds a run of {earlier} epochs that is at epoch {progress.epoch}, this "
+                f"is one of {epochs}: finish it with --epochs {earlier}, then extend it with "
+                f"--epochs {epochs}; or choose another folder"
+            )
+        if epochs <= progress.epoch:
+            raise ValueError(
+                f"{folder} holds a finished run of {progress.epoch} epochs, this is one of "
+                f"{epochs}: ask for more epochs to extend it, or choose another folder"
+            )
+        self.reporter.say(
+            f"the run in {folder} ended after {progress.epoch} epochs and goes on to {epochs}; the "
+            f"learning rate begins its schedule ({self.config.schedule}) again"
+        )
+        progress.cycle_epoch, progress.cycle_step = progress.epoch, progress.step
+        if is_first():
+            write_config(folder, self.model.config)

@@ -16,13 +16,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 import yaml
 
-from sitenet.config import SiteNetConfig, load_config
+from sitenet.config import DEFAULT_CONFIG, SiteNetConfig, load_config
 from sitenet.data.dataset import Dataset, Preparation
 from sitenet.data.failures import write_left_out
 from sitenet.data.prepare import open_dataset
+from sitenet.data.splits import split
 from sitenet.system.distributed import launched
 from sitenet.system.files import fingerprint, writable_folder, write_csv, write_text
 from sitenet.system.progress import Reporter
+from sitenet.training.recipe import described, open_settings
 from sitenet.training.search_space import read_space, suggest, values_of
 from sitenet.training.study import STUDY, complete, finished, named_failures, open_study
 from sitenet.training.targets import sets_last_activation
@@ -60,9 +62,10 @@ class Tuned:
 def tune(
     data: str | Path,
     out: str | Path,
-    config: str | Path | Mapping[str, Any] | SiteNetConfig = "paper",
+    config: str | Path | Mapping[str, Any] | SiteNetConfig = DEFAULT_CONFIG,
     *,
     target: str | Sequence[str] | None = None,
+    unit: str | Sequence[str] | None = None,
     classes: Sequence[str] = (),
     split_column: str | None = None,
     fold: str | None = None,
@@ -86,6 +89,7 @@ def tune(
             the dataset with its pairs. The same call resumes the study there.
         config: What the trials start from, with ``changes``.
         target: As in ``train``.
+        unit: As in ``train``.
         classes: As in ``train``.
         split_column: As in ``train``.
         fold: As in ``train``; its crystals stay unseen.
@@ -100,8 +104,9 @@ def tune(
         device: As in ``train``.
         workers: As in ``train``.
         reporter: Shows progress.
-        changes: Fields of the config to change. ``epochs`` here is for the search only:
-            ``best.yaml`` has those of ``config``.
+        changes: Fields of the config to change. ``epochs`` and ``max_crystals`` here are for the
+            search only: ``best.yaml`` has those of ``config``, and leaves open what ``config``
+            does.
 
     Raises:
         ImportError: Optuna is not installed.
@@ -123,9 +128,11 @@ def tune(
     search = _Search(config, changes, space, classes, fold, device, workers)
     out = writable_folder(out)
     targets = [target] if isinstance(target, str) else target
+    units = [unit] if isinstance(unit, str) else unit
     dataset = open_dataset(
         data,
         targets,
+        units=units,
         split_column=split_column,
         how=Preparation(search.base.primitive, search.base.disorder),
         prepared_as=out / "dataset.parquet",  # beside which the pairs of all trials are kept
@@ -135,10 +142,12 @@ def tune(
     write_left_out(dataset.left_out, out / "left_out.csv")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     settings = search.settings(dataset)
-    with open_study(out, settings, sampler, pruner, search.base.training) as study:
+    search.choose_size(dataset, reporter)
+    with open_study(out, settings, sampler, pruner, search.trial_base.training) as study:
         _run_trials(study, search, dataset, out, trials, timeout, reporter)
         best = study.best_trial
-        options = {"--target": targets or (), "--class": classes, "--split-column": split_column}
+        options: dict[str, str | Sequence[str] | None] = {"--target": targets, "--unit": units}
+        options |= {"--class": classes, "--split-column": split_column, "--fold": fold}
         return Tuned(
             search.config(best),
             values_of(best, search.space),
@@ -146,7 +155,7 @@ def tune(
             best.number,
             len(finished(study)),
             out / BEST,
-            _command(data, out, {**options, "--fold": fold}, search.base),
+            _command(data, out, options, search.base),
         )
 
 
@@ -177,13 +186,28 @@ class _Search:
         self.base = original.replace(**changes)
         if not self.base.training.valid:
             raise ValueError("tune chooses by the validation crystals: valid must be above 0")
-        self.epochs = original.training.epochs  # of the config that the search leaves
+        self.trial_base = self.base  # see choose_size
+        training = original.training
+        self.kept = {"epochs": training.epochs, "max_crystals": training.max_crystals}  # at the end
         self.space = read_space(space)
         self.classes, self.fold, self.device, self.workers = classes, fold, device, workers
         activation_is_set = sets_last_activation(config, changes) or "last_activation" in self.space
         self.fixed: dict[str, Any] = {}  # changes of every trial
         if activation_is_set and "last_activation" not in self.space:
             self.fixed["last_activation"] = self.base.last_activation
+
+    def choose_size(self, dataset: Dataset, reporter: Reporter) -> None:
+        """Choose the batch size and the epochs of all trials where the config leaves them open."""
+        training = self.base.training
+        parts = split(
+            dataset, training.valid, training.test, training.seed, self.fold, training.group
+        )
+        sampled = min(1.0, (training.max_crystals or len(dataset)) / len(dataset))
+        count = round(len(parts.train) * sampled)
+        chosen = open_settings(training, count, has_start=False)
+        if chosen:
+            reporter.say(described(count, chosen))
+        self.trial_base = self.base.replace(**chosen)
 
     def settings(self, dataset: Dataset) -> str:
         """Hash what fixes the study."""
@@ -211,7 +235,7 @@ class _Search:
             result = train(
                 dataset,
                 None,
-                self.base.replace(members=1),
+                self.trial_base.replace(members=1),
                 target=dataset.names,
                 classes=self.classes,
                 fold=self.fold,
@@ -231,7 +255,7 @@ class _Search:
     def config(self, trial: optuna.trial.FrozenTrial) -> SiteNetConfig:
         """The config of a trial, to train with: for as long as the search's config says."""
         activation = {"last_activation": trial.user_attrs["last_activation"]}
-        values = {"epochs": self.epochs, **activation, **values_of(trial, self.space)}
+        values = {**self.kept, **activation, **values_of(trial, self.space)}
         return self.base.replace(**values)
 
 

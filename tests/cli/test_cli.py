@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -14,6 +15,7 @@ from toy_crystals import SMALL, toy_crystals, write_folder
 
 from sitenet.cli import app as cli
 from sitenet.config import SiteNetConfig, TrainingConfig, load_config
+from sitenet.data.prepared import load_dataset
 from sitenet.model.checkpoint import load
 from sitenet.model.sitenet import SiteNet, Target
 from sitenet.published.checkpoint import to_published
@@ -92,7 +94,8 @@ def test_help_lists_every_command_and_loads_no_torch():
     code += "try: main()\nfinally: assert 'torch' not in sys.modules, 'torch'"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert run.returncode == 0 and run.stderr == ""
-    for name in "info prepare train predict evaluate explain report tune matbench".split():
+    names = "info prepare train predict evaluate explain report tune crossval matbench"
+    for name in names.split():
         assert f" {name} " in run.stdout
 
 
@@ -134,7 +137,7 @@ def test_predict_imports_no_more_than_it_needs(folder, run_folder):
     assert heavy & set(run.stderr.split()) == set()
 
 
-@pytest.mark.parametrize("command", ["train", "tune", "matbench"])
+@pytest.mark.parametrize("command", ["train", "tune", "crossval", "matbench"])
 def test_options_are_the_fields_of_the_config(sitenet, command):
     status, out, _ = sitenet(command, "--help")
     assert status == 0
@@ -252,10 +255,31 @@ def test_prepare(sitenet, folder, tmp_path):
     out = tmp_path / "set.parquet"
     status, printed, _ = sitenet("prepare", folder, "--out", out, "--json")
     assert status == 0
-    assert json.loads(printed) == {"out": str(out), "crystals": 13, "left_out": 1}
+    facts = {"out": str(out), "crystals": 13, "left_out": 1, "without_value": 0}
+    assert json.loads(printed) == facts
     left_out = rows_of((tmp_path / "set.left_out.csv").read_text())
     assert [row["id"] for row in left_out] == ["c3"]
     assert "13 crystals, 1 left out" in sitenet("prepare", folder, "--out", out)[1]
+    assert load_dataset(out).units == ("Å",)
+    assert sitenet("prepare", folder, "--out", out, "--unit", "wombats")[0] == 0
+    assert load_dataset(out).units == ("wombats",)
+    status, _, said = sitenet("prepare", folder, "--out", out, "--unit", "nm", "--unit", "K")
+    assert status == 1 and "expected one unit per target (size_A), got nm, K" in said
+
+
+def test_rows_without_a_value_are_counted_and_listed(sitenet, config, tmp_path):
+    write_folder(tmp_path / "in", 14)
+    table = tmp_path / "in" / "targets.csv"
+    table.write_text(re.sub(r"(?m)^(c[25]),.*$", r"\1,", table.read_text()))
+    out = tmp_path / "set.parquet"
+    printed = sitenet("prepare", tmp_path / "in", "--out", out)[1]
+    assert "14 crystals (2 without a value, on which no model is trained), 0 left out" in printed
+    for data in (tmp_path / "in", out):
+        run = tmp_path / f"run of {data.name}"
+        status, _, said = sitenet("train", data, "--out", run, "--config", config)
+        assert status == 0 and "10 crystals to learn from" in said
+        assert "2 structures left out (2 x no target value)" in said
+        assert [row["id"] for row in rows_of((run / "left_out.csv").read_text())] == ["c2", "c5"]
 
 
 def test_train_leaves_a_run_folder_and_goes_on(sitenet, folder, config, run_folder):

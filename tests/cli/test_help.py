@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from sitenet.cli.app import app
 from sitenet.cli.options import ALL_FIELDS, help_of
-from sitenet.config import SiteNetConfig, TrainingConfig, load_config
+from sitenet.config import DEFAULT_CONFIG, load_config
 from sitenet.system.settings import choices_of, field_types
 
 COMMANDS = sorted(typer.main.get_command(app).commands)
@@ -44,13 +44,17 @@ def test_fields_show_choices_defaults_and_units(cls):
         choices = choices_of(field_types(cls)[f.name])
         if choices:
             assert f"{flag} <{'|'.join(choices)}>" in text
-    assert "Radius of the sphere, in angstrom [default: 8]" in text
+    assert "Radius of the sphere, in angstrom [default: " in text
     assert "Optimiser: AdamW, or Muon for hidden matrices and AdamW for the rest" in text
 
 
 def test_defaults_are_those_of_the_config_that_the_help_names():
-    assert load_config("paper") == SiteNetConfig(training=TrainingConfig())
-    assert "(defaults: those of the config paper)" in help_text("train")
+    assert f"(defaults: those of the config {DEFAULT_CONFIG})" in help_text("train")
+    config = load_config(DEFAULT_CONFIG)
+    fields = {f.name: f for cls in ALL_FIELDS for f in dataclasses.fields(cls)}
+    assert help_of(fields["radius"]).endswith(f"[default: {config.radius:.4g}]")
+    assert help_of(fields["heads"]).endswith(f"[default: {config.heads}]")
+    assert help_of(fields["optimizer"]).endswith(f"[default: {config.training.optimizer}]")
 
 
 @pytest.mark.parametrize(

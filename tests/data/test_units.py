@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pytest
 
 from sitenet.data.source import same_quantity, unit_of
-from sitenet.data.units import parse_unit, titled
+from sitenet.data.units import parse_unit, stated_units, titled
 
 
 @pytest.mark.parametrize(
@@ -37,6 +37,19 @@ from sitenet.data.units import parse_unit, titled
         ("moment_muB", "μB"),
         ("moment [µB]", "μB"),
         ("tc_K", "K"),
+        ("Tc/K", "K"),
+        ("T_c / K", "K"),
+        ("Tc kelvin", "K"),
+        ("gap, eV", "eV"),
+        ("gap(eV)", "eV"),
+        ("density(g/cm3)", "g/cm³"),
+        ("capacity_mAh_per_g", "mAh/g"),
+        ("Hc (Oe)", "Oe"),
+        ("yield %", "%"),
+        ("magmom_muB_per_atom", "μB/atom"),
+        ("expansion_1e-6_per_K", ""),
+        ("sites/cell", ""),
+        ("log10(GPa)", ""),
         ("Tc (K)", "K"),
         ("gap pbe", "eV"),
         ("gap expt", "eV"),
@@ -67,6 +80,13 @@ def test_units_come_from_names(name, unit):
 )
 def test_spellings_of_one_unit(text):
     assert parse_unit(text) == "S/cm"
+
+
+def test_units_that_the_user_states():
+    names = ("a", "b")
+    assert stated_units(names, ["S_per_cm", " wombats "]) == ("S/cm", "wombats")
+    with pytest.raises(ValueError, match=r"one unit per target \(a, b\), got eV$"):
+        stated_units(names, ["eV"])
 
 
 @pytest.mark.parametrize("text", ["", "1", "foo", "eV/", "eV/foo", "per", "A0", "cm^99", "a.u."])

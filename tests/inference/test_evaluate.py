@@ -14,6 +14,7 @@ from toy_crystals import (
 )
 
 from sitenet.data.prepare import prepare
+from sitenet.data.readers import open_source
 from sitenet.inference.evaluate import Predictions, evaluate
 from sitenet.inference.table import intervals
 from sitenet.model.sitenet import Target
@@ -162,8 +163,12 @@ def test_columns_of_the_models_names_or_those_asked_for(tmp_path):
     with pytest.raises(ValueError, match="the model predicts size_A; got other_A, size_A"):
         evaluate(MODEL, tmp_path, ["other_A", "size_A"])
     (tmp_path / "targets.csv").write_text("\n".join(["id,other_A,third", "c0,1,2", ""]))
-    with pytest.raises(ValueError, match="which target to learn; there is other_A, third"):
+    said = "the model predicts size_A, the data have other_A, third; name the column of the same"
+    with pytest.raises(ValueError, match=said):
         evaluate(MODEL, tmp_path)
+    prepare(open_source(tmp_path, ["other_A", "third"]), tmp_path / "data.parquet")
+    with pytest.raises(ValueError, match=said):
+        evaluate(MODEL, tmp_path / "data.parquet")
 
 
 @pytest.mark.parametrize("prepared", [False, True])

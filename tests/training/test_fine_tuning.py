@@ -68,6 +68,14 @@ def test_another_target_gets_a_decoder_of_its_own(start):
     assert result.model.targets[0].kind == "class"
 
 
+def test_another_target_begins_at_its_mean(start):
+    """Not where random weights lead the encodings of a trained model."""
+    data = toy_dataset(30, names=("a_eV",))
+    data.split = ["train"] * 20 + ["test"] * 10
+    model = train(data, config=FAST, start=start, epochs=1, valid=0.0, learning_rate=1e-30).model
+    np.testing.assert_allclose(model.predict(data.crystals), data.targets[:20].mean(), rtol=1e-5)
+
+
 def test_the_model_keeps_its_own_config_but_for_training(start):
     result = train(toy_dataset(30), config="paper", start=start, epochs=1, max_sites=5)
     config = result.model.config

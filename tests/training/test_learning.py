@@ -81,7 +81,7 @@ def test_accumulated_batches_are_one_larger_batch(count):
     for _ in range(2):
         assert small.train_epoch() == pytest.approx(large.train_epoch(), rel=1e-6)
     assert small.progress.step == large.progress.step == 4
-    assert small.total_steps == large.total_steps
+    assert small.steps_per_epoch == large.steps_per_epoch
     for a, b in zip(small.model.parameters(), large.model.parameters(), strict=True):
         # AdamW turns rounding of 1e-13 in a gradient of 0 into a step of 1e-2 / 1e-7 * 1e-13.
         torch.testing.assert_close(a, b, rtol=1e-7, atol=3e-8)

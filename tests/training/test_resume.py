@@ -102,7 +102,7 @@ def test_a_damaged_config_is_named_where_settings_differ(stopped, tmp_path):
     shutil.copytree(stopped[0], tmp_path / "run")
     (tmp_path / "run" / "config.yaml").write_text("training: {epochs: [")
     with pytest.raises(ValueError, match=r"other data or settings \(.*config\.yaml is damaged"):
-        train(toy_dataset(20), tmp_path / "run", FAST, epochs=9)
+        train(toy_dataset(20), tmp_path / "run", FAST, learning_rate=9.0)
 
 
 def test_leftovers_of_a_killed_run_are_removed(stopped, tmp_path):

@@ -103,7 +103,7 @@ def test_a_finished_run_has_nothing_left_to_learn(finished, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"epochs": 5}, r"\(epochs: 4 there, 5 here\)"),
+        ({"epochs": 3}, "holds a finished run of 4 epochs, this is one of 3"),
         ({"blocks": 3, "seed": 1}, r"\(blocks: 2 there, 3 here; seed: 42 there, 1 here\)"),
         ({"fold": "x"}, "no crystal is in fold 'x'"),
     ],

@@ -1,6 +1,7 @@
 """A search for settings: its study, what it leaves, and how it resumes."""
 
 import csv
+import io
 import json
 import shlex
 import shutil
@@ -8,10 +9,14 @@ import shutil
 import numpy as np
 import pytest
 import yaml
+from rich.console import Console
 from toy_crystals import SMALL, toy_dataset, write_folder
 
 from sitenet.cli import app as cli
 from sitenet.config import load_config
+from sitenet.system.progress import Reporter
+from sitenet.training import recipe
+from sitenet.training.recipe import described, open_settings
 from sitenet.training.search_space import SPACE, read_space
 from sitenet.training.tune import tune
 
@@ -154,6 +159,7 @@ def test_command(folder, tmp_path, capsys):
     out_folder = tmp_path / "a folder"
     arguments = ["tune", folder, "--out", out_folder, "--config", config]
     arguments += ["--space", space, "--trials", "2", "--epochs", "2", "--target", "size_A"]
+    arguments += ["--unit", "nm"]
 
     def run(arguments):
         with pytest.raises(SystemExit) as end:
@@ -168,7 +174,7 @@ def test_command(folder, tmp_path, capsys):
     # The printed command runs as it is, for the epochs of the config, not of the search.
     (command,) = [line for line in err.splitlines() if "sitenet train" in line]
     program, *words = shlex.split(command.partition("next: ")[2])
-    assert program == "sitenet" and words[-2:] == ["--target", "size_A"]
+    assert program == "sitenet" and words[-4:] == ["--target", "size_A", "--unit", "nm"]
     run(words)
     metrics = (out_folder / "run" / "metrics.jsonl").read_text().splitlines()
     assert len(metrics) == BASE.training.epochs == 3
@@ -186,6 +192,22 @@ def test_the_best_config_follows_negative_targets(tmp_path):
     best = tune(prepared, tmp_path / "out", config, trials=1, space={"blocks": [1]})
     assert load_config(best.path) == best.config
     assert best.config.last_activation == "identity"
+
+
+def test_the_best_config_leaves_open_what_the_search_chose_by_size(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(recipe, "MOST_EPOCHS", 3)
+    said = io.StringIO()
+    reporter = Reporter(Console(file=said, width=1000))
+    base = BASE.replace(epochs=None, batch_sites=0, batch_crystals=None)
+    options = {"space": {"blocks": [1]}, "pruner": "hyperband", "reporter": reporter}
+    best = tune(folder, tmp_path, base, trials=1, max_crystals=9, **options)
+    training = load_config(best.path).training
+    assert (training.epochs, training.batch_crystals, training.max_crystals) == (None, None, 0)
+    count = round(7 * 9 / 12)  # 4 of 12 validate and 1 tests; 9 of 12 are used
+    chosen = open_settings(base.training, count, has_start=False)
+    assert described(count, chosen) in said.getvalue()
+    (row,) = rows_of(tmp_path / "trials.csv")
+    assert int(row["epochs"]) == chosen["epochs"]
 
 
 # ---------------------------------------------------------------------------------------------
