@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from sitenet.data.cif_files import CIF_SUFFIXES, CifFolder, is_cif, without_suffix
+from sitenet.data.structure_names import CIF_SUFFIXES, CifFolder, is_cif, without_suffix
 from sitenet.data.columns import (
     ID_COLUMNS,
     Columns,
