@@ -24,6 +24,7 @@ _MODULE_OF = {
     "read_each": "crystal.crystal",
     "minimum_image_distances": "ops.geometry",
     "prepare": "data.prepare",
+    "read": "data.structure_files",
     "Pairs": "pairs.pairs",
     "find_pairs": "pairs.finder",
     "SiteNet": "model.sitenet",
@@ -76,6 +77,7 @@ if TYPE_CHECKING:
     from sitenet.crystal.crystal import read_cifs as read_cifs
     from sitenet.crystal.crystal import read_each as read_each
     from sitenet.data.prepare import prepare as prepare
+    from sitenet.data.structure_files import read as read
     from sitenet.estimator import SiteNetClassifier as SiteNetClassifier
     from sitenet.estimator import SiteNetRegressor as SiteNetRegressor
     from sitenet.inference.evaluate import evaluate as evaluate

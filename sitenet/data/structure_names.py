@@ -1,26 +1,51 @@
-"""Names of CIFs: which files are CIFs, and which file a table's row names."""
+"""Names of structure files: what form a file has, and which file a table's row names."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import re
 from pathlib import Path
+from typing import Literal
+
+Form = Literal["cif", "vasp", "xyz", "json", "database", "zip"]
 
 CIF_SUFFIXES = (".cif.gz", ".mcif.gz", ".cif", ".mcif")
+_SUFFIXES: dict[Form, tuple[str, ...]] = {
+    "cif": CIF_SUFFIXES,
+    "vasp": (".vasp", ".poscar", ".contcar", ".vasp.gz", ".poscar.gz", ".contcar.gz"),
+    "xyz": (".xyz", ".extxyz", ".xyz.gz", ".extxyz.gz"),
+    "json": (".json", ".json.gz"),
+    "database": (".db",),
+    "zip": (".zip",),
+}
+_VASP_NAME = re.compile(r"(poscar|contcar)([._-].*)?", re.I)  # POSCAR, CONTCAR.gz, POSCAR_NaCl
+# Endings in the order in which a row without one is looked for.
+SUFFIXES = tuple(suffix for suffixes in _SUFFIXES.values() for suffix in suffixes[::-1])
+ACCEPTED = (
+    "CIF, POSCAR, extended XYZ, pymatgen or OPTIMADE JSON, ASE database (.db) or zip of these"
+)
 
 
-def is_cif(path: Path) -> bool:
-    """Whether a file is a CIF, by its name; those that macOS leaves beside a file are not."""
-    return path.name.lower().endswith(CIF_SUFFIXES) and not path.name.startswith(".")
+def form_of(name: str) -> Form | None:
+    """The form of a structure file by its name; None for others, and for those that macOS leaves
+    beside a file."""
+    lower = name.lower().rpartition("/")[2]
+    if lower.startswith("."):
+        return None
+    for form, suffixes in _SUFFIXES.items():
+        if lower.endswith(suffixes):
+            return form
+    return "vasp" if _VASP_NAME.fullmatch(lower) else None
 
 
 def without_suffix(name: str) -> str:
-    """A name without the ending of a CIF."""
-    suffix = next((s for s in CIF_SUFFIXES if name.lower().endswith(s)), "")
-    return name[: len(name) - len(suffix)]
+    """A name without the ending of a structure file."""
+    lower = name.lower()
+    lengths = [len(s) for s in SUFFIXES if lower.endswith(s) and len(name) > len(s)]
+    return name[: len(name) - max(lengths, default=0)]
 
 
-class CifFolder:
+class StructureFolder:
     """Finds the files that rows of a table name, with or without ending, in any case.
 
     Every folder is listed once, however many rows there are.
@@ -34,7 +59,8 @@ class CifFolder:
         """The file that a row names, and the block in it: ``a.cif#phase_2`` is one of several.
 
         Returns:
-            The path, of a file with the usual ending where there is none; and the block, or "".
+            The path, of a CIF with the usual ending where there is no such file; and the block, or
+            "".
         """
         path = self._existing(name)
         if path is not None:
@@ -45,15 +71,13 @@ class CifFolder:
             if path is not None:
                 return path, block
         path = self.folder / name
-        return path if is_cif(path) else path.with_name(path.name + ".cif"), ""
+        return path if form_of(path.name) else path.with_name(path.name + ".cif"), ""
 
     def _existing(self, name: str) -> Path | None:
         path = self.folder / name
         if not path.name:
             return None
-        suffixes: Sequence[str] = CIF_SUFFIXES[::-1]
-        if path.name.lower().endswith(CIF_SUFFIXES):
-            suffixes = ("", *suffixes)
+        suffixes = ("", *SUFFIXES) if form_of(path.name) else SUFFIXES
         names = self._in(path.parent)
         for suffix in suffixes:
             same = names.get((path.name + suffix).lower(), [])
