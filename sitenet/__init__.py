@@ -40,6 +40,8 @@ _MODULE_OF = {
     "load_config": "config",
     "predict": "inference.predict",
     "predict_files": "inference.predict_files",
+    "encode": "inference.encode",
+    "encode_files": "inference.encode",
     "evaluate": "inference.evaluate",
     "explain": "inference.explain",
     "explain_files": "inference.explain_files",
@@ -80,6 +82,8 @@ if TYPE_CHECKING:
     from sitenet.data.structure_files import read as read
     from sitenet.estimator import SiteNetClassifier as SiteNetClassifier
     from sitenet.estimator import SiteNetRegressor as SiteNetRegressor
+    from sitenet.inference.encode import encode as encode
+    from sitenet.inference.encode import encode_files as encode_files
     from sitenet.inference.evaluate import evaluate as evaluate
     from sitenet.inference.explain import explain as explain
     from sitenet.inference.explain_files import explain_files as explain_files

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from sitenet.cli import inference, options, training
+from sitenet.cli import encode, inference, options, training
 from sitenet.cli.output import print_json, say
 
 
@@ -75,6 +75,7 @@ for command in (
     training.prepare,
     training.train,
     inference.predict,
+    encode.encode,
     inference.evaluate,
     inference.explain,
     inference.report,

@@ -10,7 +10,6 @@ import gzip
 import io
 import itertools
 import json
-import sqlite3
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -151,6 +150,8 @@ _SQLITE = b"SQLite format 3\0"
 
 
 def _database_frames(name: str, source: Path | bytes) -> Iterator[Frame]:
+    import sqlite3
+
     connect = ase("db").connect
     if isinstance(source, bytes):
         reason = f"{name}: a database is read from a disk only"
