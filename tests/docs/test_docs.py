@@ -23,6 +23,7 @@ PAGES = sorted(
 # Optional packages that a page's snippets use.
 NEEDS = {
     "cgcnn_alignn.md": ("ase",),
+    "embeddings.md": ("matplotlib", "sklearn"),
     "formats.md": ("ase",),
     "published.md": ("pymatgen",),
     "tutorial.md": ("matplotlib", "plotly", "sklearn", "optuna"),
