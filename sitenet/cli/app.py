@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from sitenet.cli import encode, inference, options, training
+from sitenet.cli import encode, inference, options, serve, training
 from sitenet.cli.output import print_json, say
 
 
@@ -81,6 +81,7 @@ for command in (
     inference.report,
     training.tune,
     training.matbench,
+    serve.serve,
 ):
     app.command(cls=options.Command)(command)
 

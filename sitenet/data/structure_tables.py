@@ -127,13 +127,20 @@ class _FrameRecords:
         return f"{self.name}/{name}" if self.name else name
 
 
-def frame_records(path: Path, name: str) -> _FrameRecords:
-    """The structures of a file as records, named by the file where they have no id."""
-    read: Callable[[], Iterator[Frame]] = lambda: frames(path.name, path)  # noqa: E731
+def frame_records(path: Path, name: str, data: bytes | None = None) -> _FrameRecords:
+    """The structures of a file as records.
+
+    Args:
+        path: the file.
+        name: what the ids of structures without one begin with.
+        data: the content of the file, which is not read then.
+    """
+    content = path if data is None else data
+    read: Callable[[], Iterator[Frame]] = lambda: frames(path.name, content)  # noqa: E731
     if form_of(path.name) == "json":
-        content = load_json(str(path), path)
-        if not is_ase_json(content):  # which is read from the disk again
-            entries = list(json_frames(str(path), content))
+        parsed = load_json(str(path), content)
+        if not is_ase_json(parsed):  # which is read from the disk again
+            entries = list(json_frames(str(path), parsed))
             read = lambda: iter(entries)  # noqa: E731
     return _FrameRecords(path, read, printable(name))
 

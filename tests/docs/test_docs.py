@@ -26,6 +26,7 @@ NEEDS = {
     "embeddings.md": ("matplotlib", "sklearn"),
     "formats.md": ("ase",),
     "published.md": ("pymatgen",),
+    "serve.md": ("starlette", "uvicorn", "python_multipart"),
     "tutorial.md": ("matplotlib", "plotly", "sklearn", "optuna"),
 }
 
