@@ -22,7 +22,7 @@ from sitenet.serve.app import create_app
 from sitenet.serve.run import load_models
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples" / "semiconductors"
-NAMES = ("GaAs_zincblende", "ZnSe_zincblende", "NaCl_rocksalt", "SiO2_quartz", "Cu_fcc")
+NAMES = ("GaAs_zincblende", "ZnSe_zincblende", "NaCl_rocksalt", "SiO2_quartz", "GeS_tin-sulfide")
 OPTIONS = ("--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader")
 SIZES = {"desktop": (1100, 860), "phone": (390, 844)}
 

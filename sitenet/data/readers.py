@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sitenet.data.archives import list_files
 from sitenet.data.columns import (
     ID_COLUMNS,
     Columns,
@@ -40,10 +41,11 @@ def open_source(
             property; CGCNN's header-less ``id_prop.csv`` too) or without one; a CSV with a ``file``
             or ``cif`` column; a Parquet file with a ``cif`` column; a Matbench ``*.json.gz``; a
             JARVIS JSON list; a JSON file of pymatgen or OPTIMADE, an extended XYZ file or an ASE
-            database, with values beside the structures; a zip archive of structure files; a file of
-            ``sitenet prepare``; or one CIF or POSCAR. Names and endings may be in any case; CSVs
-            may be separated by semicolons or tabs, with decimal commas. Without a table, every
-            structure of a file is a row; a table's row names a block as ``file#block``.
+            database, with values beside the structures; a zip archive of structure files, with or
+            without a CSV; a file of ``sitenet prepare``; or one CIF or POSCAR. Names and endings
+            may be in any case; CSVs may be separated by semicolons or tabs, with decimal commas.
+            Without a table, every structure of a file is a row; a table's row names a block as
+            ``file#block``.
         targets: columns to predict; None takes the only numeric one, () none at all, and from a
             folder all structure files, whatever its CSV says.
         split_column: column that says which split or fold a row is in; None takes ``split`` or
@@ -68,6 +70,8 @@ def open_source(
     match form_of(name):
         case "cif" | "vasp":
             return _open_files(path, [path], targets)
+        case "zip":
+            return _open_archive(path, targets, split_column)
         case None:
             raise ValueError(
                 f"{path} is not a table of crystals: expected a folder, a {ACCEPTED}, *.csv, "
@@ -94,13 +98,29 @@ def _open_folder(path: Path, targets: Sequence[str] | None, split_column: str | 
         if not files:
             raise ValueError(f"{path} holds no structure files: expected a {ACCEPTED}")
         return _open_files(path, files, targets)
+    return _open_csv(_only_table(path, tables), path, targets, split_column)
+
+
+def _open_archive(path: Path, targets: Sequence[str] | None, split_column: str | None) -> Source:
+    """An archive, with or without a table in its uppermost folder that has one."""
+    tables = [p for p in list_files(path) if _is_table(p) and "__MACOSX" not in p.parts]
+    if not tables or (targets is not None and not targets):
+        return open_frames(path, targets, split_column)
+    depth = min(len(p.parts) for p in tables)
+    table = _only_table(path, [p for p in tables if len(p.parts) == depth])
+    source = _open_csv(table, table.parent, targets, split_column)
+    return Source(path, list(source), source.targets, source.units)
+
+
+def _only_table(path: Path, tables: Sequence[Path]) -> Path:
+    """The table of a folder or an archive that has one or more."""
     named = [t for t in tables if t.name.lower() in ("targets.csv", "id_prop.csv")]
     if len(tables) > 1 and len(named) != 1:
         raise ValueError(
             f"{path} holds several CSV files, none or more than one of them called targets.csv or "
             f"id_prop.csv: {', '.join(t.name for t in tables)}; name the one you mean"
         )
-    return _open_csv((named or tables)[0], path, targets, split_column)
+    return (named or tables)[0]
 
 
 def _is_table(path: Path) -> bool:
@@ -161,7 +181,7 @@ def _open_csv(
             return True
         if column_called(cells, "cif", *ID_COLUMNS) or is_index(cells[0]):
             return True
-        return path.name.lower() != "id_prop.csv" and not files.find(cells[0])[0].exists()
+        return path.name.lower() != "id_prop.csv" and not files.holds(cells[0])
 
     table = read_text_table(path, is_header)
     header = table.header

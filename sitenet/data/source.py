@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sitenet.crystal.crystal import CifError, Crystal, read_each
+from sitenet.data.archives import stored
 from sitenet.data.failures import Unusable
 from sitenet.data.structure_files import read_structures
 from sitenet.data.structures import crystal_of
@@ -92,7 +93,7 @@ class Record:
             if not self.content:
                 raise Unusable("no file named", f"{self.where} names no file")
             path = Path(self.content)
-            return list(read_structures(path.name, path, disorder, self.block))
+            return list(read_structures(path.name, stored(path), disorder, self.block))
         try:
             if self.kind == "member":
                 name, data = self.content

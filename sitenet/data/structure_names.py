@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 from typing import Literal
+
+from sitenet.data.archives import list_names
 
 Form = Literal["cif", "vasp", "xyz", "json", "database", "zip"]
 
@@ -55,6 +56,12 @@ class StructureFolder:
         self.folder = folder
         self._names: dict[Path, dict[str, list[str]]] = {}
 
+    def holds(self, name: str) -> bool:
+        """Whether there is a file that a row names."""
+        return (
+            self._existing(name) is not None or self._existing(name.rpartition("#")[0]) is not None
+        )
+
     def find(self, name: str) -> tuple[Path, str]:
         """The file that a row names, and the block in it: ``a.cif#phase_2`` is one of several.
 
@@ -90,12 +97,8 @@ class StructureFolder:
     def _in(self, folder: Path) -> dict[str, list[str]]:
         """The names in a folder by their lower case."""
         if folder not in self._names:
-            try:
-                names = sorted(os.listdir(folder))
-            except OSError:
-                names = []
             by_lower: dict[str, list[str]] = {}
-            for name in names:
+            for name in list_names(folder):
                 by_lower.setdefault(name.lower(), []).append(name)
             self._names[folder] = by_lower
         return self._names[folder]

@@ -369,6 +369,41 @@ def test_rows_of_a_table_name_files_of_any_form(tmp_path):
     assert "holds 3 structures" in data.left_out[0].reason
 
 
+@pytest.mark.parametrize("header", ["id,gap_eV\n", ""])
+@pytest.mark.parametrize("folder", ["", "set/"])
+def test_an_archive_with_its_table_is_a_table(tmp_path, model, header, folder):
+    path = tmp_path / "data.zip"
+    name = "targets.csv" if header else "id_prop.csv"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(f"__MACOSX/{folder}._{name}", "junk")
+        archive.writestr(f"{folder}{name}", f"{header}a,1.5\nB.cif,2.5\nmissing,3\n")
+        archive.writestr(f"{folder}a.cif", cif_of(CRYSTALS[0]))
+        archive.writestr(f"{folder}b.CIF", cif_of(CRYSTALS[1]))
+        archive.writestr(f"{folder}c.cif", cif_of(CRYSTALS[2]))
+    source = open_source(path)
+    data = dataset.read(source)
+    assert data.ids == ["a", "B.cif"]
+    assert data.targets[:, 0].tolist() == [1.5, 2.5]
+    assert [c.reduced_formula for c in data.crystals] == ["TiO2", "NaCl"]
+    assert [x.kind for x in data.left_out] == ["no such file"]
+    assert dataset.read(open_source(path), workers=2).ids == data.ids
+    before = source.fingerprint()
+    path.write_bytes(path.read_bytes() + b"\0")
+    assert open_source(path).fingerprint() != before
+    ids = [row[0] for row in predict_files(model, [path]).rows]  # all crystals, whatever the table
+    assert ids == [f"{folder}{name}" for name in "abc"]
+
+
+def test_a_table_may_name_files_in_archives_beside_it(tmp_path):
+    zipped(tmp_path / "c.zip", CRYSTALS[1])
+    (tmp_path / "t.csv").write_text(
+        "file,y\nc.zip/deep/one.cif,1\nc.zip/deep/ONE,2\nc.zip/x.cif,3\n"
+    )
+    data = dataset.read(open_source(tmp_path))
+    assert data.targets[:, 0].tolist() == [1, 2]
+    assert [x.kind for x in data.left_out] == ["no such file"]
+
+
 def test_read_takes_the_first_structure_and_says_so(tmp_path):
     path = tmp_path / "t.xyz"
     write_xyz(path)
