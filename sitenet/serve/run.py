@@ -22,8 +22,8 @@ def load_models(names: Sequence[str], device: str | torch.device = "cpu") -> dic
     """Load models by name or path; none named takes all shipped weights.
 
     Returns:
-        The models by the names under which they are chosen: the given names of shipped weights, and
-        for paths the name of the run folder or of the file.
+        The models by the names under which they are chosen: shipped weights by their own, others by
+        that of the run folder or file.
 
     Raises:
         FileNotFoundError, ValueError: As ``load``; or two models would have one name.

@@ -91,8 +91,8 @@ def pymatgen_file(form):
 
 def entry(path, crystal):
     entries = pytest.importorskip("pymatgen.entries.computed_entries")
-    made = entries.ComputedStructureEntry(crystal.to_pymatgen(), -3.0, entry_id="one")
-    path.write_text(json.dumps(made.as_dict()))
+    computed = entries.ComputedStructureEntry(crystal.to_pymatgen(), -3.0, entry_id="one")
+    path.write_text(json.dumps(computed.as_dict()))
 
 
 def optimade_of(crystal, name="one", **attributes):
@@ -367,6 +367,15 @@ def test_rows_of_a_table_name_files_of_any_form(tmp_path):
     formulas = [c.reduced_formula for c in data.crystals]
     assert formulas == ["TiO2", "NaCl", "NaCl"]
     assert "holds 3 structures" in data.left_out[0].reason
+
+
+def test_a_folder_as_alignn_has_it(tmp_path):
+    for number in (0, 1):
+        poscar()(tmp_path / f"POSCAR-JVASP-{number}.vasp", CRYSTALS[number])
+    (tmp_path / "id_prop.csv").write_text("POSCAR-JVASP-1.vasp,1.5\nPOSCAR-JVASP-0.vasp,2.5\n")
+    data = dataset.read(open_source(tmp_path))
+    assert data.names == ("target",)
+    assert [c.reduced_formula for c in data.crystals] == ["NaCl", "TiO2"]
 
 
 @pytest.mark.parametrize("header", ["id,gap_eV\n", ""])

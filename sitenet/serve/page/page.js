@@ -12,10 +12,10 @@ let generation = 0; // counts how often the table was cleared
 const counts = { sent: 0, done: 0 };
 
 function element(name, text, className) {
-  const made = document.createElement(name);
-  if (text !== undefined) made.textContent = text;
-  if (className) made.className = className;
-  return made;
+  const node = document.createElement(name);
+  if (text !== undefined) node.textContent = text;
+  if (className) node.className = className;
+  return node;
 }
 
 function say(text, isError = false) {
@@ -61,10 +61,10 @@ function showHead(model) {
 }
 
 function cell(label, content, className) {
-  const made = element("td", undefined, className);
-  made.dataset.label = label;
-  made.append(content);
-  return made;
+  const node = element("td", undefined, className);
+  node.dataset.label = label;
+  node.append(content);
+  return node;
 }
 
 function flagsOf(row) {
