@@ -10,6 +10,7 @@ from typing import Any
 
 from sitenet.crystal.crystal import Crystal
 from sitenet.data.dataset import LeftOut, Preparation
+from sitenet.data.source import Record
 from sitenet.inference.encode import encode
 from sitenet.inference.explain import explain
 from sitenet.inference.explanation import Explanation
@@ -111,7 +112,8 @@ class Prediction:
     def _predict(self, usable: Sequence[Read]) -> None:
         # Ids need not differ, so the predictor sees places instead.
         records = [
-            _record(str(place), read.record, read.result) for place, read in enumerate(usable)
+            Record(str(place), read.record.where, "crystal", read.result)
+            for place, read in enumerate(usable)
         ]
         ((_, _, predictions, left_out),) = self._predictor.chunks(iter([(0, records)]), 1)
         for one in predictions:
@@ -126,10 +128,6 @@ class Prediction:
     def stop(self, reason: str) -> None:
         """Say why the structures that are left were not computed."""
         self.left_out.append((-1, LeftOut("", "the rest", reason, reason)))
-
-
-def _record(place: str, record: Any, crystal: Any) -> Any:
-    return type(record)(place, record.where, "crystal", crystal)
 
 
 def one_crystal(

@@ -10,7 +10,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from toy_crystals import cif_of
+from toy_crystals import SMALL, cif_of, toy_crystals
 
 import sitenet
 from sitenet.config import SiteNetConfig
@@ -21,10 +21,12 @@ from sitenet.data.prepare import prepare
 from sitenet.data.prepared import load_dataset
 from sitenet.data.readers import open_source
 from sitenet.data.structure_names import form_of, without_suffix
+from sitenet.inference.encode import encode_files
 from sitenet.inference.evaluate import evaluate
 from sitenet.inference.explain_files import explain_files
 from sitenet.inference.predict_files import predict_files
 from sitenet.model.sitenet import SiteNet, Target
+from sitenet.training.train import train
 
 CRYSTALS = [
     Crystal(
@@ -267,6 +269,24 @@ def test_values_beside_structures_are_targets(tmp_path, model, name):
     explained = explain_files(target, [path])
     assert explained.explanation.names == ids
     np.testing.assert_allclose(explained.truth[:, 0], GAPS)
+
+
+def test_training_takes_frames_with_values(tmp_path):
+    write = pytest.importorskip("ase.io").write
+    crystals = toy_crystals(12)
+    frames = [atoms_of(c, id=f"frame {k}", size_A=float(k)) for k, c in enumerate(crystals)]
+    write(tmp_path / "t.extxyz", frames, format="extxyz")
+    train(tmp_path / "t.extxyz", tmp_path / "run", SMALL, epochs=1, valid=0.25, test=0.25)
+    (tmp_path / "one").mkdir()
+    write(tmp_path / "one" / "POSCAR", frames[0], format="vasp")
+    model = sitenet.load(tmp_path / "run")
+    assert [target.name for target in model.targets] == ["size_A"]
+    outcome = encode_files(model, [tmp_path / "t.extxyz", tmp_path / "one"], tmp_path / "x.npz")
+    with np.load(tmp_path / "x.npz") as arrays:
+        assert arrays["ids"].tolist() == [*(f"frame {k}" for k in range(12)), "POSCAR"]
+        # The same crystal, but for the 8 decimals of extended XYZ.
+        np.testing.assert_allclose(arrays["encodings"][0], arrays["encodings"][12], atol=1e-5)
+    assert outcome.count == 13
 
 
 def test_lists_of_structures_and_a_single_one(tmp_path, model):
