@@ -23,6 +23,7 @@ _MODULE_OF = {
     "read_each": "crystal.crystal",
     "minimum_image_distances": "ops.geometry",
     "prepare": "data.prepare",
+    "read": "data.structure_files",
     "Pairs": "pairs.pairs",
     "find_pairs": "pairs.finder",
     "SiteNet": "model.sitenet",
@@ -44,6 +45,8 @@ _MODULE_OF = {
     "what_changes": "inference.changes",
     "Changes": "inference.changes",
     "ArrangedPrediction": "inference.arrangements",
+    "encode": "inference.encode",
+    "encode_files": "inference.encode",
     "evaluate": "inference.evaluate",
     "explain": "inference.explain",
     "explain_files": "inference.explain_files",
@@ -85,12 +88,15 @@ if TYPE_CHECKING:
     from sitenet.crystal.crystal import read_cifs as read_cifs
     from sitenet.crystal.crystal import read_each as read_each
     from sitenet.data.prepare import prepare as prepare
+    from sitenet.data.structure_files import read as read
     from sitenet.estimator import SiteNetClassifier as SiteNetClassifier
     from sitenet.estimator import SiteNetRegressor as SiteNetRegressor
     from sitenet.inference.arrangements import ArrangedPrediction as ArrangedPrediction
     from sitenet.inference.arrangements import predict_arrangements as predict_arrangements
     from sitenet.inference.changes import Changes as Changes
     from sitenet.inference.changes import what_changes as what_changes
+    from sitenet.inference.encode import encode as encode
+    from sitenet.inference.encode import encode_files as encode_files
     from sitenet.inference.evaluate import evaluate as evaluate
     from sitenet.inference.explain import explain as explain
     from sitenet.inference.explain_files import explain_files as explain_files

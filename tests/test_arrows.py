@@ -24,6 +24,7 @@ ORDER = [
     {"inference"},
     {"training"},
     {"report", "estimator"},
+    {"serve"},
     {"cli"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from sitenet.cli import inference, options, training
+from sitenet.cli import encode, inference, options, serve, training
 from sitenet.cli.output import print_json, say
 
 
@@ -76,12 +76,14 @@ for command in (
     training.prepare,
     training.train,
     inference.predict,
+    encode.encode,
     inference.evaluate,
     inference.explain,
     inference.report,
     training.tune,
     training.crossval,
     training.matbench,
+    serve.serve,
 ):
     app.command(cls=options.Command)(command)
 

@@ -95,9 +95,9 @@ def predict(
         )
     if not is_first():
         return
-    if out is None and sys.stdout.isatty() and not as_json and outcome.predictions:
+    if out is None and sys.stdout.isatty() and not as_json and outcome.results:
         width = shutil.get_terminal_size().columns
-        print(table_text(outcome.predictions, net.targets, max(width, WIDTH)))
+        print(table_text(outcome.results, net.targets, max(width, WIDTH)))
     elif out is None:
         print_rows(outcome.header, outcome.rows, as_json)
     elif as_json:

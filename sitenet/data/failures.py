@@ -60,7 +60,7 @@ class LeftOut:
     @classmethod
     def of(cls, id: str, where: str, error: Exception) -> LeftOut:
         """The failure that an exception reports."""
-        expected = isinstance(error, (ValueError, OSError))
+        expected = isinstance(error, (ValueError, OSError, ImportError))
         reason = str(error) if expected else f"{type(error).__name__}: {error}"
         return cls(id, where, printable(reason), kind_of(error))
 
@@ -70,6 +70,7 @@ _KINDS: tuple[tuple[type[Exception], str], ...] = (
     (FileNotFoundError, "no such file"),
     (OSError, "unreadable file"),
     (ValueError, "structure not usable"),
+    (ImportError, "package not installed"),
 )
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from sitenet.data.cif_files import CIF_SUFFIXES, CifFolder, is_cif, without_suffix
+from sitenet.data.archives import list_files
 from sitenet.data.columns import (
     ID_COLUMNS,
     Columns,
@@ -19,8 +22,9 @@ from sitenet.data.columns import (
 )
 from sitenet.data.failures import printable
 from sitenet.data.prepared import is_prepared, load_dataset
-from sitenet.data.source import Record, Source
-from sitenet.data.structure_tables import open_json, open_parquet
+from sitenet.data.source import Parts, Record, Source
+from sitenet.data.structure_names import ACCEPTED, StructureFolder, form_of, without_suffix
+from sitenet.data.structure_tables import frame_records, open_frames, open_parquet
 from sitenet.data.text_table import TextTable, read_text_table
 
 _TABLES = (".csv", ".tsv")
@@ -33,14 +37,17 @@ def open_source(
     """Open a table of crystals.
 
     Args:
-        path: a folder of CIFs with a CSV (``id`` or ``file``, then one column per property; CGCNN's
-            header-less ``id_prop.csv`` too) or without one; a CSV with a ``file`` or ``cif``
-            column; a Parquet file with a ``cif`` column; a Matbench ``*.json.gz``; a JARVIS JSON
-            list; a file of ``sitenet prepare``; or one CIF. Names and endings may be in any case;
-            CSVs may be separated by semicolons or tabs, with decimal commas. Without a table,
-            every structure of a file is a row; a table's row names a block as ``file#block``.
+        path: a folder of structure files with a CSV (``id`` or ``file``, then one column per
+            property; CGCNN's header-less ``id_prop.csv`` too) or without one; a CSV with a ``file``
+            or ``cif`` column; a Parquet file with a ``cif`` column; a Matbench ``*.json.gz``; a
+            JARVIS JSON list; a JSON file of pymatgen or OPTIMADE, an extended XYZ file or an ASE
+            database, with values beside the structures; a zip archive of structure files, with or
+            without a CSV; a file of ``sitenet prepare``; or one CIF or POSCAR. Names and endings
+            may be in any case; CSVs may be separated by semicolons or tabs, with decimal commas.
+            Without a table, every structure of a file is a row; a table's row names a block as
+            ``file#block``.
         targets: columns to predict; None takes the only numeric one, () none at all, and from a
-            folder all CIFs, whatever its CSV says.
+            folder all structure files, whatever its CSV says.
         split_column: column that says which split or fold a row is in; None takes ``split`` or
             ``matbench_fold`` where there is one.
 
@@ -54,20 +61,23 @@ def open_source(
     name = path.name.lower()
     if path.is_dir():
         return _open_folder(path, targets, split_column)
-    if name.endswith(CIF_SUFFIXES):
-        return _open_files(path, [path], targets)
     if name.endswith((*_TABLES, ".csv.gz")):
         return _open_csv(path, path.parent, targets, split_column)
     if is_prepared(path):
         return _open_prepared(path, targets)
     if name.endswith((".parquet", ".pq")):
         return open_parquet(path, targets, split_column)
-    if name.endswith((".json", ".json.gz")):
-        return open_json(path, targets, split_column)
-    raise ValueError(
-        f"{path} is not a table of crystals: expected a folder, a CIF, *.csv, *.parquet, *.json.gz "
-        "or *.json"
-    )
+    match form_of(name):
+        case "cif" | "vasp":
+            return _open_files(path, [path], targets)
+        case "zip":
+            return _open_archive(path, targets, split_column)
+        case None:
+            raise ValueError(
+                f"{path} is not a table of crystals: expected a folder, a {ACCEPTED}, *.csv, "
+                "*.parquet or *.json.gz"
+            )
+    return open_frames(path, targets, split_column)
 
 
 def _open_prepared(path: Path, targets: Sequence[str] | None) -> Source:
@@ -83,18 +93,34 @@ def _open_prepared(path: Path, targets: Sequence[str] | None) -> Source:
 
 def _open_folder(path: Path, targets: Sequence[str] | None, split_column: str | None) -> Source:
     tables = [p for p in sorted(path.iterdir()) if _is_table(p)]
-    files = [p for p in sorted(path.rglob("*")) if is_cif(p)]
+    files = [p for p in sorted(path.rglob("*")) if _is_structure(p)]
     if not tables or (targets is not None and not targets and files):
         if not files:
-            raise ValueError(f"{path} holds no CIF files")
+            raise ValueError(f"{path} holds no structure files: expected a {ACCEPTED}")
         return _open_files(path, files, targets)
+    return _open_csv(_only_table(path, tables), path, targets, split_column)
+
+
+def _open_archive(path: Path, targets: Sequence[str] | None, split_column: str | None) -> Source:
+    """An archive, with or without a table in its uppermost folder that has one."""
+    tables = [p for p in list_files(path) if _is_table(p) and "__MACOSX" not in p.parts]
+    if not tables or (targets is not None and not targets):
+        return open_frames(path, targets, split_column)
+    depth = min(len(p.parts) for p in tables)
+    table = _only_table(path, [p for p in tables if len(p.parts) == depth])
+    source = _open_csv(table, table.parent, targets, split_column)
+    return Source(path, list(source), source.targets, source.units)
+
+
+def _only_table(path: Path, tables: Sequence[Path]) -> Path:
+    """The table of a folder or an archive that has one or more."""
     named = [t for t in tables if t.name.lower() in ("targets.csv", "id_prop.csv")]
     if len(tables) > 1 and len(named) != 1:
         raise ValueError(
             f"{path} holds several CSV files, none or more than one of them called targets.csv or "
             f"id_prop.csv: {', '.join(t.name for t in tables)}; name the one you mean"
         )
-    return _open_csv((named or tables)[0], path, targets, split_column)
+    return (named or tables)[0]
 
 
 def _is_table(path: Path) -> bool:
@@ -103,29 +129,51 @@ def _is_table(path: Path) -> bool:
     return name.endswith(_TABLES) and not ours and not name.startswith(".")
 
 
+def _is_structure(path: Path) -> bool:
+    """Whether a file of a folder is a structure file: by its name, and JSON by its content too."""
+    form = form_of(path.name)
+    if form is None or not path.is_file():
+        return False
+    if form != "json":
+        return True
+    opened: Any = gzip.open if path.name.lower().endswith(".gz") else open
+    try:
+        with opened(path, "rb") as file:
+            start = file.read(_START)
+    except (OSError, EOFError, zlib.error):
+        return True  # to be reported
+    return b'"lattice' in start or b'"numbers' in start
+
+
+_START = 1 << 20  # bytes of a JSON file that tell whether it holds structures
+
+
 def _open_files(path: Path, files: Sequence[Path], targets: Sequence[str] | None) -> Source:
-    """CIFs without a table."""
+    """Structure files without a table."""
     if targets or targets is None:
         wanted = f" with {', '.join(targets)}" if targets else ""
-        raise ValueError(f"{path}: to learn from CIFs needs a CSV file{wanted} beside them")
-    folder = path if path.is_dir() else path.parent
-    records = [
-        Record(
-            printable(without_suffix(str(file.relative_to(folder)))),
-            printable(str(file)),
-            "file",
-            str(file),
-            several=True,
+        raise ValueError(
+            f"{path}: to learn from structure files needs a CSV file{wanted} beside them"
         )
-        for file in files
-    ]
-    return Source(path, records, ())
+    folder = path if path.is_dir() else path.parent
+    return Source(path, Parts([_records(file, folder) for file in files], files), ())
+
+
+def _records(file: Path, folder: Path) -> Any:
+    """The records of a file in a folder; of one that cannot be opened, a record that says why."""
+    name, where = without_suffix(str(file.relative_to(folder))), printable(str(file))
+    if form_of(file.name) in ("cif", "vasp"):
+        return [Record(printable(name), where, "file", str(file), several=True)]
+    try:
+        return frame_records(file, name)
+    except (ValueError, OSError, ImportError) as error:
+        return [Record(printable(name), where, "error", error)]
 
 
 def _open_csv(
     path: Path, folder: Path, targets: Sequence[str] | None, split_column: str | None
 ) -> Source:
-    files = CifFolder(folder)
+    files = StructureFolder(folder)
 
     def is_header(cells: Sequence[str]) -> bool:
         """Whether a first row names columns, rather than a CIF and its value as in CGCNN."""
@@ -133,7 +181,7 @@ def _open_csv(
             return True
         if column_called(cells, "cif", *ID_COLUMNS) or is_index(cells[0]):
             return True
-        return path.name.lower() != "id_prop.csv" and not files.find(cells[0])[0].exists()
+        return path.name.lower() != "id_prop.csv" and not files.holds(cells[0])
 
     table = read_text_table(path, is_header)
     header = table.header

@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from sitenet.crystal.crystal import CifError, Crystal, read_each
+from sitenet.data.archives import stored
 from sitenet.data.failures import Unusable
-from sitenet.data.structures import from_jarvis_dict, from_pymatgen_json
+from sitenet.data.structure_files import read_structures
+from sitenet.data.structures import crystal_of
 from sitenet.data.units import same_quantity as same_quantity
 from sitenet.data.units import stated_units
 from sitenet.data.units import unit_of as unit_of
@@ -29,8 +31,10 @@ class Record:
     Attributes:
         id: name in tables of results.
         where: file and row, for messages.
-        kind: form of ``content``: "file", "cif", "pymatgen", "jarvis" or "crystal".
-        content: a path, CIF text or its bytes, JSON text, a dict, or a Crystal.
+        kind: form of ``content``: "file" for a path, "member" for the name and the bytes of a file,
+            "cif" for CIF text or its bytes, "crystal" for a Crystal, "error" for an exception that
+            says why there is no structure; others as in ``crystal_of``.
+        content: the structure in that form.
         targets: one number per target, NaN where missing.
         split: the value of the source's split column, or "".
         block: the CIF block to read, "" for the only structure.
@@ -54,18 +58,14 @@ class Record:
             OSError: its file cannot be read.
         """
         match self.kind:
-            case "file" | "cif":
-                crystal = self._only(self._structures(disorder))
-            case "pymatgen" | "jarvis":
-                read = from_pymatgen_json if self.kind == "pymatgen" else from_jarvis_dict
-                try:
-                    crystal = read(self.content, disorder)
-                except (KeyError, TypeError, IndexError, AttributeError) as error:
-                    reason = f"not a {self.kind} structure: {error!r}"
-                    raise Unusable(f"not a {self.kind} structure", reason) from None
+            case "file" | "member" | "cif":
+                return self._only(self._structures(disorder))
+            case "crystal":
+                return self.content
+            case "error":
+                raise self.content
             case _:
-                crystal = self.content
-        return crystal
+                return crystal_of(self.kind, self.content, disorder)
 
     def crystals(self, disorder: str = "error") -> Iterator[tuple[Record, Crystal | Exception]]:
         """Read every structure: a file of several yields a row for each, named ``id/block``.
@@ -81,21 +81,26 @@ class Record:
         except Exception as error:  # no structure may end a run over many
             yield self, error
             return
-        if len(structures) == 1:
-            yield self, structures[0][1]
+        if len(structures) <= 1:
+            yield self, structures[0][1] if structures else _empty(self.where)
             return
         names = _unique([name for name, _ in structures])
         for name, (_, result) in zip(names, structures, strict=True):
             yield replace(self, id=f"{self.id}/{name}", block=name), result
 
-    def _structures(self, disorder: str) -> list[tuple[str, Crystal | CifError]]:
-        """The blocks of a CIF that hold a structure."""
+    def _structures(self, disorder: str) -> list[tuple[str, Crystal | Exception]]:
+        """The structures of a file, or of a CIF text: its blocks that hold one."""
         if self.kind == "file":
             if not self.content:
                 raise Unusable("no file named", f"{self.where} names no file")
-            return list(read_each(Path(self.content), disorder))
+            path = Path(self.content)
+            return list(read_structures(path.name, stored(path), disorder, self.block))
         try:
-            structures = list(read_each(_cif_text(self.content), disorder))
+            if self.kind == "member":
+                name, data = self.content
+                structures = list(read_structures(name, data, disorder))
+            else:
+                structures = list(read_each(_cif_text(self.content), disorder))
         except CifError as error:
             raise self._at_this_row(error) from None
         return [
@@ -105,10 +110,12 @@ class Record:
     def _at_this_row(self, error: CifError) -> CifError:
         return CifError(self.where, error.block, error.reason, error.kind)
 
-    def _only(self, structures: list[tuple[str, Crystal | CifError]]) -> Crystal:
+    def _only(self, structures: list[tuple[str, Crystal | Exception]]) -> Crystal:
         """The structure that the row means: that of its block, or the only one."""
         names = _unique([name for name, _ in structures])
         holder = f"{self.content}" if self.kind == "file" else f"{self.where}: the CIF text"
+        if not structures:
+            raise _empty(holder)
         if self.block:
             if self.block not in names:
                 raise Unusable(
@@ -122,9 +129,13 @@ class Record:
             raise Unusable("several structures in one row", reason)
         else:
             result = structures[0][1]
-        if isinstance(result, CifError):
+        if isinstance(result, Exception):
             raise result
         return result
+
+
+def _empty(where: str) -> Unusable:
+    return Unusable("no structure", f"{where} holds no structure")
 
 
 def _unique(names: Sequence[str]) -> list[str]:
@@ -148,6 +159,20 @@ def _cif_text(content: Any) -> str | bytes:
     if not isinstance(content, str) or not content.strip():
         raise CifError("", None, f"expected CIF text, got {content!r:.60}", "no CIF text")
     return content if "\n" in content else content + "\n"
+
+
+class Parts:
+    """Records of several files, one file after another; some are read as they are iterated over."""
+
+    def __init__(self, parts: Sequence[Sequence[Record] | Any], files: Sequence[Path]) -> None:
+        self.parts, self.files = parts, files
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
+
+    def __iter__(self) -> Iterator[Record]:
+        for part in self.parts:
+            yield from part
 
 
 class Source:
@@ -201,6 +226,7 @@ class Source:
         return digest.hexdigest()
 
     def _files(self) -> Iterator[Path]:
-        """The files that records in memory name."""
+        """The files that hold the records."""
         if isinstance(self._records, list):
             yield from (Path(r.content) for r in self._records if r.kind == "file" and r.content)
+        yield from getattr(self._records, "files", ())

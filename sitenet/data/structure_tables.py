@@ -1,11 +1,10 @@
-"""Tables that hold their structures: Parquet with CIF texts, JSON of Matbench and of JARVIS."""
+"""Tables that hold their structures: Parquet with CIF texts, and files of many structures with
+values beside them: extended XYZ, ASE databases, JSON and zip archives."""
 
 from __future__ import annotations
 
-import gzip
-import json
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,10 @@ from sitenet.data.columns import (
     is_numeric,
     may_be_target,
 )
+from sitenet.data.failures import printable
+from sitenet.data.frames import Frame, frames, is_ase_json, json_frames, load_json
 from sitenet.data.source import Record, Source
+from sitenet.data.structure_names import form_of, without_suffix
 
 # ---------------------------------------------------------------------------------------------
 # Parquet
@@ -78,75 +80,89 @@ def open_parquet(path: Path, targets: Sequence[str] | None, split_column: str | 
 
 
 # ---------------------------------------------------------------------------------------------
-# JSON
+# Files of many structures
+
+SAMPLE = 1000  # values of a column that tell whether it holds numbers
+_CONTENTS = ("structure", "atoms")  # columns of JSON tables that hold no property
 
 
-def open_json(path: Path, targets: Sequence[str] | None, split_column: str | None) -> Source:
-    """A Matbench table or a JARVIS list; arguments as in ``open_source``."""
-    try:
-        opened = gzip.open if path.name.lower().endswith(".gz") else open
-        with opened(path, "rt", encoding="utf-8-sig") as file:
-            content = json.load(file, object_hook=_packed)
-    except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise ValueError(f"{path} is damaged or not a JSON file: {error}") from None
-    if isinstance(content, dict) and {"columns", "data"} <= set(content):
-        rows = _matbench_rows(path, content)
-        return _of_dicts(path, rows, "structure", "pymatgen", targets, split_column)
-    if isinstance(content, list) and content and all(isinstance(row, dict) for row in content):
-        return _of_dicts(path, content, "atoms", "jarvis", targets, split_column)
-    raise ValueError(
-        f"{path}: expected a Matbench table (columns, index, data) or a JARVIS list of dicts"
-    )
+class _FrameRecords:
+    """The structures of a file as records, read as they are iterated over.
+
+    Args:
+        path: the file.
+        read: starts to read its frames.
+        name: what the ids of structures begin with.
+
+    Attributes:
+        columns: the columns of the file and their first values.
+        meaning: what the columns mean, once it is known.
+    """
+
+    def __init__(self, path: Path, read: Callable[[], Iterator[Frame]], name: str) -> None:
+        self.path, self.files, self.name, self._read = path, [path], name, read
+        self.columns: dict[str, list[Any]] = {}
+        self.meaning: Columns | None = None
+        self._count = 0
+        for frame in read():
+            self._count += 1
+            for column, value in frame.cells.items():
+                values = self.columns.setdefault(column, [])
+                if len(values) < SAMPLE:
+                    values.append(value)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[Record]:
+        meaning = self.meaning or Columns(self.path, list(self.columns), "", (), None)
+        for row, frame in enumerate(self._read(), 1):
+            record = meaning.record(row, frame.cells, frame.content)
+            if frame.kind == "member":
+                record = replace(record, id=self._of_archive(frame.name), several=True)
+            elif frame.name:
+                record = replace(record, id=self._of_archive(frame.name))
+            elif meaning.identity is None or frame.cells.get(meaning.identity) is None:
+                record = replace(record, id=self.name if self._count == 1 else f"{self.name}/{row}")
+            yield replace(record, kind=frame.kind)
+
+    def _of_archive(self, name: str) -> str:
+        name = without_suffix(name)
+        return f"{self.name}/{name}" if self.name else name
 
 
-def _packed(content: dict[str, Any]) -> Any:
-    """A pymatgen Structure as text again, without what is not used: far less memory than dicts."""
-    if "abc" in content and "species" in content:
-        return {"species": content["species"], "abc": content["abc"]}
-    if "sites" in content and "lattice" in content:
-        return json.dumps({"lattice": content["lattice"], "sites": content["sites"]})
-    return content
+def frame_records(path: Path, name: str, data: bytes | None = None) -> _FrameRecords:
+    """The structures of a file as records.
+
+    Args:
+        path: the file.
+        name: what the ids of structures without one begin with.
+        data: the content of the file, which is not read then.
+    """
+    content = path if data is None else data
+    read: Callable[[], Iterator[Frame]] = lambda: frames(path.name, content)  # noqa: E731
+    if form_of(path.name) == "json":
+        parsed = load_json(str(path), content)
+        if not is_ase_json(parsed):  # which is read from the disk again
+            entries = list(json_frames(str(path), parsed))
+            read = lambda: iter(entries)  # noqa: E731
+    return _FrameRecords(path, read, printable(name))
 
 
-def _matbench_rows(path: Path, content: dict[str, Any]) -> list[dict[str, Any]]:
-    names, table = content["columns"], content["data"]
-    for number, row in enumerate(table, 1):
-        count = len(row) if isinstance(row, list) else 0
-        if count != len(names):
-            raise ValueError(
-                f"{path} row {number}: expected {len(names)} cells ({', '.join(names)}), "
-                f"got {count}"
-            )
-    rows = [dict(zip(names, row, strict=True)) for row in table]
-    labels = content.get("index")
-    if labels is None:
-        return rows
-    if len(labels) != len(rows):
-        raise ValueError(f"{path}: index holds {len(labels)} ids, data holds {len(rows)} rows")
-    for label, row in zip(labels, rows, strict=True):
-        row.setdefault("id", label)
-    return rows
-
-
-def _of_dicts(
-    path: Path,
-    rows: Sequence[dict[str, Any]],
-    structure: str,
-    kind: str,
-    targets: Sequence[str] | None,
-    split_column: str | None,
-) -> Source:
-    columns = dict.fromkeys(key for row in rows for key in row)
-    if structure not in columns:
-        raise ValueError(f"{path}: expected a column {structure}, got {', '.join(columns)}")
+def open_frames(path: Path, targets: Sequence[str] | None, split_column: str | None) -> Source:
+    """A file of structures with values beside them; arguments as in ``open_source``."""
+    archive = form_of(path.name) == "zip"
+    records = frame_records(path, "" if archive else without_suffix(path.name))
+    columns = records.columns
+    if not len(records):
+        raise ValueError(f"{path} holds no structure")
     available = [
         name
-        for name in columns
-        if name not in (structure, split_column)
+        for name, values in columns.items()
+        if name not in (*_CONTENTS, split_column)
         and may_be_target(name)
-        and (name in (targets or ()) or is_numeric([row.get(name) for row in rows[:1000]]))
+        and (name in (targets or ()) or is_numeric(values))
     ]
     names = choose_targets(available, targets, path)
-    meaning = Columns(path, list(columns), kind, names, split_column)
-    records = [meaning.record(k, row, row.get(structure)) for k, row in enumerate(rows, 1)]
+    records.meaning = Columns(path, list(columns), "", names, split_column)
     return Source(path, records, names)

@@ -18,6 +18,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sitenet.data.archives import stored
+
 _SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "vertical bar"}
 _DIRECTIVE = re.compile(r'"?sep=(.)"?\r?\n', re.IGNORECASE)  # Excel's first line
 _BOMS = {
@@ -118,7 +120,8 @@ def read_text_table(path: Path, is_header: Callable[[Sequence[str]], bool]) -> T
 
 
 def _decoded(path: Path) -> str:
-    data = path.read_bytes()
+    content = stored(path)
+    data = content if isinstance(content, bytes) else content.read_bytes()
     if data.startswith(b"\x1f\x8b"):
         try:
             data = gzip.decompress(data)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,7 +29,7 @@ from sitenet.model.ensemble import Model
 from sitenet.pairs.columns import Columns
 from sitenet.pairs.maker import PairMaker
 from sitenet.pairs.store import PairStore
-from sitenet.system.files import fingerprint
+from sitenet.system.files import cell_text, fingerprint, write_csv
 from sitenet.system.workers import in_order
 
 CHUNK = 32  # crystals that a process takes at a time
@@ -54,13 +55,14 @@ class Chunk(NamedTuple):
     Attributes:
         number: Which chunk it is, from 0.
         records: Number of records.
-        predictions: Of the structures that could be used, in order.
+        predictions: Results for the structures that could be used, in order: instances of a
+            dataclass whose fields JSON can hold.
         left_out: The others, in order.
     """
 
     number: int
     records: int
-    predictions: list[Prediction]
+    predictions: list[Any]
     left_out: list[LeftOut]
 
     def plain(self) -> dict[str, Any]:
@@ -73,9 +75,9 @@ class Chunk(NamedTuple):
         }
 
     @classmethod
-    def of_plain(cls, content: dict[str, Any]) -> Chunk:
-        """Read what ``plain`` returned."""
-        predictions = [Prediction(**fields) for fields in content["predictions"]]
+    def of_plain(cls, content: dict[str, Any], kind: type = Prediction) -> Chunk:
+        """Read what ``plain`` returned; the results are of this class."""
+        predictions = [kind(**fields) for fields in content["predictions"]]
         left_out = [LeftOut(**fields) for fields in content["left_out"]]
         return cls(content["number"], content["records"], predictions, left_out)
 
@@ -139,9 +141,17 @@ class Predictor:
         for result in in_order(worker, records, workers, chunk=1):
             yield self._chunk(*result)
 
-    def row(self, prediction: Prediction) -> Row:
+    def row(self, prediction: Any) -> Row:
         """Cells of the table."""
         return prediction_row(self.model, prediction)
+
+    def chunk_of(self, content: dict[str, Any]) -> Chunk:
+        """Read a chunk from a log."""
+        return Chunk.of_plain(content)
+
+    def write(self, path: Path, results: Callable[[], Iterator[Any]]) -> None:
+        """Write a file of all results; each call of ``results`` goes through all of them once."""
+        write_csv(path, self.header, (list(map(cell_text, self.row(one))) for one in results()))
 
     def settings(self, sources: list[str]) -> str:
         """A hash of everything that fixes the rows.
@@ -194,7 +204,7 @@ class Predictor:
                 left_out.append(LeftOut(one.record.id, one.record.where, reason, reason))
         return Chunk(number, records, self._predictions(predicted), left_out)
 
-    def _predictions(self, predicted: list[tuple[_Ready, Output | Prediction]]) -> list[Prediction]:
+    def _predictions(self, predicted: list[tuple[_Ready, Any]]) -> list[Any]:
         """Complete the outputs of crystals that were predicted as they are."""
         whole = [(one, result) for one, result in predicted if not isinstance(result, Prediction)]
         if not whole:

@@ -11,10 +11,11 @@ from typing import Any, get_args
 
 from sitenet.config import Disorder, PredictedDisorder, SiteNetConfig
 from sitenet.crystal.arrangements import Sampling
-from sitenet.crystal.crystal import CifError, Crystal, read_cif
+from sitenet.crystal.crystal import CifError, Crystal
 from sitenet.crystal.exchange import is_a, package_of, refusal
 from sitenet.data.dataset import Preparation
-from sitenet.data.source import Record
+from sitenet.data.structure_files import read
+from sitenet.data.structures import crystal_of
 
 _EXPECTED = "a Crystal, a path, CIF text, a pymatgen Structure or its as_dict(), or ASE Atoms"
 
@@ -45,7 +46,7 @@ def as_crystal(structure: Any, disorder: str = "error") -> Crystal:
     if isinstance(structure, Crystal):
         return structure
     if isinstance(structure, (str, bytes, os.PathLike)):
-        return read_cif(structure, disorder)
+        return read(structure, disorder)
     if isinstance(structure, dict):
         return _from_dict(structure, disorder)
     inner = getattr(structure, "structure", None)
@@ -66,10 +67,10 @@ def as_crystal(structure: Any, disorder: str = "error") -> Crystal:
 
 def _from_dict(content: dict[str, Any], disorder: str) -> Crystal:
     if "lattice_mat" in content:
-        return Record("", "dict", "jarvis", content).crystal(disorder)
+        return crystal_of("jarvis", content, disorder)
     if isinstance(content.get("lattice"), dict) and "sites" in content:
         text = json.dumps(content, default=_plain)
-        return Record("", "dict", "pymatgen", text).crystal(disorder)
+        return crystal_of("pymatgen", text, disorder)
     if isinstance(content.get("structure"), dict):  # of a ComputedStructureEntry
         return _from_dict(content["structure"], disorder)
     kind = content.get("@class")

@@ -7,7 +7,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, cast, overload
 
 import torch
 from torch import Tensor, nn
@@ -111,10 +111,25 @@ class Ensemble(nn.Module):
         """The pair features, the same for every member: (pairs, F)."""
         return self.first.pair_inputs(pairs)
 
+    @overload
     def encode(
         self, x: Tensor, features: Tensor, pairs: Pairs, weights: list[Tensor] | None = None
-    ) -> Tensor:
-        """Encode as ``SiteNet.encode``: (crystals, members * post_pool[-1])."""
+    ) -> Tensor: ...
+
+    @overload
+    def encode(self, x: Iterable[Any] | Any, **options: Any) -> np.ndarray: ...
+
+    def encode(
+        self,
+        x: Any,
+        features: Any = None,
+        pairs: Any = None,
+        weights: list[Tensor] | None = None,
+        **options: Any,
+    ) -> Any:
+        """Encode pairs or structures as ``SiteNet.encode``: (crystals, members * post_pool[-1])."""
+        if features is None:
+            return sitenet.encode(self, x, **options)
         parts = zip(self.each, x.chunk(len(self.members), 1), strict=True)
         return torch.cat([m.encode(part, features, pairs, weights) for m, part in parts], 1)
 

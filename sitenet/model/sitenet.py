@@ -22,7 +22,7 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args, overload
 
 import torch
 import torch.nn.functional as F
@@ -209,21 +209,38 @@ class SiteNet(nn.Module):
         basis = gaussians(pairs.distance.to(dtype), config.distance_basis, config.reach or 0)
         return torch.cat([features, basis], 1)
 
+    @overload
     def encode(
         self, x: Tensor, features: Tensor, pairs: Pairs, weights: list[Tensor] | None = None
-    ) -> Tensor:
+    ) -> Tensor: ...
+
+    @overload
+    def encode(self, x: Iterable[Any] | Any, **options: Any) -> np.ndarray: ...
+
+    def encode(
+        self,
+        x: Any,
+        features: Any = None,
+        pairs: Any = None,
+        weights: list[Tensor] | None = None,
+        **options: Any,
+    ) -> Any:
         """Attend, then pool.
 
         Args:
-            x: (rows, site inputs).
+            x: (rows, site inputs); or, without the other arguments, structures as in ``predict``,
+                whose options it takes then: see ``sitenet.encode``.
             features: (pairs, F), the first one the distance.
             pairs: which sites are paired.
             weights: a list that receives each block's attention weights, (pairs, heads); a merged
                 pair has the sum over the pairs that it stands for.
+            options: max_sites, primitive, merge and disorder, with structures only.
 
         Returns:
-            (crystals, post_pool[-1])
+            (crystals, encoding_size): a tensor for pairs, a numpy array for structures.
         """
+        if features is None:
+            return sitenet.encode(self, x, **options)
         rows = self.rows(pairs, features)
         x = self.embed_sites(x)  # (rows, D)
         e, e_layer = self.embed(features), self.pair_layer  # (pairs, E)

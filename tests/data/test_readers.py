@@ -273,7 +273,7 @@ def test_jarvis_list(tmp_path):
     [
         (b"[1, 2]", "expected a Matbench table"),
         (b"[]", "expected a Matbench table"),
-        (b'[{"x": 1}]', "expected a column atoms, got x"),
+        (b'[{"x": 1}]', "expected a column structure or atoms, got x"),
         (b'{"columns": ["y"], "data": [[1]], "index": [0]}', "expected a column structure, got y"),
         (b'{"columns": ["structure", "y"], "data": [[{}]]}', "row 1: expected 2 cells .*, got 1"),
         (b'{"columns": ["structure"], "data": [5]}', "row 1: expected 1 cells .*, got 0"),
@@ -386,7 +386,7 @@ def test_the_split_column(tmp_path):
     with pytest.raises(ValueError, match="no column 'part'; there is id, y, split, fold"):
         open_source(tmp_path, ["y"], "part")
     write_matbench(tmp_path / "t.json", [[pymatgen_dict(), 1]], opened=open)
-    with pytest.raises(ValueError, match="no column 'part'; there is structure, gap pbe, id"):
+    with pytest.raises(ValueError, match="no column 'part'; there is gap pbe, id"):
         open_source(tmp_path / "t.json", split_column="part")
 
 
@@ -397,7 +397,7 @@ def test_paths_that_are_no_table(tmp_path):
     with pytest.raises(ValueError, match=r"x\.txt is not a table of crystals"):
         open_source(tmp_path / "x.txt")
     (tmp_path / "x.txt").unlink()
-    with pytest.raises(ValueError, match="holds no CIF files"):
+    with pytest.raises(ValueError, match="holds no structure files"):
         open_source(tmp_path)
 
 

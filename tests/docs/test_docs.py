@@ -24,8 +24,10 @@ PAGES = sorted(
 # Optional packages that a page's snippets use.
 NEEDS = {
     "cgcnn_alignn.md": ("ase",),
+    "embeddings.md": ("matplotlib", "sklearn"),
     "formats.md": ("ase",),
     "published.md": ("pymatgen",),
+    "serve.md": ("starlette", "uvicorn", "python_multipart"),
     "what_changes.md": ("pandas", "plotly"),
     "tutorial.md": ("matplotlib", "plotly", "sklearn", "optuna"),
 }

@@ -17,8 +17,7 @@ from sitenet import load
 from sitenet.data.dataset import LeftOut, Preparation
 from sitenet.data.prepare import prepare
 from sitenet.data.source import Record
-from sitenet.inference import predict_chunks
-from sitenet.inference import predict_files as module
+from sitenet.inference import chunked_job, predict_chunks
 from sitenet.inference.chunk_log import ChunkLog
 from sitenet.inference.predict_files import predict_files
 from sitenet.model.sitenet import Target
@@ -354,7 +353,7 @@ def test_two_runs_do_not_write_one_file(folder, tmp_path):
 
 
 def test_an_out_that_cannot_be_written_is_refused_before_any_work(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "open_source", None)  # nothing is read
+    monkeypatch.setattr(chunked_job, "open_source", None)  # nothing is read
     with pytest.raises(IsADirectoryError, match=str(tmp_path)):
         predict_files(MODEL, [folder], tmp_path)
     with pytest.raises(OSError, match=r"targets\.csv"):
@@ -380,7 +379,7 @@ def test_a_full_disk_is_reported_with_the_name_of_the_file(tmp_path):
 
 
 def test_failures_are_counted_by_kind(tmp_path):
-    outcome = module.Outcome(["id"])
+    outcome = chunked_job.Outcome(["id"])
     for k, kind in enumerate(["b", "a", "b", "c"]):
         outcome.add_left_out(LeftOut(f"c{k}", f"file{k}", f"long reason {k}", kind))
     assert outcome.reasons == {"b": 2, "a": 1, "c": 1}

@@ -1,0 +1,1 @@
+"""A web page and a JSON API for the models of this machine."""
