@@ -40,6 +40,8 @@ _MODULE_OF = {
     "predict": "inference.predict",
     "predict_files": "inference.predict_files",
     "evaluate": "inference.evaluate",
+    "neighbours": "inference.evidence",
+    "Neighbour": "model.neighbours",
     "explain": "inference.explain",
     "explain_files": "inference.explain_files",
     "Explanation": "inference.explanation",
@@ -79,6 +81,7 @@ if TYPE_CHECKING:
     from sitenet.estimator import SiteNetClassifier as SiteNetClassifier
     from sitenet.estimator import SiteNetRegressor as SiteNetRegressor
     from sitenet.inference.evaluate import evaluate as evaluate
+    from sitenet.inference.evidence import neighbours as neighbours
     from sitenet.inference.explain import explain as explain
     from sitenet.inference.explain_files import explain_files as explain_files
     from sitenet.inference.explanation import DatasetExplanation as DatasetExplanation
@@ -89,6 +92,7 @@ if TYPE_CHECKING:
     from sitenet.model.checkpoint import load as load
     from sitenet.model.checkpoint import save as save
     from sitenet.model.ensemble import Ensemble as Ensemble
+    from sitenet.model.neighbours import Neighbour as Neighbour
     from sitenet.model.sitenet import SiteNet as SiteNet
     from sitenet.model.sitenet import Target as Target
     from sitenet.ops.geometry import minimum_image_distances as minimum_image_distances

@@ -38,6 +38,12 @@ def predict(
     coverage: Annotated[
         float, typer.Option(help="Fraction of true values that the intervals should contain.")
     ] = 0.9,
+    neighbours: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Number of nearest training crystals to name, with their true values."
+        ),
+    ] = 0,
     max_sites: options.MaxSites = None,
     merge: options.Merge = True,
     device: options.Device = "cpu",
@@ -66,6 +72,7 @@ def predict(
             structures,
             out,
             coverage=coverage,
+            neighbours=neighbours,
             max_sites=max_sites,
             merge=merge,
             primitive=primitive,
@@ -116,6 +123,11 @@ def evaluate(
         write_left_out(left_out, out / "left_out.csv")
         predictions.plot(out, [], reporter())
     _say_left_out(left_out)
+    if learned := predictions.count_learned():
+        reporter().say(
+            f"warning: the model was trained on {learned} of these {len(predictions.ids)} crystals "
+            "(column learned_from); their errors do not show how well it predicts new ones"
+        )
     print_scores(predictions.scores(), net.targets, as_json)
 
 

@@ -13,6 +13,12 @@ import sitenet
 from sitenet.crystal.crystal import Crystal
 from sitenet.data.dataset import LeftOut, Preparation, read_records
 from sitenet.data.source import Record
+from sitenet.inference.evidence import (
+    needed_index,
+    neighbour_cells,
+    neighbour_header,
+    with_evidence,
+)
 from sitenet.inference.predict import Output, by_rows, from_store, most_pairs
 from sitenet.inference.table import (
     Prediction,
@@ -31,17 +37,19 @@ from sitenet.system.workers import in_order
 
 CHUNK = 32  # crystals that a process takes at a time
 SENT_PAIRS = 100_000  # of a crystal that may have more, a worker sends the crystal instead
-FORMAT = 2  # of ``Chunk.plain``
+FORMAT = 3  # of ``Chunk.plain``
 
 NumberedRecords = tuple[int, list[Record]]
 
 
 class _Ready(NamedTuple):
-    """What a worker made of a record: pairs, the crystal if it is large, or a failure."""
+    """What a worker made of a record: pairs, the crystal if it is large, or a failure; and the
+    crystal."""
 
     record: Record
     content: Columns | Crystal | LeftOut
     warnings: str
+    crystal: Crystal | None
 
 
 class Chunk(NamedTuple):
@@ -86,11 +94,12 @@ class _Worker:
         ((number, records),) = chunks
         ready = []
         for record, content in read_records(records, self.how):
-            warnings = structure_warnings(content) if isinstance(content, Crystal) else ""
+            crystal = content if isinstance(content, Crystal) else None
+            warnings = "" if crystal is None else structure_warnings(crystal)
             if isinstance(content, Crystal):
                 if most_pairs(content, self.make.options) <= SENT_PAIRS:
                     content = _attempt(self.make, record, content)
-            ready.append(_Ready(record, content, warnings))
+            ready.append(_Ready(record, content, warnings, crystal))
         return number, len(records), ready
 
 
@@ -110,11 +119,26 @@ class Predictor:
         how: How structures are read.
         make: Finds their pairs.
         coverage: Of the intervals.
+        neighbours: Training crystals that are named beside each prediction.
+
+    Raises:
+        ValueError: Neighbours of a model that keeps no index of its training crystals.
     """
 
-    def __init__(self, model: Model, how: Preparation, make: PairMaker, coverage: float) -> None:
+    def __init__(
+        self,
+        model: Model,
+        how: Preparation,
+        make: PairMaker,
+        coverage: float,
+        neighbours: int = 0,
+    ) -> None:
         self.model, self.how, self.make, self.coverage = model, how, make, coverage
-        self.header = prediction_header(model)
+        self.neighbours = neighbours
+        if neighbours:
+            needed_index(model)
+        *columns, warnings = prediction_header(model)
+        self.header = [*columns, *neighbour_header(model, neighbours), warnings]
 
     def chunks(
         self, records: Iterator[tuple[int, list[Record]]], workers: int
@@ -125,7 +149,8 @@ class Predictor:
 
     def row(self, prediction: Prediction) -> Row:
         """Cells of the table."""
-        return prediction_row(self.model, prediction)
+        *cells, warnings = prediction_row(self.model, prediction)
+        return (*cells, *neighbour_cells(self.model, prediction, self.neighbours), warnings)
 
     def settings(self, sources: list[str]) -> str:
         """A hash of everything that fixes the rows.
@@ -176,15 +201,18 @@ class Predictor:
     def _predictions(self, predicted: list[tuple[_Ready, Output]]) -> list[Prediction]:
         if not predicted:
             return []
-        return predictions_of(
+        encodings = np.stack([encoding for _, (_, encoding) in predicted])
+        predictions = predictions_of(
             self.model,
             [one.record.id for one, _ in predicted],
             np.stack([values for _, (values, _) in predicted]),
-            np.stack([encoding for _, (_, encoding) in predicted]),
+            encodings,
             [one.content for one, _ in predicted if not isinstance(one.content, LeftOut)],
             [one.warnings for one, _ in predicted],
             self.coverage,
         )
+        crystals = [one.crystal for one, _ in predicted if one.crystal is not None]
+        return with_evidence(self.model, predictions, encodings, crystals, self.neighbours)
 
     def _large(self, crystal: Crystal) -> Output:
         output = by_rows(self.model, crystal, self.make)

@@ -95,6 +95,7 @@ def predict_files(
     out: str | Path | None = None,
     *,
     coverage: float = COVERAGE,
+    neighbours: int = 0,
     max_sites: int | None = None,
     merge: bool = True,
     primitive: bool | None = None,
@@ -112,6 +113,8 @@ def predict_files(
             stopped run continues where it was, and a finished file of the same crystals, model and
             settings is left as it is. None keeps the rows in memory.
         coverage: Share of true values that the intervals should hold.
+        neighbours: Number of training crystals nearest to each crystal that are named with their
+            true values.
         max_sites: As in ``predict``.
         merge: As in ``predict``.
         primitive: As in ``predict``.
@@ -130,7 +133,8 @@ def predict_files(
     if out is not None:
         out = writable_file(out)
     how = preparation(model.config, primitive, disorder)
-    predictor = Predictor(model, how, PairMaker(model.config, max_sites, merge), coverage)
+    make = PairMaker(model.config, max_sites, merge)
+    predictor = Predictor(model, how, make, coverage, neighbours)
     sources = [open_source(path, ()) for path in paths]
     total = sum(map(len, sources))
     if workers is None:

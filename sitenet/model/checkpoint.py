@@ -27,8 +27,9 @@ from sitenet.system.files import load_tensors, save_tensors
 _CALIBRATION = "calibration."  # prefix of the tensors of a Calibration
 _RUN_FILES = {"state.safetensors": "model.safetensors"}  # of a run folder: not a model -> the model
 # Format of the metadata, raised when an older sitenet could not read a new file: 2 brought
-# ensembles, 3 what a calibration keeps of the training crystals.
-FORMAT = 3
+# ensembles, 3 what a calibration keeps of the training crystals, 4 errors on the validation
+# crystals and an index of the training crystals.
+FORMAT = 4
 LISTED = 20  # names of parameters that a message lists
 
 

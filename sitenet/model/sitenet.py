@@ -412,3 +412,7 @@ class SiteNet(nn.Module):
     def predict(self, structures: Iterable[Any] | Any, **options: Any) -> np.ndarray:
         """Predict from structures; see ``sitenet.predict``."""
         return sitenet.predict(self, structures, **options)
+
+    def neighbours(self, structures: Iterable[Any] | Any, count: int = 5) -> list[Any]:
+        """Find the nearest training crystals; see ``sitenet.neighbours``."""
+        return sitenet.neighbours(self, structures, count)

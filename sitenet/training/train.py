@@ -22,7 +22,7 @@ from sitenet.data.failures import LeftOut, write_left_out
 from sitenet.data.prepare import open_dataset
 from sitenet.data.splits import Split, shared_structures, split
 from sitenet.inference import evaluate as evaluation
-from sitenet.model.calibration import calibrate, spread
+from sitenet.model.calibration import calibrate, errors_of, spread
 from sitenet.model.ensemble import Ensemble, Model
 from sitenet.model.sitenet import SiteNet, Target
 from sitenet.model.surroundings import Surroundings
@@ -388,6 +388,8 @@ def _calibrate(model: Model, data: TrainingData) -> tuple[np.ndarray, np.ndarray
         valid=Surroundings.of(data.store, parts.valid) if count else None,
         train=Surroundings.of(data.store, parts.train),
     )
+    if count:
+        model.calibration.errors = errors_of(model, encodings[:count], data.targets[parts.valid])
     return y, encodings
 
 
