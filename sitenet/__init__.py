@@ -42,6 +42,8 @@ _MODULE_OF = {
     "evaluate": "inference.evaluate",
     "neighbours": "inference.evidence",
     "Neighbour": "model.neighbours",
+    "screen": "inference.screen",
+    "Screening": "inference.screen",
     "explain": "inference.explain",
     "explain_files": "inference.explain_files",
     "Explanation": "inference.explanation",
@@ -52,6 +54,7 @@ _MODULE_OF = {
     "plot_attention": "report.plots",
     "crystal_report": "report.crystal_page",
     "run_report": "report.run_page",
+    "screen_report": "report.screen_page",
     "SiteNetClassifier": "estimator",
     "SiteNetRegressor": "estimator",
     "info": "system.environment",
@@ -88,6 +91,8 @@ if TYPE_CHECKING:
     from sitenet.inference.explanation import Explanation as Explanation
     from sitenet.inference.predict import predict as predict
     from sitenet.inference.predict_files import predict_files as predict_files
+    from sitenet.inference.screen import Screening as Screening
+    from sitenet.inference.screen import screen as screen
     from sitenet.model.calibration import Calibration as Calibration
     from sitenet.model.checkpoint import load as load
     from sitenet.model.checkpoint import save as save
@@ -106,6 +111,7 @@ if TYPE_CHECKING:
     from sitenet.report.plots import plot_attention as plot_attention
     from sitenet.report.plots import plot_predictions as plot_predictions
     from sitenet.report.run_page import run_report as run_report
+    from sitenet.report.screen_page import screen_report as screen_report
     from sitenet.system.environment import info as info
     from sitenet.training.matbench import matbench as matbench
     from sitenet.training.train import train as train

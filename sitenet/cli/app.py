@@ -75,6 +75,7 @@ for command in (
     training.prepare,
     training.train,
     inference.predict,
+    inference.screen,
     inference.evaluate,
     inference.explain,
     inference.report,

@@ -74,6 +74,12 @@ Model = Annotated[
         "--model", help="Model file, run folder of sitenet train, or name of shipped weights."
     ),
 ]
+Neighbours = Annotated[
+    int,
+    typer.Option(
+        min=0, help="Number of nearest training crystals to name, with their true values."
+    ),
+]
 MaxSites = Annotated[
     int | None,
     typer.Option(

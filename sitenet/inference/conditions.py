@@ -6,8 +6,15 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+import numpy as np
+
+from sitenet.model.calibration import outputs
 from sitenet.model.sitenet import Target
+
+if TYPE_CHECKING:
+    from sitenet.model.ensemble import Model
 
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 _BETWEEN = re.compile(rf"(\S+)\s+between\s+({_NUMBER})\s+and\s+({_NUMBER})", re.IGNORECASE)
@@ -86,6 +93,30 @@ def parse_condition(text: str, targets: Sequence[Target]) -> list[Range]:
         if joint is None:
             return list(ranges.values())
         rest = rest[joint.end() :]
+
+
+def probabilities(model: Model, encodings: np.ndarray, ranges: Sequence[Range]) -> np.ndarray:
+    """Probability that each crystal meets a condition, (crystals,).
+
+    Errors of several properties count as independent.
+
+    Args:
+        model: A calibrated model.
+        encodings: (crystals, encoding).
+        ranges: As ``parse_condition`` gives them.
+
+    Raises:
+        ValueError: The model keeps no errors on validation crystals.
+    """
+    if model.calibration is None or model.calibration.errors is None:
+        raise ValueError("the model keeps no errors on validation crystals to judge by")
+    errors, y = model.calibration.errors, outputs(model, encodings)
+    product = np.ones(len(encodings))
+    for r in ranges:
+        up_to_high = errors.below(r.target, r.high, y, or_equal=r.with_high)
+        up_to_low = errors.below(r.target, r.low, y, or_equal=not r.with_low)
+        product *= np.clip(up_to_high - up_to_low, 0, 1)
+    return product
 
 
 def _range(match: re.Match[str], target: int) -> Range:

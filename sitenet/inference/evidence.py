@@ -79,7 +79,8 @@ def with_evidence(
     nearest: list[list[Neighbour]] = [[] for _ in predictions]
     if count and len(predictions):
         nearest = needed_index(model).nearest(encodings, count)
-    same = learned_from(model, crystals) or [None] * len(predictions)
+    same: Sequence[str | None] | None = learned_from(model, crystals)
+    same = [None] * len(predictions) if same is None else same
     return [
         dataclasses.replace(one, learned_from=name, neighbours=[list(n) for n in near])
         for one, name, near in zip(predictions, same, nearest, strict=True)

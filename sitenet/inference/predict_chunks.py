@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +13,7 @@ import sitenet
 from sitenet.crystal.crystal import Crystal
 from sitenet.data.dataset import LeftOut, Preparation, read_records
 from sitenet.data.source import Record
+from sitenet.inference.conditions import parse_condition, probabilities
 from sitenet.inference.evidence import (
     needed_index,
     neighbour_cells,
@@ -37,6 +38,7 @@ from sitenet.system.workers import in_order
 
 CHUNK = 32  # crystals that a process takes at a time
 SENT_PAIRS = 100_000  # of a crystal that may have more, a worker sends the crystal instead
+PROBABILITY = "probability"  # column with the probability of meeting a condition
 FORMAT = 3  # of ``Chunk.plain``
 
 NumberedRecords = tuple[int, list[Record]]
@@ -120,9 +122,11 @@ class Predictor:
         make: Finds their pairs.
         coverage: Of the intervals.
         neighbours: Training crystals that are named beside each prediction.
+        where: Condition whose probability is added, as in ``parse_condition``; None adds none.
 
     Raises:
-        ValueError: Neighbours of a model that keeps no index of its training crystals.
+        ValueError: Neighbours of a model that keeps no index of its training crystals, or a
+            condition that cannot be read.
     """
 
     def __init__(
@@ -132,13 +136,16 @@ class Predictor:
         make: PairMaker,
         coverage: float,
         neighbours: int = 0,
+        where: str | None = None,
     ) -> None:
         self.model, self.how, self.make, self.coverage = model, how, make, coverage
         self.neighbours = neighbours
         if neighbours:
             needed_index(model)
-        *columns, warnings = prediction_header(model)
-        self.header = [*columns, *neighbour_header(model, neighbours), warnings]
+        self.ranges = None if where is None else parse_condition(where, model.targets)
+        first, *columns, warnings = prediction_header(model)
+        meets = [] if where is None else [PROBABILITY]
+        self.header = [first, *meets, *columns, *neighbour_header(model, neighbours), warnings]
 
     def chunks(
         self, records: Iterator[tuple[int, list[Record]]], workers: int
@@ -149,8 +156,10 @@ class Predictor:
 
     def row(self, prediction: Prediction) -> Row:
         """Cells of the table."""
-        *cells, warnings = prediction_row(self.model, prediction)
-        return (*cells, *neighbour_cells(self.model, prediction, self.neighbours), warnings)
+        first, *cells, warnings = prediction_row(self.model, prediction)
+        meets = [] if self.ranges is None else [prediction.probability]
+        near = neighbour_cells(self.model, prediction, self.neighbours)
+        return (first, *meets, *cells, *near, warnings)
 
     def settings(self, sources: list[str]) -> str:
         """A hash of everything that fixes the rows.
@@ -169,6 +178,7 @@ class Predictor:
             "config": model.config.to_dict(),
             "targets": [asdict(target) for target in model.targets],
             "header": self.header,
+            "ranges": None if self.ranges is None else list(map(asdict, self.ranges)),
         }
         parts: list[Any] = [facts]
         for name, values in model.state_dict().items():
@@ -212,7 +222,11 @@ class Predictor:
             self.coverage,
         )
         crystals = [one.crystal for one, _ in predicted if one.crystal is not None]
-        return with_evidence(self.model, predictions, encodings, crystals, self.neighbours)
+        predictions = with_evidence(self.model, predictions, encodings, crystals, self.neighbours)
+        if self.ranges is None:
+            return predictions
+        met = probabilities(self.model, encodings, self.ranges).tolist()
+        return [replace(one, probability=p) for one, p in zip(predictions, met, strict=True)]
 
     def _large(self, crystal: Crystal) -> Output:
         output = by_rows(self.model, crystal, self.make)

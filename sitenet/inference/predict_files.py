@@ -96,6 +96,7 @@ def predict_files(
     *,
     coverage: float = COVERAGE,
     neighbours: int = 0,
+    where: str | None = None,
     max_sites: int | None = None,
     merge: bool = True,
     primitive: bool | None = None,
@@ -115,6 +116,7 @@ def predict_files(
         coverage: Share of true values that the intervals should hold.
         neighbours: Number of training crystals nearest to each crystal that are named with their
             true values.
+        where: Condition whose probability is a column of its own, as in ``screen``.
         max_sites: As in ``predict``.
         merge: As in ``predict``.
         primitive: As in ``predict``.
@@ -134,7 +136,7 @@ def predict_files(
         out = writable_file(out)
     how = preparation(model.config, primitive, disorder)
     make = PairMaker(model.config, max_sites, merge)
-    predictor = Predictor(model, how, make, coverage, neighbours)
+    predictor = Predictor(model, how, make, coverage, neighbours, where)
     sources = [open_source(path, ()) for path in paths]
     total = sum(map(len, sources))
     if workers is None:

@@ -39,6 +39,7 @@ class Prediction:
         learned_from: Id of the training crystal that this one is, "" if there is none; None if the
             model keeps no index of its training crystals.
         neighbours: Fields of each ``Neighbour``, the nearest first.
+        probability: That it meets the condition of a screening; None without one.
     """
 
     id: str
@@ -50,6 +51,7 @@ class Prediction:
     zero: list[float | None] = field(default_factory=list)
     learned_from: str | None = None
     neighbours: list[list[Any]] = field(default_factory=list)
+    probability: float | None = None
 
 
 def prediction_header(model: Model) -> list[str]:
