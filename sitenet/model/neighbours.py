@@ -17,6 +17,7 @@ import numpy as np
 from sitenet.crystal.crystal import Crystal
 from sitenet.crystal.fingerprint import VOLUME, composition_hash, symmetry_hash, volume_per_atom
 from sitenet.model.familiarity import need_arrays
+from sitenet.system.workers import in_order
 
 DIMENSIONS = 24  # kept of the encodings: with one byte each, 2 MB for 80,000 crystals
 LEVELS = 127  # of a code, on either side of 0
@@ -173,12 +174,12 @@ class TrainingIndex:
         codes = arrays.get("codes", np.empty((0, 0)))
         crystals, dimensions = codes.shape if codes.ndim == 2 else (None, None)
         shapes = {
+            "codes": (crystals, dimensions),
             "text": (None,),
             "values": (crystals, num_targets),
             "mean": (encoding_size,),
             "axes": (encoding_size, dimensions),
             "steps": (dimensions,),
-            "codes": (crystals, dimensions),
             **dict.fromkeys(("compositions", "symmetries", "volumes"), (crystals,)),
         }
         need_arrays(arrays, shapes)
@@ -210,9 +211,9 @@ class Fingerprints(NamedTuple):
     volumes: np.ndarray
 
     @classmethod
-    def of(cls, crystals: Iterable[Crystal]) -> Fingerprints:
-        """Compute those of some crystals."""
-        rows = [(composition_hash(c), symmetry_hash(c), volume_per_atom(c)) for c in crystals]
+    def of(cls, crystals: Iterable[Crystal], workers: int = 1) -> Fingerprints:
+        """Compute those of one crystal or more, in some processes."""
+        rows = [row for part in in_order(_fingerprints, crystals, workers) for row in part]
         compositions, symmetries, volumes = zip(*rows, strict=True)
         return cls.from_values(compositions, symmetries, volumes)
 
@@ -227,6 +228,10 @@ class Fingerprints(NamedTuple):
             np.fromiter(symmetries, np.int32),
             np.round(PRECISION * logarithms).astype(np.int16),
         )
+
+
+def _fingerprints(crystals: Sequence[Crystal]) -> list[tuple[int, int, float]]:
+    return [(composition_hash(c), symmetry_hash(c), volume_per_atom(c)) for c in crystals]
 
 
 def _plain(name: str) -> str:

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from sitenet.inference.attention_histograms import weight_titles
-from sitenet.inference.explain import explain
 from sitenet.inference.evidence import with_evidence
+from sitenet.inference.explain import explain
 from sitenet.inference.explanation import Explanation
 from sitenet.inference.table import Prediction, predictions_of, structure_warnings
 from sitenet.model.ensemble import Model
