@@ -1,10 +1,11 @@
 """Fingerprints of crystals: what stays equal from one determination of a crystal to the next.
 
-Two crystals are taken for the same if three things agree: the composition, the symmetry (space
+The fingerprints of two crystals agree if three things do: the composition, the symmetry (space
 group and, for each element, how many equivalent sites its orbits have in the conventional cell),
 and the volume per atom, to within VOLUME. Cell, origin, order of sites and handedness do not count,
-nor do lattice constants and coordinates within the tolerances, so that a measured structure equals
-the relaxed one of the same phase. Two polymorphs that share all three are taken for one.
+nor do lattice constants and coordinates within the tolerances, so that a measured structure has the
+fingerprint of the relaxed one. Polymorphs and ordered arrangements of one compound may agree in all
+three: ``sitenet.inference.evidence.learned_from`` then compares encodings.
 """
 
 from __future__ import annotations

@@ -110,7 +110,7 @@ class Predictions:
             list(map(structure_warnings, crystals)),
             model.lowest,
             zero_probabilities(model, encodings) if any(knows_zero(model)) else None,
-            learned_from(model, crystals),
+            learned_from(model, crystals, encodings),
         )
 
     def count_learned(self) -> int:

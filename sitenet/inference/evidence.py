@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sitenet.crystal.crystal import Crystal
+from sitenet.crystal.fingerprint import volume_per_atom
 from sitenet.inference.predict import outputs
 from sitenet.inference.structures import is_single, preparation, prepared
 from sitenet.inference.table import Cell, Prediction
@@ -17,6 +18,8 @@ from sitenet.model.neighbours import Neighbour, TrainingIndex
 
 if TYPE_CHECKING:
     from sitenet.model.ensemble import Model
+
+CANDIDATES = 4  # training crystals of one fingerprint that a crystal is compared with
 
 
 def neighbours(model: Model, structures: Iterable[Any] | Any, count: int = 5) -> list[Any]:
@@ -52,12 +55,44 @@ def needed_index(model: Model) -> TrainingIndex:
     return model.calibration.index
 
 
-def learned_from(model: Model, crystals: Iterable[Crystal]) -> list[str] | None:
-    """The id of the training crystal that each crystal is, "" if there is none; None if the model
-    keeps no index."""
+def learned_from(
+    model: Model, crystals: Sequence[Crystal], encodings: np.ndarray
+) -> list[str] | None:
+    """Find the training crystal that each crystal is.
+
+    Two crystals are the same if their fingerprints agree (``sitenet.crystal.fingerprint``) and the
+    model encodes them alike once their volumes are made equal.
+
+    Args:
+        model: A SiteNet or an Ensemble.
+        crystals: (crystals,).
+        encodings: (crystals, encoding) of the same.
+
+    Returns:
+        The id of the training crystal, "" if there is none; None if the model keeps no index.
+    """
     if model.calibration is None or model.calibration.index is None:
         return None
-    return [model.calibration.index.same(crystal) for crystal in crystals]
+    index, names = model.calibration.index, [""] * len(crystals)
+    scaled: list[tuple[int, int]] = []
+    for k, (crystal, encoding) in enumerate(zip(crystals, encodings, strict=True)):
+        candidates = index.candidates(crystal)
+        equal = [c for c in candidates if index.is_encoding_of(c, encoding)]
+        if equal:
+            names[k] = index.name(equal[0])
+        else:
+            scaled += [(k, c) for c in candidates[:CANDIDATES]]
+    again = (_with_volume(crystals[k], index.volume(c)) for k, c in scaled)
+    for (k, candidate), (_, encoding) in zip(scaled, outputs(model, again), strict=True):
+        if not names[k] and index.is_encoding_of(candidate, encoding):
+            names[k] = index.name(candidate)
+    return names
+
+
+def _with_volume(crystal: Crystal, volume: float) -> Crystal:
+    """The crystal at another volume per atom."""
+    scale = (volume / volume_per_atom(crystal)) ** (1 / 3)
+    return dataclasses.replace(crystal, cell=crystal.cell * scale)
 
 
 def with_evidence(
@@ -79,7 +114,7 @@ def with_evidence(
     nearest: list[list[Neighbour]] = [[] for _ in predictions]
     if count and len(predictions):
         nearest = needed_index(model).nearest(encodings, count)
-    same: Sequence[str | None] | None = learned_from(model, crystals)
+    same: Sequence[str | None] | None = learned_from(model, crystals, encodings)
     same = [None] * len(predictions) if same is None else same
     return [
         dataclasses.replace(one, learned_from=name, neighbours=[list(n) for n in near])

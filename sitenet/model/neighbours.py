@@ -1,5 +1,5 @@
 """An index of the training crystals: which are nearest to a new one in the model's encoding, and
-which is the same crystal.
+which may be the same crystal.
 
 Encodings are projected onto their principal axes and kept as one byte per axis. Distances are in
 units of the distance between two training crystals chosen at random (root mean square).
@@ -23,6 +23,7 @@ DIMENSIONS = 24  # kept of the encodings: with one byte each, 2 MB for 80,000 cr
 LEVELS = 127  # of a code, on either side of 0
 QUERIES = 64  # encodings that are compared at a time
 LONGEST = 1000  # bytes per crystal of the ids and formulas, at most
+SAME = 0.003  # distance of equal crystals, beyond that of a code from what it stands for
 PRECISION = 1000  # of the kept logarithms of volumes
 
 
@@ -139,9 +140,9 @@ class TrainingIndex:
                 )
         return result
 
-    def same(self, crystal: Crystal) -> str:
-        """The id of the training crystal that is the same, by ``sitenet.crystal.fingerprint``, the
-        nearest in volume; "" if there is none."""
+    def candidates(self, crystal: Crystal) -> list[int]:
+        """The training crystals of the same fingerprint, the nearest in volume first: their
+        numbers."""
         composition = composition_hash(crystal)
         ends = (
             np.searchsorted(self.compositions, composition, side, sorter=self._order)
@@ -152,10 +153,23 @@ class TrainingIndex:
             apart = abs(self.volumes[candidates] / PRECISION - np.log(volume_per_atom(crystal)))
             near = apart <= np.log1p(VOLUME)
             candidates = candidates[near][np.argsort(apart[near], kind="stable")]
-        if not len(candidates):
-            return ""
-        equal = candidates[self.symmetries[candidates] == symmetry_hash(crystal)]
-        return self._read_names()[0][equal[0]] if len(equal) else ""
+        if len(candidates):
+            candidates = candidates[self.symmetries[candidates] == symmetry_hash(crystal)]
+        return candidates.tolist()
+
+    def is_encoding_of(self, candidate: int, encoding: np.ndarray) -> bool:
+        """Whether an encoding is that of a training crystal, as far as its code can tell."""
+        point = (encoding - self.mean) @ self.axes
+        apart = np.linalg.norm(point - self.codes[candidate] * self.steps)
+        return bool(apart <= np.linalg.norm(self.steps) / 2 + SAME)
+
+    def volume(self, candidate: int) -> float:
+        """The volume of a training crystal, in cubic angstrom per atom."""
+        return float(np.exp(self.volumes[candidate] / PRECISION))
+
+    def name(self, candidate: int) -> str:
+        """The id of a training crystal."""
+        return self._read_names()[0][candidate]
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """All values by name; ``from_arrays`` takes them back."""

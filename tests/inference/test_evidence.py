@@ -1,12 +1,16 @@
 """Predictions name the nearest training crystals, and the one that a crystal is."""
 
+import copy
 import csv
+import dataclasses
 
 import numpy as np
 import pytest
 from toy_crystals import SIZE, toy_crystals, toy_dataset, toy_model, write_folder
 
+from sitenet.crystal.crystal import Crystal
 from sitenet.inference.evaluate import evaluate
+from sitenet.inference.evidence import learned_from
 from sitenet.inference.predict import outputs
 from sitenet.inference.predict_files import predict_files
 from sitenet.model.calibration import errors_of
@@ -86,3 +90,30 @@ def test_without_an_index_there_is_no_word_of_it(tmp_path):
     with pytest.raises(ValueError, match="keeps no index"):
         predict_files(toy_model(), [tmp_path / "in"], neighbours=1)
     assert SIZE.name == "size_A"
+
+
+def test_volume_does_not_hide_a_training_crystal(model):
+    crystals = [dataclasses.replace(c, cell=1.02 * c.cell) for c in toy_crystals(6)]
+    encodings = np.stack([z for _, z in outputs(model, crystals)])
+    want = [*(f"learned {k}" for k in range(4)), "", ""]
+    assert learned_from(model, crystals, encodings) == want
+
+
+def test_another_arrangement_is_not_the_training_crystal(model):
+    """Sites that swap elements keep the composition, the volume and, in P1, the symmetry."""
+    rng = np.random.default_rng(0)
+    frac = rng.random((6, 3))
+    cell = np.diag([5.0, 6.0, 7.0])
+    one, other = (Crystal(cell, frac, numbers) for numbers in ([3, 3, 3, 9, 9, 9], [3, 9] * 3))
+    learner = copy.deepcopy(model)
+    encodings = np.stack([z for _, z in outputs(model, [one, *toy_crystals(3)])])
+    learner.calibration.index = TrainingIndex.fit(
+        encodings,
+        np.zeros((4, 1)),
+        ["one", "a", "b", "c"],
+        ["LiF"] * 4,
+        Fingerprints.of([one, *toy_crystals(3)]),
+    )
+    assert learner.calibration.index.candidates(other) == [0]
+    encodings = np.stack([z for _, z in outputs(model, [one, other])])
+    assert learned_from(learner, [one, other], encodings) == ["one", ""]

@@ -158,7 +158,7 @@ def test_crystal_report_says_how_sure(tmp_path, model):
 
 
 def test_crystal_report_names_training_crystals(tmp_path, model):
-    encodings = np.stack([z for _, z in outputs(model, [SALT, *toy_crystals(7)])])
+    encodings = np.stack([z for _, z in outputs(model, [SALT.primitive(), *toy_crystals(7)])])
     truth = np.arange(8.0)[:, None]
     model.calibration = calibrate(truth, truth, encodings, encodings)
     model.calibration.errors = errors_of(model, encodings, np.minimum(truth, 1))
@@ -167,7 +167,7 @@ def test_crystal_report_names_training_crystals(tmp_path, model):
         truth,
         [HOSTILE, *(f"mp-{k}" for k in range(7))],
         ["NaCl"] * 8,
-        Fingerprints.of([SALT, *toy_crystals(7)]),
+        Fingerprints.of([SALT.primitive(), *toy_crystals(7)]),
     )
     crystal_report(model, SALT, tmp_path / "salt.html")
     page = Parsed(tmp_path / "salt.html")
