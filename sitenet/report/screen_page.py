@@ -100,7 +100,7 @@ def _ranking(probabilities: np.ndarray) -> Figure:
             "rangemode": "tozero",
         },
     )
-    figure.update_layout(yaxis2_showgrid=False)
+    figure.update_layout(yaxis2_showgrid=False, yaxis2_tickmode="auto")
     return figure
 
 
@@ -161,6 +161,6 @@ def _intervals(screening: Screening, condition: Range) -> Figure:
         margin={"l": 220, "r": 30, "t": 20, "b": 50},
         showlegend=False,
         xaxis={"title": f"{target.name}", "range": [left, right]},
-        yaxis={"autorange": "reversed", "dtick": 1},
+        yaxis={"range": [count - 0.4, -0.6], "dtick": 1},
     )
     return figure
