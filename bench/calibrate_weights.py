@@ -1,40 +1,44 @@
 """Calibrate shipped weights again, without a change to the network.
 
-    python bench/calibrate_weights.py mp-gap matbench_mp_gap_folds1234.parquet
-    python bench/calibrate_weights.py mp-eform mp2018_formation_energy.parquet
+    python bench/calibrate_weights.py mp-gap matbench_mp_gap_folds1234.parquet --cache CACHE
+    python bench/calibrate_weights.py mp-eform mp2018_formation_energy.parquet --cache CACHE
 
 The table is the one that the model's card names, and its split is drawn again as in training. The
-intervals, the statistics of the training crystals and the validation scores in the metadata are
-computed again by the present code. ``--judge`` writes nothing: it leaves the crystals of the card's
-test out of the statistics and prints which share of them, and of ruined crystals, counts as like
-the training crystals.
+present code computes again what the file keeps beside the weights: the errors on the validation
+crystals, the statistics and the index of the training crystals, and the validation scores in the
+metadata. A stopped run goes on where it was, from the files in CACHE.
+
+``--judge`` writes nothing: it leaves the crystals of the card's test out of the statistics and
+prints which share of them, and of ruined crystals, counts as like the training crystals.
+``bench/judge_errors.py`` judges the intervals, and the probability of zero.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as compute
 import pyarrow.parquet as parquet
+from encode_table import Encoded, crystals_of, encode_table, surroundings_of
 
 import sitenet
 from sitenet.crystal.crystal import Crystal
 from sitenet.data.dataset import Dataset, Split, split
 from sitenet.inference.evaluate import Predictions
 from sitenet.inference.predict import from_store
-from sitenet.model.calibration import Calibration, calibrate, spread
+from sitenet.model.calibration import Calibration, calibrate, errors_of, spread
 from sitenet.model.checkpoint import read_metadata, shipped_weights
 from sitenet.model.ensemble import Model
+from sitenet.model.neighbours import Fingerprints, TrainingIndex
 from sitenet.model.surroundings import Surroundings
 from sitenet.pairs.maker import PairMaker
 from sitenet.pairs.store import PairStore
 
-CHUNK = 1000  # crystals whose pairs are held at a time
 ENCODED = 5000  # training crystals that are encoded, as in training
 RUINED = 1000  # crystals of each kind that are judged
 ENERGIES = "formation_energy_eV_per_atom", "megnet2018_e_form_eV_per_atom"
@@ -58,49 +62,47 @@ def energies(path: Path) -> tuple[pa.Table, str, list[str], dict]:
 TABLES = {"mp-gap": gaps, "mp-eform": energies}
 
 
-def crystals_of(table: pa.Table, rows: np.ndarray) -> list[Crystal]:
-    return [sitenet.read_cif(text).primitive() for text in table["cif"].take(rows).to_pylist()]
-
-
-def chunks(table: pa.Table, rows: np.ndarray, make: PairMaker) -> Iterator[PairStore]:
-    """The pairs of some rows of a table, some crystals at a time."""
-    for first in range(0, len(rows), CHUNK):
-        part = crystals_of(table, rows[first : first + CHUNK])
-        yield PairStore.of([make(crystal) for crystal in part])
-
-
-def described(table: pa.Table, rows: np.ndarray, make: PairMaker) -> Surroundings:
-    return Surroundings.join(Surroundings.of(store) for store in chunks(table, rows, make))
-
-
-def predicted(
-    model: Model, table: pa.Table, rows: np.ndarray, make: PairMaker
-) -> tuple[np.ndarray, np.ndarray]:
-    """Properties and encodings of some rows of a table."""
-    outputs = [o for store in chunks(table, rows, make) for o in from_store(model, store)]
-    return np.stack([y for y, _ in outputs]), np.stack([z for _, z in outputs])
-
-
 def calibrated(
-    model: Model, table: pa.Table, target: str, parts: Split, make: PairMaker
-) -> tuple[Calibration, np.ndarray, np.ndarray]:
-    """A calibration; properties and encodings of the validation crystals."""
-    sample = parts.train
+    model: Model,
+    table: pa.Table,
+    truth: np.ndarray,
+    parts: Split,
+    cache: Path,
+) -> tuple[Calibration, Encoded]:
+    """A calibration, and the validation crystals.
+
+    Args:
+        model: as it ships.
+        table: the crystals.
+        truth: (crystals, 1) true values.
+        parts: rows of the table.
+        cache: folder of ``encode_table``.
+    """
+    encoded, around = encode_table(model, table, cache)
+    train, valid = np.sort(parts.train), np.sort(parts.valid)
+    sample = train
     if len(sample) > ENCODED:
         sample = np.random.default_rng(0).choice(sample, ENCODED, replace=False)
-    _, train_encodings = predicted(model, table, sample, make)
-    y, encodings = predicted(model, table, parts.valid, make)
-    truth = np.array(table[target].take(parts.valid).to_pylist(), dtype=np.float64)[:, None]
+    of_valid, of_train = encoded.take(valid), encoded.take(train)
     calibration = calibrate(
-        truth,
-        y,
-        encodings,
-        train_encodings,
-        spread=spread(model, encodings),
-        valid=described(table, parts.valid, make),
-        train=described(table, parts.train, make),
+        truth[valid],
+        of_valid.values,
+        of_valid.encodings,
+        encoded.encodings[sample],
+        spread=spread(model, of_valid.encodings),
+        valid=Surroundings.join(surroundings_of(around, valid)),
+        train=Surroundings.join(surroundings_of(around, train)),
     )
-    return calibration, y, encodings
+    calibration.errors = errors_of(model, of_valid.encodings, truth[valid])
+    ids = table["id"].to_pylist()
+    calibration.index = TrainingIndex.fit(
+        of_train.encodings,
+        truth[train],
+        [ids[k] for k in train],
+        of_train.formulas.tolist(),
+        Fingerprints.from_values(of_train.compositions, of_train.symmetries, of_train.volumes),
+    )
+    return calibration, of_valid
 
 
 def ruined(crystals: list[Crystal], elements: np.ndarray) -> dict[str, list[Crystal]]:
@@ -155,6 +157,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("name", choices=TABLES)
     parser.add_argument("table", type=Path)
+    parser.add_argument(
+        "--cache", type=Path, default="build/calibration", help="folder of encoded crystals"
+    )
     parser.add_argument("--judge", action="store_true")
     parser.add_argument("--other", type=Path, help="a further table with a column cif to judge")
     options = parser.parse_args()
@@ -163,35 +168,42 @@ def main() -> None:
     table, target, folds, how = TABLES[options.name](options.table)
     ids = table["id"].to_pylist()
     data = Dataset(ids, [], np.empty((len(ids), 0)), (), (), folds)
-    parts, make = split(data, seed=42, **how), PairMaker(model.config)
+    parts = split(data, seed=42, **how)
     path = shipped_weights()[options.name]
     facts = read_metadata(path)["metadata"]
     if not facts["crystals"]["test"] and not options.judge:
         parts = parts.without_test()  # the weights that ship learned from those, too
-    calibration, y, encodings = calibrated(model, table, target, parts, make)
+    truth = np.array(table[target].to_pylist(), dtype=np.float64)[:, None]
+    calibration, of_valid = calibrated(model, table, truth, parts, options.cache)
     if options.judge:
-        rng = np.random.default_rng(1)
-        rows = rng.choice(parts.test, RUINED, replace=False)
-        sound = crystals_of(table, rows)
-        judge(model, calibration, "held-out crystals", sound)
-        if options.other:
-            other = parquet.read_table(options.other, columns=["cif"])
-            rows = rng.choice(len(other), RUINED, replace=False)
-            judge(model, calibration, options.other.stem, crystals_of(other, rows))
-        elements = np.flatnonzero(calibration.familiarity.elements)
-        for name, crystals in ruined(sound, elements).items():
-            judge(model, calibration, name, crystals)
+        judge_all(model, calibration, table, parts.test, options.other)
         return
     model.calibration = calibration
-    truth = np.array(table[target].take(parts.valid).to_pylist(), dtype=np.float64)[:, None]
-    count, unit = len(truth), model.targets[0].unit
-    valid = crystals_of(table, parts.valid)
-    names = [ids[k] for k in parts.valid]
-    data = Dataset(names, valid, truth, (target,), (unit,), [""] * count)
-    predictions = Predictions.of(model, data, {"valid": np.arange(count)}, y, encodings)
+    rows = np.sort(parts.valid)
+    valid, names = crystals_of(table, rows), [ids[k] for k in rows]
+    count, unit = len(rows), model.targets[0].unit
+    data = Dataset(names, valid, truth[rows], (target,), (unit,), [""] * count)
+    each = {"valid": np.arange(count)}
+    predictions = Predictions.of(model, data, each, of_valid.values, of_valid.encodings)
     facts["scores"]["valid"][target] |= predictions.scores()["valid"][target]
     model.save(path, facts)
     print(f"{path}: {path.stat().st_size} bytes, {facts['scores']['valid'][target]}")
+
+
+def judge_all(
+    model: Model, calibration: Calibration, table: pa.Table, test: np.ndarray, other: Path | None
+) -> None:
+    """Print which share of several kinds of crystals counts as like the training crystals."""
+    rng = np.random.default_rng(1)
+    sound = crystals_of(table, rng.choice(test, RUINED, replace=False))
+    judge(model, calibration, "held-out crystals", sound)
+    if other:
+        further = parquet.read_table(other, columns=["cif"])
+        rows = rng.choice(len(further), RUINED, replace=False)
+        judge(model, calibration, other.stem, crystals_of(further, rows))
+    elements = np.flatnonzero(calibration.familiarity.elements)
+    for name, crystals in ruined(sound, elements).items():
+        judge(model, calibration, name, crystals)
 
 
 if __name__ == "__main__":

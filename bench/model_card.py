@@ -20,6 +20,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import judge_errors
 import numpy as np
 import yaml
 
@@ -38,6 +39,18 @@ OF_SHIPPED = (
     "The validation crystals, predicted by the shipped weights. They also set the thresholds, by "
     "which about 2 % of them\nare `no`:"
 )
+ZERO = """
+## Zero or not
+
+The column that ends in `_zero_probability` is the probability that the property is exactly zero.
+On the {crystals} validation crystals ({zeros} are zero), each judged by a calibration on the other
+crystals, its ROC AUC is {auc} and its Brier score {brier} (`bench/judge_errors.py`).
+[Uncertainty](../uncertainty.md#metal-or-not) explains it.
+
+![Reliability diagram](../images/reliability-{name}.svg)
+
+{table}
+"""
 NO_OXIDATION = (
     "Oxidation states in a file do not change the prediction: no training structure had any."
 )
@@ -150,6 +163,40 @@ def by_similarity(p: Predictions) -> str:
     return markdown(("group", *COUNTED), rows)
 
 
+def by_zero(run: Path, name: str) -> str:
+    """Write the section on the probability of zero, if the model has one.
+
+    Args:
+        run: folder of the run whose weights ship.
+        name: of the card.
+    """
+    calibration = load(run / "model.safetensors").calibration
+    errors = None if calibration is None else calibration.errors
+    if errors is None or not errors.has_zeros[0]:
+        return ""
+    judged = judge_errors.held_out(errors, 0.9)
+    scores = judge_errors.scores_of_zeros(errors, judged)
+    return ZERO.format(
+        name=name,
+        crystals=f"{len(errors.truth):,}",
+        zeros=f"{(errors.truth == 0).mean():.1%}",
+        auc=f"{scores['roc_auc']:.3f}",
+        brier=f"{scores['brier']:.3f}",
+        table=judge_errors.table_of_zeros(errors, judged),
+    )
+
+
+def _describe_index(run: Path) -> str:
+    """Format the line on the index of the training crystals, if the model keeps one."""
+    calibration = load(run / "model.safetensors").calibration
+    if calibration is None or calibration.index is None:
+        return ""
+    return (
+        f"\n| index of training crystals | {len(calibration.index):,}, for `--neighbours` and "
+        "`learned_from`: ids, formulas and true values, under the licence of the data |"
+    )
+
+
 def largest(p: Predictions, formulas: Sequence[str], unit: str) -> str:
     """Tabulate the crystals with the largest errors."""
     order = np.argsort(-np.abs(p.predicted - p.truth), kind="stable")[:SHOWN]
@@ -217,6 +264,8 @@ def card(run: Path, dataset: Path, facts: dict, refit: Path | None = None) -> st
         "by_similarity": by_similarity(
             p if refit is None else Predictions.read(refit / "predictions.csv", target["name"])
         ),
+        "by_zero": by_zero(run if refit is None else refit, facts["name"]),
+        "index": _describe_index(run if refit is None else refit),
         "largest": largest(p, [c.reduced_formula for c in crystals], unit),
         "refit": "" if refit is None else _describe_refit(about, shipped, target["name"], unit),
     }

@@ -48,6 +48,10 @@ _MODULE_OF = {
     "encode": "inference.encode",
     "encode_files": "inference.encode",
     "evaluate": "inference.evaluate",
+    "neighbours": "inference.evidence",
+    "Neighbour": "model.neighbours",
+    "screen": "inference.screen",
+    "Screening": "inference.screen",
     "explain": "inference.explain",
     "explain_files": "inference.explain_files",
     "Explanation": "inference.explanation",
@@ -59,6 +63,7 @@ _MODULE_OF = {
     "plot_attention": "report.plots",
     "crystal_report": "report.crystal_page",
     "run_report": "report.run_page",
+    "screen_report": "report.screen_page",
     "SiteNetClassifier": "estimator",
     "SiteNetRegressor": "estimator",
     "info": "system.environment",
@@ -98,6 +103,7 @@ if TYPE_CHECKING:
     from sitenet.inference.encode import encode as encode
     from sitenet.inference.encode import encode_files as encode_files
     from sitenet.inference.evaluate import evaluate as evaluate
+    from sitenet.inference.evidence import neighbours as neighbours
     from sitenet.inference.explain import explain as explain
     from sitenet.inference.explain_files import explain_files as explain_files
     from sitenet.inference.explanation import DatasetExplanation as DatasetExplanation
@@ -106,10 +112,13 @@ if TYPE_CHECKING:
     from sitenet.inference.predict_files import predict_files as predict_files
     from sitenet.inference.prediction_table import PredictionTable as PredictionTable
     from sitenet.inference.prediction_table import predict_table as predict_table
+    from sitenet.inference.screen import Screening as Screening
+    from sitenet.inference.screen import screen as screen
     from sitenet.model.calibration import Calibration as Calibration
     from sitenet.model.checkpoint import load as load
     from sitenet.model.checkpoint import save as save
     from sitenet.model.ensemble import Ensemble as Ensemble
+    from sitenet.model.neighbours import Neighbour as Neighbour
     from sitenet.model.sitenet import SiteNet as SiteNet
     from sitenet.model.sitenet import Target as Target
     from sitenet.ops.geometry import minimum_image_distances as minimum_image_distances
@@ -123,6 +132,7 @@ if TYPE_CHECKING:
     from sitenet.report.plots import plot_attention as plot_attention
     from sitenet.report.plots import plot_predictions as plot_predictions
     from sitenet.report.run_page import run_report as run_report
+    from sitenet.report.screen_page import screen_report as screen_report
     from sitenet.system.environment import info as info
     from sitenet.training.crossval import crossval as crossval
     from sitenet.training.matbench import matbench as matbench

@@ -77,6 +77,7 @@ for command in (
     training.train,
     inference.predict,
     encode.encode,
+    inference.screen,
     inference.evaluate,
     inference.explain,
     inference.report,

@@ -47,6 +47,7 @@ def predict(
         str, typer.Option(help="Config of the published checkpoint, by name or as a YAML file.")
     ] = "paper",
     coverage: options.Coverage = 0.9,
+    neighbours: options.Neighbours = 0,
     max_sites: options.MaxSites = None,
     merge: options.Merge = True,
     device: options.Device = "cpu",
@@ -85,6 +86,7 @@ def predict(
             structures,
             out,
             coverage=coverage,
+            neighbours=neighbours,
             max_sites=max_sites,
             merge=merge,
             primitive=primitive,
@@ -105,6 +107,65 @@ def predict(
     if summary := outcome.summary():
         reporter().say(summary)
     if outcome.count == 0:
+        raise typer.Exit(1)
+
+
+def screen(
+    structures: options.Structures,
+    where: Annotated[
+        str,
+        typer.Option(
+            metavar="CONDITION",
+            help="Condition to meet: NAME > X, NAME >= X, NAME < X, NAME <= X or NAME between X "
+            "and Y, joined with 'and'; NAME is a property that the model predicts.",
+        ),
+    ],
+    model: options.Model = "mp-gap",
+    out: Annotated[
+        Path, typer.Option("--out", help="Folder for ranking.csv, left_out.csv and report.html.")
+    ] = Path("screening"),
+    coverage: Annotated[
+        float, typer.Option(help="Fraction of true values that the intervals should contain.")
+    ] = 0.9,
+    neighbours: options.Neighbours = 0,
+    report: Annotated[bool, typer.Option(help="Write report.html, which needs plotly.")] = True,
+    max_sites: options.MaxSites = None,
+    device: options.Device = "cpu",
+    workers: options.Workers = None,
+    primitive: options.Primitive = None,
+    disorder: options.Disorder = None,
+    as_json: options.Json = False,
+) -> None:
+    """Rank structures by the probability that they meet a condition.
+
+    Prints the first ten, and writes all of them and a report into a folder.
+    """
+    from sitenet.inference.screen import screen
+    from sitenet.model.checkpoint import load
+    from sitenet.report.packages import plotly
+    from sitenet.system.devices import choose_device
+    from sitenet.system.files import writable_folder
+
+    if report:
+        plotly("graph_objects")
+    writable_folder(out)
+    ranking = screen(
+        load(model).to(choose_device(device)).eval(),
+        structures,
+        where,
+        coverage=coverage,
+        neighbours=neighbours,
+        max_sites=max_sites,
+        primitive=primitive,
+        disorder=disorder,
+        workers=workers,
+        reporter=reporter(),
+    )
+    ranking.write(out, report)
+    _say_left_out(ranking.left_out)
+    print_rows(ranking.header, ranking.rows[:10], as_json)
+    reporter().say(f"{ranking.summary()}\nwritten: {out}")
+    if not ranking.rows:
         raise typer.Exit(1)
 
 
@@ -143,6 +204,11 @@ def evaluate(
         write_left_out(left_out, out / "left_out.csv")
         predictions.plot(out, [], reporter())
     _say_left_out(left_out)
+    if learned := predictions.count_learned():
+        reporter().say(
+            f"warning: the model was trained on {learned} of these {len(predictions.ids)} crystals "
+            "(column learned_from); their errors do not show how well it predicts new ones"
+        )
     print_scores(predictions.scores(), net.targets, as_json)
 
 

@@ -121,6 +121,12 @@ Coverage = Annotated[
         help="Fraction of true values that the intervals should contain.",
     ),
 ]
+Neighbours = Annotated[
+    int,
+    typer.Option(
+        min=0, help="Number of nearest training crystals to name, with their true values."
+    ),
+]
 MaxSites = Annotated[
     int | None,
     typer.Option(
@@ -183,7 +189,7 @@ ArrangementSites = Annotated[
 
 def sampling(
     disorder: str | None, samples: int | None, seed: int | None, sites: int | None
-) -> dict[str, int]:
+) -> dict[str, Any]:
     """The options of sampling that the user set; without --disorder sample, a usage error."""
     values = {"samples": samples, "seed": seed, "sites": sites}
     chosen = {name: value for name, value in values.items() if value is not None}

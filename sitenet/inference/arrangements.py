@@ -13,7 +13,7 @@ from sitenet.crystal.crystal import Crystal
 from sitenet.inference.predict import from_store, pair_stores
 from sitenet.inference.structures import as_crystal, preparation
 from sitenet.inference.table import COVERAGE, Prediction, intervals, unlike_training
-from sitenet.model.calibration import half_widths
+from sitenet.model.calibration import half_widths, zero_probabilities
 from sitenet.pairs.maker import PairMaker
 from sitenet.pairs.store import PairStore
 
@@ -144,6 +144,9 @@ def over_arrangements(
 def arranged_row(model: Model, prediction: ArrangedPrediction, crystal: Crystal) -> Prediction:
     """The prediction over arrangements of a crystal as a row of a table."""
     low, high = intervals(prediction.mean, prediction.half_width, model.lowest)
+    (zero,) = zero_probabilities(model, prediction.encoding[None])
+    # No training crystal is disordered unless the model averages over it.
+    has_index = model.calibration is not None and model.calibration.index is not None
     return Prediction(
         crystal.name or "",
         crystal.reduced_formula,
@@ -154,6 +157,8 @@ def arranged_row(model: Model, prediction: ArrangedPrediction, crystal: Crystal)
         "; ".join(prediction.warnings),
         prediction.spread.tolist(),
         len(prediction),
+        [x if np.isfinite(x) else None for x in zero.tolist()],
+        "" if has_index else None,
     )
 
 

@@ -18,19 +18,22 @@ from sitenet.data.prepared import is_prepared, load_dataset
 from sitenet.data.readers import open_source
 from sitenet.data.source import Source, same_quantity
 from sitenet.inference.arrangements import ArrangedPrediction, over_arrangements
+from sitenet.inference.evidence import learned_from
 from sitenet.inference.metrics import class_scores, regression_scores
 from sitenet.inference.predict import from_store
 from sitenet.inference.structures import preparation, sampling_of
 from sitenet.inference.table import (
     COVERAGE,
+    LEARNED,
     LIKENESS,
     Cell,
     intervals,
+    knows_zero,
     likeness_cells,
     structure_warnings,
     unlike_training,
 )
-from sitenet.model.calibration import half_widths
+from sitenet.model.calibration import half_widths, zero_probabilities
 from sitenet.model.ensemble import Model
 from sitenet.model.sitenet import Target
 from sitenet.pairs.cache import pairs_of_dataset
@@ -55,6 +58,10 @@ class Predictions:
             is not calibrated.
         warnings: (crystals,) doubts about each structure.
         lowest: The lowest value that the model can predict.
+        zero: (crystals, targets) probability that the property is exactly zero, NaN where the model
+            does not know it.
+        learned_from: (crystals,) id of the training crystal that each one is, "" if there is none;
+            None if the model keeps no index of its training crystals.
     """
 
     ids: list[str]
@@ -67,6 +74,8 @@ class Predictions:
     unlike: list[str] | None
     warnings: list[str]
     lowest: float = -np.inf
+    zero: np.ndarray | None = None
+    learned_from: list[str] | None = None
 
     @classmethod
     def of(
@@ -104,6 +113,8 @@ class Predictions:
             unlike_training(model, encodings, crystals if structures is None else structures),
             list(map(structure_warnings, crystals)),
             model.lowest,
+            zero_probabilities(model, encodings) if any(knows_zero(model)) else None,
+            learned_from(model, crystals, encodings),
         )
 
     def joined(self, other: Predictions, place: Mapping[str, int]) -> Predictions:
@@ -119,6 +130,10 @@ class Predictions:
         for name in ("truth", "values", "half_width"):
             columns[name] = np.concatenate([getattr(self, name), getattr(other, name)])[order]
         return replace(self, **columns)
+
+    def count_learned(self) -> int:
+        """How many of the crystals the model was trained on, as far as it keeps an index."""
+        return sum(map(bool, self.learned_from or ()))
 
     def scores(self, mean: np.ndarray | None = None, median: np.ndarray | None = None) -> dict:
         """Compute errors by split and target.
@@ -165,8 +180,10 @@ class Predictions:
         for target in self.targets:
             header += [target.name, f"{target.name}_predicted"]
             header += [f"{target.name}_low", f"{target.name}_high"] * (target.kind == "value")
+            header += [f"{target.name}_zero_probability"] * (self.zero is not None)
+        header += [*LIKENESS, *[LEARNED] * (self.learned_from is not None), "warnings"]
         rows = (map(cell_text, row) for row in self._rows())
-        write_csv(path, [*header, *LIKENESS, "warnings"], map(list, rows))
+        write_csv(path, header, map(list, rows))
 
     def _rows(self) -> Iterator[list[Cell]]:
         low, high = intervals(self.values, self.half_width, self.lowest)
@@ -176,8 +193,12 @@ class Predictions:
                 row += [float(self.truth[i, k]), float(self.values[i, k])]
                 if target.kind == "value":
                     row += [float(low[i, k]), float(high[i, k])]
-            unlike = None if self.unlike is None else self.unlike[i]
-            yield [*row, *likeness_cells(unlike), self.warnings[i]]
+                if self.zero is not None:
+                    row.append(float(self.zero[i, k]))
+            row += likeness_cells(None if self.unlike is None else self.unlike[i])
+            if self.learned_from is not None:
+                row.append(self.learned_from[i])
+            yield [*row, self.warnings[i]]
 
     def plot(
         self, folder: Path, history: Sequence[Mapping[str, Any]], reporter: Reporter

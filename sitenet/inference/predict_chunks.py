@@ -16,6 +16,13 @@ from sitenet.crystal.crystal import Crystal
 from sitenet.data.dataset import LeftOut, Preparation, read_records
 from sitenet.data.source import Record
 from sitenet.inference.arrangements import arranged_row, over_arrangements
+from sitenet.inference.conditions import parse_condition, probabilities
+from sitenet.inference.evidence import (
+    needed_index,
+    neighbour_cells,
+    neighbour_header,
+    with_evidence,
+)
 from sitenet.inference.predict import Output, by_rows, from_store, most_pairs
 from sitenet.inference.table import (
     Prediction,
@@ -34,6 +41,7 @@ from sitenet.system.workers import in_order
 
 CHUNK = 32  # crystals that a process takes at a time
 SENT_PAIRS = 100_000  # of a crystal that may have more, a worker sends the crystal instead
+PROBABILITY = "probability"  # column with the probability of meeting a condition
 FORMAT = 3  # of ``Chunk.plain``
 
 NumberedRecords = tuple[int, list[Record]]
@@ -41,12 +49,13 @@ NumberedRecords = tuple[int, list[Record]]
 
 class _Ready(NamedTuple):
     """What a worker made of a record: pairs, the crystal if it is large or to be drawn from, or a
-    failure."""
+    failure; and the crystal."""
 
     record: Record
     content: Columns | Crystal | LeftOut
     formula: str
     warnings: str
+    crystal: Crystal | None
 
 
 class Chunk(NamedTuple):
@@ -92,13 +101,14 @@ class _Worker:
         ((number, records),) = chunks
         ready = []
         for record, content in read_records(records, self.how):
+            crystal = content if isinstance(content, Crystal) else None
             formula = warnings = ""
             if isinstance(content, Crystal):
                 formula, warnings = content.reduced_formula, structure_warnings(content)
                 is_open = self.sampled and content.occupancy is not None
                 if not is_open and most_pairs(content, self.make.options) <= SENT_PAIRS:
                     content = _attempt(self.make, record, content)
-            ready.append(_Ready(record, content, formula, warnings))
+            ready.append(_Ready(record, content, formula, warnings, crystal))
         return number, len(records), ready
 
 
@@ -119,6 +129,12 @@ class Predictor:
         make: Finds their pairs.
         coverage: Of the intervals.
         sampling: How arrangements of disordered crystals are drawn; None draws none.
+        neighbours: Training crystals that are named beside each prediction.
+        where: Condition whose probability is added, as in ``parse_condition``; None adds none.
+
+    Raises:
+        ValueError: Neighbours of a model that keeps no index of its training crystals, a condition
+            that cannot be read, or either of them with ``sampling``.
     """
 
     def __init__(
@@ -128,10 +144,23 @@ class Predictor:
         make: PairMaker,
         coverage: float,
         sampling: Sampling | None = None,
+        neighbours: int = 0,
+        where: str | None = None,
     ) -> None:
         self.model, self.how, self.make, self.coverage = model, how, make, coverage
-        self.sampling = sampling
-        self.header = prediction_header(model, sampling is not None)
+        self.sampling, self.neighbours = sampling, neighbours
+        if sampling is not None and (neighbours or where is not None):
+            raise ValueError(
+                "neighbours and conditions need one structure per crystal: disorder 'sample' draws "
+                "many; take 'average'"
+            )
+        if neighbours:
+            needed_index(model)
+        self.ranges = None if where is None else parse_condition(where, model.targets)
+        name, formula, *columns, warnings = prediction_header(model, sampling is not None)
+        meets = [] if where is None else [PROBABILITY]
+        near = neighbour_header(model, neighbours)
+        self.header = [name, formula, *meets, *columns, *near, warnings]
 
     def chunks(
         self, records: Iterator[tuple[int, list[Record]]], workers: int
@@ -143,7 +172,10 @@ class Predictor:
 
     def row(self, prediction: Any) -> Row:
         """Cells of the table."""
-        return prediction_row(self.model, prediction)
+        name, formula, *cells, warnings = prediction_row(self.model, prediction)
+        meets = [] if self.ranges is None else [prediction.probability]
+        near = neighbour_cells(self.model, prediction, self.neighbours)
+        return (name, formula, *meets, *cells, *near, warnings)
 
     def chunk_of(self, content: dict[str, Any]) -> Chunk:
         """Read a chunk from a log."""
@@ -171,6 +203,7 @@ class Predictor:
             "config": model.config.to_dict(),
             "targets": [asdict(target) for target in model.targets],
             "header": self.header,
+            "ranges": None if self.ranges is None else list(map(asdict, self.ranges)),
         }
         parts: list[Any] = [facts]
         for name, values in model.state_dict().items():
@@ -207,20 +240,7 @@ class Predictor:
     def _predictions(self, predicted: list[tuple[_Ready, Any]]) -> list[Any]:
         """Complete the outputs of crystals that were predicted as they are."""
         whole = [(one, result) for one, result in predicted if not isinstance(result, Prediction)]
-        if not whole:
-            return [result for _, result in predicted if isinstance(result, Prediction)]
-        completed = iter(
-            predictions_of(
-                self.model,
-                [one.record.id for one, _ in whole],
-                [one.formula for one, _ in whole],
-                np.stack([values for _, (values, _) in whole]),
-                np.stack([encoding for _, (_, encoding) in whole]),
-                [one.content for one, _ in whole if not isinstance(one.content, LeftOut)],
-                [one.warnings for one, _ in whole],
-                self.coverage,
-            )
-        )
+        completed = iter(self._of_whole(whole) if whole else [])
         results = [r if isinstance(r, Prediction) else next(completed) for _, r in predicted]
         if self.sampling is None:
             return results
@@ -234,6 +254,25 @@ class Predictor:
             over_arrangements(self.model, crystal, self.make, self.sampling, self.coverage),
             crystal,
         )
+
+    def _of_whole(self, predicted: list[tuple[_Ready, Output]]) -> list[Prediction]:
+        encodings = np.stack([encoding for _, (_, encoding) in predicted])
+        predictions = predictions_of(
+            self.model,
+            [one.record.id for one, _ in predicted],
+            [one.formula for one, _ in predicted],
+            np.stack([values for _, (values, _) in predicted]),
+            encodings,
+            [one.content for one, _ in predicted if not isinstance(one.content, LeftOut)],
+            [one.warnings for one, _ in predicted],
+            self.coverage,
+        )
+        crystals = [one.crystal for one, _ in predicted if one.crystal is not None]
+        predictions = with_evidence(self.model, predictions, encodings, crystals, self.neighbours)
+        if self.ranges is None:
+            return predictions
+        met = probabilities(self.model, encodings, self.ranges).tolist()
+        return [replace(one, probability=p) for one, p in zip(predictions, met, strict=True)]
 
     def _large(self, crystal: Crystal) -> Output:
         output = by_rows(self.model, crystal, self.make)

@@ -21,6 +21,8 @@ def predict_files(
     out: str | Path | None = None,
     *,
     coverage: float = COVERAGE,
+    neighbours: int = 0,
+    where: str | None = None,
     max_sites: int | None = None,
     merge: bool = True,
     primitive: bool | None = None,
@@ -39,6 +41,9 @@ def predict_files(
             stopped run continues where it was, and a finished file of the same crystals, model and
             settings is left as it is. None keeps the rows in memory.
         coverage: Share of true values that the intervals should hold.
+        neighbours: Number of training crystals nearest to each crystal that are named with their
+            true values.
+        where: Condition whose probability is a column of its own, as in ``screen``.
         max_sites: As in ``predict``.
         merge: As in ``predict``.
         primitive: As in ``predict``.
@@ -58,5 +63,6 @@ def predict_files(
     """
     disorder, drawn = sampling_of(disorder, sampling)
     how = preparation(model.config, primitive, disorder)
-    predictor = Predictor(model, how, PairMaker(model.config, max_sites, merge), coverage, drawn)
+    make = PairMaker(model.config, max_sites, merge)
+    predictor = Predictor(model, how, make, coverage, drawn, neighbours, where)
     return run(predictor, paths, out, workers, reporter)

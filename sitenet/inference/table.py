@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sitenet.model.calibration import half_widths
+from sitenet.model.calibration import half_widths, zero_probabilities
 
 if TYPE_CHECKING:
     from sitenet.crystal.crystal import Crystal
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 COVERAGE = 0.9  # of intervals, unless stated otherwise
 LIKENESS = ["like_training", "unlike_because"]  # columns of ``likeness_cells``
+LEARNED = "learned_from"  # column with the id of the training crystal that is the same
 
 Cell = float | str | None  # None where the value is unknown
 Row = tuple[Cell, ...]
@@ -37,6 +38,11 @@ class Prediction:
         warnings: Doubts about the structure.
         spread: Standard deviation over arrangements per target; None unless they are sampled.
         arrangements: How many of them the model can tell apart; None unless they are sampled.
+        zero: Probability per target that it is exactly zero; None where the model does not know it.
+        learned_from: Id of the training crystal that this one is, "" if there is none; None if the
+            model keeps no index of its training crystals.
+        neighbours: Fields of each ``Neighbour``, the nearest first.
+        probability: That it meets the condition of a screening; None without one.
     """
 
     id: str
@@ -48,36 +54,56 @@ class Prediction:
     warnings: str
     spread: list[float] | None = None
     arrangements: int | None = None
+    zero: list[float | None] = field(default_factory=list)
+    learned_from: str | None = None
+    neighbours: list[list[Any]] = field(default_factory=list)
+    probability: float | None = None
 
 
 def prediction_header(model: Model, sampled: bool = False) -> list[str]:
     """Columns of a table of a model's predictions, of arrangements if they are sampled."""
     header = ["id", "formula"]
-    for target in model.targets:
+    for target, zero in zip(model.targets, knows_zero(model), strict=True):
         header.append(f"{target.name}_predicted")
         if target.kind == "value" and model.calibration is not None:
             header += [f"{target.name}_low", f"{target.name}_high"]
         header += [f"{target.name}_spread"] * sampled
+        if zero:
+            header.append(f"{target.name}_zero_probability")
     header += ["arrangements"] * sampled
     if model.calibration is not None:
         header += LIKENESS
+        if model.calibration.index is not None:
+            header.append(LEARNED)
     return [*header, "warnings"]
 
 
 def prediction_row(model: Model, prediction: Prediction) -> Row:
     """Cells of ``prediction_header``."""
     row: list[Cell] = [prediction.id, prediction.formula]
+    zeros = knows_zero(model)
     for k, target in enumerate(model.targets):
         row.append(prediction.values[k])
         if target.kind == "value" and model.calibration is not None:
             row += [prediction.low[k], prediction.high[k]]
         if prediction.spread is not None:
             row.append(prediction.spread[k])
+        if zeros[k]:
+            row.append(prediction.zero[k])
     if prediction.arrangements is not None:
         row.append(prediction.arrangements)
     if model.calibration is not None:
         row += likeness_cells(prediction.unlike)
+        if model.calibration.index is not None:
+            row.append(prediction.learned_from)
     return (*row, prediction.warnings)
+
+
+def knows_zero(model: Model) -> list[bool]:
+    """Whether the model gives the probability of zero, per target."""
+    if model.calibration is None or model.calibration.errors is None:
+        return [False] * len(model.targets)
+    return model.calibration.errors.has_zeros.tolist()
 
 
 def likeness_cells(unlike: str | None) -> list[Cell]:
@@ -113,6 +139,7 @@ def predictions_of(
         return []
     low, high = intervals(values, half_widths(model, encodings, coverage), model.lowest)
     unlike = unlike_training(model, encodings, structures)
+    zero = zero_probabilities(model, encodings)
     known = np.isfinite(low)
     return [
         Prediction(
@@ -123,6 +150,7 @@ def predictions_of(
             [x if ok else None for x, ok in zip(high[k].tolist(), known[k], strict=True)],
             None if unlike is None else unlike[k],
             warnings[k],
+            zero=[x if np.isfinite(x) else None for x in zero[k].tolist()],
         )
         for k in range(len(ids))
     ]

@@ -5,9 +5,10 @@ Intervals are split-conformal (Vovk et al., 2005; Lei et al., JASA 2018): the qu
 absolute residuals of validation crystals, which no training step saw, covers a new crystal drawn
 from the same distribution with the stated probability. An ensemble's residuals are taken in units
 of its spread, so that intervals are wider where its members disagree (Lei et al., section 5.2),
-with the same overall coverage. Resemblance has two parts: the surroundings of the sites
+with the same overall coverage. With enough validation crystals, each range of predicted values has
+a quantile of its own (``errors.py``). Resemblance has two parts: the surroundings of the sites
 (``familiarity.py``), and the mean distance to the nearest training crystals in the whitened space
-of encodings.
+of encodings. ``neighbours.py`` names these crystals.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sitenet.model.errors import Errors, Outputs
 from sitenet.model.familiarity import Familiarity, need_arrays, upper_bound
+from sitenet.model.neighbours import TrainingIndex
 from sitenet.model.surroundings import Structures, Surroundings
 
 if TYPE_CHECKING:
@@ -32,7 +35,8 @@ NEIGHBOURS = 5
 RESIDUALS = 2000  # kept quantiles of the residuals
 INSIDE = 0.995  # share of the validation crystals whose encodings count as near
 FAR = "far from the training crystals in the model's encoding"
-_FAMILIARITY = "familiarity."  # prefix of the tensors of a Familiarity
+# Prefixes of the tensors of a Familiarity, of Errors and of a TrainingIndex.
+_FAMILIARITY, _ERRORS, _INDEX = "familiarity.", "errors.", "index."
 
 
 @dataclass(eq=False)
@@ -51,6 +55,8 @@ class Calibration:
         floor: (targets,) added to an ensemble's spread, in the targets' units, so that no interval
             is empty; None for a single model.
         familiarity: what the surroundings of the training crystals' sites are; None in older files.
+        errors: outputs and true values of the validation crystals; None in older files.
+        index: the training crystals, to be searched; None where they were not kept.
     """
 
     residuals: np.ndarray
@@ -61,6 +67,8 @@ class Calibration:
     threshold: float
     floor: np.ndarray | None = None
     familiarity: Familiarity | None = None
+    errors: Errors | None = None
+    index: TrainingIndex | None = None
 
     def half_width(self, coverage: float, spread: np.ndarray | None = None) -> np.ndarray:
         """Half the width of each target's interval, (targets,); infinite where there are too few
@@ -132,11 +140,16 @@ class Calibration:
         return [why or ("" if near[k] else FAR) for k, why in enumerate(reasons)]
 
     def to_tensors(self) -> dict[str, Tensor]:
-        """All values as float32 or int64 tensors, by name; ``from_tensors`` takes them back."""
-        values = {k: v for k, v in vars(self).items() if v is not None and k != "familiarity"}
+        """All values as float32 or integer tensors, by name; ``from_tensors`` takes them back."""
+        parts = ("familiarity", "errors", "index")
+        values = {k: v for k, v in vars(self).items() if v is not None and k not in parts}
         if self.familiarity is not None:
             kept = {f.name: getattr(self.familiarity, f.name) for f in fields(Familiarity)}
             values |= {_FAMILIARITY + name: value for name, value in kept.items()}
+        if self.errors is not None:
+            values |= {_ERRORS + k: v for k, v in self.errors.to_arrays().items()}
+        if self.index is not None:
+            values |= {_INDEX + k: v for k, v in self.index.to_arrays().items()}
         tensors = {k: torch.as_tensor(np.atleast_1d(v).copy()) for k, v in values.items()}
         return {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
 
@@ -162,16 +175,17 @@ class Calibration:
             "threshold": (1,),
             "floor": (num_targets,),
         }
-        familiar = {
-            k.removeprefix(_FAMILIARITY): values.pop(k)
-            for k in list(values)
-            if k.startswith(_FAMILIARITY)
-        }
+        familiar, errors, index = (
+            {k.removeprefix(part): values.pop(k) for k in list(values) if k.startswith(part)}
+            for part in (_FAMILIARITY, _ERRORS, _INDEX)
+        )
         need_arrays(values, shapes, optional={"floor"})
         return cls(
             **{name: value for name, value in values.items() if name != "threshold"},
             threshold=float(values["threshold"].item()),
             familiarity=Familiarity.from_arrays(familiar) if familiar else None,
+            errors=Errors.from_arrays(errors, num_targets) if errors else None,
+            index=TrainingIndex.from_arrays(index, encoding_size, num_targets) if index else None,
         )
 
 
@@ -240,11 +254,42 @@ def half_widths(model: Model, encodings: np.ndarray, coverage: float) -> np.ndar
         encodings: (crystals, encoding) by the model.
         coverage: as in ``Calibration.half_width``.
     """
+    calibration = model.calibration
     shape = len(encodings), len(model.targets)
-    if model.calibration is None:
+    if calibration is None:
         return np.full(shape, np.inf)
-    width = model.calibration.half_width(coverage, spread(model, encodings))
+    if calibration.errors is not None and calibration.errors.is_binned:
+        return calibration.errors.half_width(coverage, outputs(model, encodings))
+    width = calibration.half_width(coverage, spread(model, encodings))
     return np.broadcast_to(width, shape)
+
+
+def zero_probabilities(model: Model, encodings: np.ndarray) -> np.ndarray:
+    """Probability that each property is exactly zero, (crystals, targets); NaN where the model does
+    not know it."""
+    if model.calibration is None or model.calibration.errors is None:
+        return np.full((len(encodings), len(model.targets)), np.nan)
+    return model.calibration.errors.zero_probability(outputs(model, encodings))
+
+
+def errors_of(model: Model, encodings: np.ndarray, truth: np.ndarray) -> Errors:
+    """The errors of a model on validation crystals, for ``Calibration.errors``.
+
+    Args:
+        model: a SiteNet or an Ensemble.
+        encodings: (crystals, encoding) by the model.
+        truth: (crystals, targets), NaN where unknown.
+    """
+    is_class = np.array([target.kind == "class" for target in model.targets])
+    return Errors.of(outputs(model, encodings), np.where(is_class, np.nan, truth))
+
+
+@torch.no_grad()
+def outputs(model: Model, encodings: np.ndarray) -> Outputs:
+    """A model's outputs from its encodings, (crystals, encoding)."""
+    z = torch.as_tensor(encodings, device=model.element_table.device)
+    values, raw = (f(z).double().cpu().numpy() for f in (model.properties, model.raw))
+    return Outputs(values, raw, spread(model, encodings))
 
 
 def spread(model: Model, encodings: np.ndarray) -> np.ndarray | None:

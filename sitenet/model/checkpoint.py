@@ -29,8 +29,9 @@ from sitenet.system.model_files import shipped_weights as shipped_weights
 
 _CALIBRATION = "calibration."  # prefix of the tensors of a Calibration
 # Format of the metadata, raised when an older sitenet could not read a new file: 2 brought
-# ensembles, 3 what a calibration keeps of the training crystals.
-FORMAT = 3
+# ensembles, 3 what a calibration keeps of the training crystals, 4 errors on the validation
+# crystals and an index of the training crystals.
+FORMAT = 4
 LISTED = 20  # names of parameters that a message lists
 
 
@@ -172,7 +173,7 @@ def save(model: Model, path: str | Path, metadata: Mapping[str, Any] | None = No
     members = len(model.members) if isinstance(model, Ensemble) else 1
     calibration = model.calibration
     header = Header(
-        format=FORMAT if calibration is not None else min(members, 2),
+        format=_format(members, calibration),
         config=model.config.to_dict(),
         targets=[dataclasses.asdict(t) for t in model.targets],
         members=members,
@@ -185,6 +186,13 @@ def save(model: Model, path: str | Path, metadata: Mapping[str, Any] | None = No
         kept = calibration.to_tensors()
         tensors |= {_CALIBRATION + name: value for name, value in kept.items()}
     save_tensors(path, tensors, {"sitenet": json.dumps(dataclasses.asdict(header))})
+
+
+def _format(members: int, calibration: Calibration | None) -> int:
+    """The first format that holds all of a model."""
+    if calibration is None:
+        return min(members, 2)
+    return 3 if calibration.errors is None and calibration.index is None else FORMAT
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:

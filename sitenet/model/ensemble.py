@@ -141,7 +141,11 @@ class Ensemble(nn.Module):
         """Encodings -> means over the members in the targets' units, logits of classes:
         (crystals, targets). The mean is taken before the last activation, so that a member's value
         below 0 balances another's above it."""
-        return self.first.activate(self._over_members(SiteNet.raw, encoding).mean(0))
+        return self.first.activate(self.raw(encoding))
+
+    def raw(self, encoding: Tensor) -> Tensor:
+        """Encodings -> means over the members before the last activation, as ``SiteNet.raw``."""
+        return self._over_members(SiteNet.raw, encoding).mean(0)
 
     def properties(self, encoding: Tensor) -> Tensor:
         """Encodings -> what is reported: values as ``decode`` gives them, and means of the members'
@@ -173,6 +177,10 @@ class Ensemble(nn.Module):
     def table(self, structures: Iterable[Any] | Any, **options: Any) -> sitenet.PredictionTable:
         """Predict from structures, with intervals and doubts; see ``sitenet.predict_table``."""
         return sitenet.predict_table(self, structures, **options)
+
+    def neighbours(self, structures: Iterable[Any] | Any, count: int = 5) -> list[Any]:
+        """Find the nearest training crystals; see ``sitenet.neighbours``."""
+        return sitenet.neighbours(self, structures, count)
 
 
 Model = SiteNet | Ensemble  # what is trained, saved and predicts

@@ -433,3 +433,7 @@ class SiteNet(nn.Module):
     def table(self, structures: Iterable[Any] | Any, **options: Any) -> sitenet.PredictionTable:
         """Predict from structures, with intervals and doubts; see ``sitenet.predict_table``."""
         return sitenet.predict_table(self, structures, **options)
+
+    def neighbours(self, structures: Iterable[Any] | Any, count: int = 5) -> list[Any]:
+        """Find the nearest training crystals; see ``sitenet.neighbours``."""
+        return sitenet.neighbours(self, structures, count)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from sitenet.data.units import titled
 from sitenet.inference.attention_histograms import weight_titles
 from sitenet.inference.changes import what_changes
+from sitenet.inference.evidence import with_evidence
 from sitenet.inference.explain import explain
 from sitenet.inference.explanation import Explanation
 from sitenet.inference.table import Prediction, predictions_of, structure_warnings
@@ -22,6 +24,7 @@ from sitenet.report.html_page import Page
 from sitenet.report.packages import plotly
 
 COVERAGE = 0.9  # of the intervals
+NEIGHBOURS = 5  # training crystals that are shown
 TABLE_ROWS = 50  # rows of a table at most
 
 
@@ -76,16 +79,41 @@ def _add_prediction(page: Page, model: Model, e: Explanation) -> None:
         [structure_warnings(e.crystal)],
         COVERAGE,
     )
+    has_index = model.calibration is not None and model.calibration.index is not None
+    (prediction,) = with_evidence(
+        model, [prediction], e.encoding[None], [e.crystal], NEIGHBOURS if has_index else 0
+    )
     cards: dict[str, str] = {}
     for k, target in enumerate(e.targets):
         cards |= _predicted(target, prediction, k)
     if prediction.unlike is not None:
         cards["like the training crystals"] = "no" if prediction.unlike else "yes"
     page.cards(cards)
+    if prediction.learned_from:
+        page.text(
+            f"The model was trained on this crystal: {prediction.learned_from} has the same "
+            "composition, symmetry and volume."
+        )
     if prediction.unlike:
         page.text(f"Unlike the training crystals: {prediction.unlike}.")
     if prediction.warnings:
         page.text(f"Doubts about the structure: {prediction.warnings}.")
+    if prediction.neighbours:
+        _add_neighbours(page, e.targets, prediction)
+
+
+def _add_neighbours(page: Page, targets: Sequence[Target], prediction: Prediction) -> None:
+    """Add the nearest training crystals."""
+    page.section(
+        "Nearest training crystals",
+        "The crystals of the training set that the model encodes nearest to this one, with their "
+        "true values. A distance of 1 is that of two training crystals chosen at random.",
+    )
+    names, formulas, distances, values = zip(*prediction.neighbours, strict=True)
+    columns: dict[str, Any] = {"id": names, "formula": formulas, "distance": np.array(distances)}
+    for target, known in zip(targets, zip(*values, strict=True), strict=True):
+        columns[f"true {target.name}"] = np.array(known)
+    page.table(columns)
 
 
 def _predicted(target: Target, prediction: Prediction, k: int) -> dict[str, str]:
@@ -98,6 +126,9 @@ def _predicted(target: Target, prediction: Prediction, k: int) -> dict[str, str]
     if low is not None and high is not None:
         interval = f"{low:.3g} to {high:.3g} {target.unit}".strip()
         cards[f"{name}, {COVERAGE:.0%} interval"] = interval
+    zero = prediction.zero[k] if prediction.zero else None
+    if zero is not None:
+        cards[f"probability that {name} is zero"] = f"{zero:.0%}"
     return cards
 
 

@@ -22,16 +22,18 @@ from sitenet.data.failures import LeftOut, counts_by_kind, write_left_out
 from sitenet.data.prepare import open_dataset
 from sitenet.data.splits import Split, shared_structures, split
 from sitenet.inference import evaluate as evaluation
-from sitenet.model.calibration import calibrate, spread
+from sitenet.model.calibration import calibrate, errors_of, spread
 from sitenet.model.ensemble import Ensemble, Model
+from sitenet.model.neighbours import Fingerprints, TrainingIndex
 from sitenet.model.sitenet import SiteNet, Target
 from sitenet.model.surroundings import Surroundings
 from sitenet.pairs.cache import pairs_of_dataset
 from sitenet.pairs.store import PairStore
 from sitenet.system.devices import choose_device, multiplies_bfloat16
-from sitenet.system.distributed import barrier, is_first, process_group, world
+from sitenet.system.distributed import barrier, is_first, local_world, process_group, world
 from sitenet.system.files import fingerprint, locked, writable_folder
 from sitenet.system.progress import Reporter
+from sitenet.system.workers import default_workers
 from sitenet.training.data import TrainingData
 from sitenet.training.plan import Member, Start, make_plan, refuse_other_layout
 from sitenet.training.state import write_config
@@ -350,6 +352,8 @@ def _finish(
     parts = trainers[0].data.parts
     best, history = _combined(trainers)
     y, encodings = _calibrate(best, trainers[0].data)
+    if best.calibration is not None and len(parts.train):
+        best.calibration.index = _index(best, dataset, trainers[0].data)
     evaluated = {"valid": parts.valid, "test": parts.test}
     predictions = evaluation.Predictions.of(best, dataset, evaluated, y, encodings)
     learned = dataset.targets[parts.train]
@@ -404,7 +408,23 @@ def _calibrate(model: Model, data: TrainingData) -> tuple[np.ndarray, np.ndarray
         valid=Surroundings.of(data.store, parts.valid) if count else None,
         train=Surroundings.of(data.store, parts.train),
     )
+    if count:
+        model.calibration.errors = errors_of(model, encodings[:count], data.targets[parts.valid])
     return y, encodings
+
+
+def _index(model: Model, dataset: Dataset, data: TrainingData) -> TrainingIndex:
+    """Index the training crystals, so that a prediction can name the nearest ones."""
+    rows = data.parts.train
+    _, encodings = outputs(model, data.store, rows)
+    crystals = [dataset.crystals[k] for k in rows]
+    return TrainingIndex.fit(
+        encodings,
+        data.targets[rows],
+        [dataset.ids[k] for k in rows],
+        [crystal.reduced_formula for crystal in crystals],
+        Fingerprints.of(crystals, max(1, default_workers(len(crystals)) // local_world())),
+    )
 
 
 def no_better_than_a_constant(

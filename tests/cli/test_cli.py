@@ -398,6 +398,30 @@ def test_evaluate(sitenet, folder, run_folder, tmp_path):
     assert scores["all"]["size_A"]["crystals"] == 13
 
 
+def test_predict_and_evaluate_name_training_crystals(sitenet, folder, run_folder, tmp_path):
+    arguments = (folder, "--model", run_folder)
+    rows = json.loads(sitenet("predict", *arguments, "--neighbours", 2, "--json")[1])
+    learned = [row for row in rows if row["learned_from"]]
+    assert 0 < len(learned) < len(rows)
+    assert all(row["neighbour1"] and row["neighbour2_distance"] is not None for row in rows)
+    _, _, said = sitenet("evaluate", *arguments, "--out", tmp_path)
+    assert f"the model was trained on {len(learned)} of these {len(rows)} crystals" in said
+
+
+def test_screen(sitenet, folder, run_folder, tmp_path):
+    (name,) = (t.name for t in load(run_folder).targets)
+    out = tmp_path / "screening"
+    arguments = ("screen", folder, "--model", run_folder, "--out", out, "--coverage", 0.5)
+    status, printed, said = sitenet(*arguments, "--where", f"{name} > 0", "--json")
+    rows = json.loads(printed)
+    assert status == 0 and len(rows) == 10 and "expected to meet" in said
+    probabilities = [row["probability"] for row in rows]
+    assert probabilities == sorted(probabilities, reverse=True)
+    assert {p.name for p in out.iterdir()} == {"ranking.csv", "left_out.csv", "report.html"}
+    status, _, said = sitenet(*arguments, "--where", f"{name} above 0")
+    assert status == 1 and "cannot read" in said and "NAME between X and Y" in said
+
+
 def test_explain_one_crystal(sitenet, folder, run_folder, tmp_path):
     arguments = ["explain", folder / "c0.cif", "--model", run_folder / "model.safetensors"]
     status, printed, said = sitenet(*arguments)

@@ -10,6 +10,7 @@ from model_card import Predictions, by_range, card
 from sitenet.config import SiteNetConfig
 from sitenet.data.prepare import prepare
 from sitenet.data.prepared import load_dataset
+from sitenet.model import calibration as calibrations
 from sitenet.model.checkpoint import load, read_metadata
 from sitenet.model.sitenet import SiteNet, Target
 from sitenet.system.files import write_csv
@@ -57,6 +58,24 @@ def run(tmp_path):
         },
     )
     return folder, tmp_path / "dataset.parquet"
+
+
+def test_probabilities_of_zero_and_the_index_are_described(run):
+    folder, dataset = run
+    model = load(folder / "model.safetensors")
+    encodings = np.random.default_rng(0).normal(size=(600, model.encoding_size))
+    encodings = encodings.astype(np.float32)
+    y = calibrations.outputs(model, encodings).values
+    truth = np.maximum(y - np.median(y), 0)
+    model.calibration = calibrations.calibrate(truth, y, encodings, encodings)
+    model.calibration.errors = calibrations.errors_of(model, encodings, truth)
+    facts = read_metadata(folder / "model.safetensors")["metadata"]
+    model.save(folder / "model.safetensors", facts)
+    facts = yaml.safe_load((ROOT / "bench" / "model_cards" / "mp-gap.yaml").read_text())
+    page = card(folder, dataset, facts)
+    assert "On the 600 validation crystals (50.0% are zero)" in page
+    assert "its ROC AUC is 0.99" in page or "its ROC AUC is 1.000" in page
+    assert "| 0.9 to 1.0 |" in page and "index of training crystals" not in page
 
 
 @pytest.mark.parametrize("name", ["mp-gap", "mp-eform"])

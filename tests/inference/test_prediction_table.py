@@ -29,6 +29,8 @@ def model_of(targets=(GAP,), unlike=()):
     model.calibration = SimpleNamespace(
         half_width=lambda coverage, spread: np.full(len(targets), coverage),
         unlike=lambda encodings, structures: [next(reasons) for _ in encodings],
+        errors=None,
+        index=None,
     )
     return model.eval()
 

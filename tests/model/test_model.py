@@ -227,6 +227,7 @@ def test_merged_is_written_out(config):
 
 def test_every_named_config_runs_in_the_fused_kernels():
     pairs = random_pairs().to(dtype=torch.float32)
+    pairs.vectors = torch.randn(int(pairs.multiplicity.sum()), 3)
     for name in config_names():
         model = SiteNet.from_config(name, missing="mean")
         assert not any(block.plain for block in model.blocks), name

@@ -12,11 +12,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from toy_crystals import toy_crystals
 
 from sitenet.config import SiteNetConfig
 from sitenet.crystal.crystal import Crystal
 from sitenet.inference.explain import explain
+from sitenet.inference.predict import outputs
+from sitenet.model.calibration import calibrate, errors_of
 from sitenet.model.ensemble import Ensemble
+from sitenet.model.neighbours import Fingerprints, TrainingIndex
 from sitenet.model.sitenet import SiteNet, Target
 from sitenet.report.cell_view import cell_view
 from sitenet.report.crystal_page import TABLE_ROWS, _most_attended, crystal_report
@@ -140,6 +144,8 @@ def test_crystal_report_says_how_sure(tmp_path, model):
     model.calibration = SimpleNamespace(
         half_width=lambda coverage, spread: np.array([0.314]),
         unlike=lambda encodings, structures: ["it has Fr, which is not in the training set"],
+        errors=None,
+        index=None,
     )
     e = crystal_report(model, SALT, tmp_path / "salt.html")
     page = Parsed(tmp_path / "salt.html")
@@ -149,6 +155,26 @@ def test_crystal_report_says_how_sure(tmp_path, model):
     assert f"{low:.3g} to {high:.3g} eV" in page.text
     reason = "Unlike the training crystals: it has Fr, which is not in the training set"
     assert any(text.startswith(reason) for text in page.text)
+
+
+def test_crystal_report_names_training_crystals(tmp_path, model):
+    encodings = np.stack([z for _, z in outputs(model, [SALT.primitive(), *toy_crystals(7)])])
+    truth = np.arange(8.0)[:, None]
+    model.calibration = calibrate(truth, truth, encodings, encodings)
+    model.calibration.errors = errors_of(model, encodings, np.minimum(truth, 1))
+    model.calibration.index = TrainingIndex.fit(
+        encodings,
+        truth,
+        [HOSTILE, *(f"mp-{k}" for k in range(7))],
+        ["NaCl"] * 8,
+        Fingerprints.of([SALT.primitive(), *toy_crystals(7)]),
+    )
+    crystal_report(model, SALT, tmp_path / "salt.html")
+    page = Parsed(tmp_path / "salt.html")
+    check_self_contained(page, 3)
+    assert "Nearest training crystals" in page.text and "true gap <b>" in page.text
+    assert "probability that gap <b> is zero" in page.text
+    assert any(text.startswith("The model was trained on this crystal") for text in page.text)
 
 
 def test_doubts_about_the_structure_are_shown(tmp_path, model):
