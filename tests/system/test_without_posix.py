@@ -90,9 +90,9 @@ def test_commands(run, tmp_path):
     run(*sitenet, "prepare", "source", "--out", "data.parquet", *workers)
     train = (*sitenet, "train", "data.parquet", "--config", "small.yaml", "--out", "run", *workers)
     run(*train, "--epochs", 1)
-    before = (tmp_path / "run" / "model.safetensors").read_bytes()
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
     run(*train, "--epochs", 1)  # the run is complete: nothing is trained
-    assert (tmp_path / "run" / "model.safetensors").read_bytes() == before
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
     model = ("--model", "run/model.safetensors")
     run(*sitenet, "predict", "source", *model, "--out", "predicted.csv", *workers)
     assert len((tmp_path / "predicted.csv").read_text().splitlines()) == 301
