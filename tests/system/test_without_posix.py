@@ -10,7 +10,6 @@ import sys
 
 import pytest
 import yaml
-from conftest import ROOT
 from toy_crystals import SMALL, cif_of, toy_crystals, toy_targets
 
 from sitenet.system.files import write_csv, write_text
@@ -96,14 +95,6 @@ def test_commands(run, tmp_path):
     model = ("--model", "run/model.safetensors")
     run(*sitenet, "predict", "source", *model, "--out", "predicted.csv", *workers)
     assert len((tmp_path / "predicted.csv").read_text().splitlines()) == 301
-    assert "mae" in run(*sitenet, "evaluate", "data.parquet", *model, *workers)
+    assert "MAE" in run(*sitenet, "evaluate", "data.parquet", *model, *workers)
     run(*sitenet, "explain", "source/0.cif", *model, "--out", "0.html")
     assert (tmp_path / "0.html").is_file()
-
-
-def test_files_and_locks(run):
-    """The tests of files, less those that kill processes or fill disks."""
-    command = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "ignore::EncodingWarning")
-    chosen = "not killed and not full and not group"
-    output = run(*command, "-k", chosen, ROOT / "tests" / "system" / "test_files.py")
-    assert " passed" in output
