@@ -16,7 +16,7 @@ import argparse
 import csv
 import itertools
 import string
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +34,7 @@ TEMPLATE = Path(__file__).resolve().parents[1] / "docs" / "model_card.md"
 SHOWN = 10  # elements, and largest errors, in a table
 SIZES = (10, 20, 50, 100)  # sites of a cell
 SPLITS = {"test": "test", "valid": "validation"}
+METRICS = {"mae": "mean absolute error", "rmse": "root mean square error", "r2": "R²"}
 OF_TESTED = "The {split} crystals of the tables above:"
 OF_SHIPPED = (
     "The validation crystals, predicted by the shipped weights. They also set the thresholds, by "
@@ -207,14 +208,44 @@ def largest(p: Predictions, formulas: Sequence[str], unit: str) -> str:
     )
 
 
+def front_matter(facts: dict, split: str, unit: str, scores: Mapping[str, float]) -> str:
+    """Format the metadata that model hubs read from the top of a card, as YAML without its marks.
+
+    Args:
+        facts: Of the card; needs ``name``, ``quantity``, ``source`` and ``tags``.
+        split: Which crystals the scores are of.
+        unit: Unit of the target.
+        scores: Needs ``mae``, ``rmse`` and ``r2``.
+    """
+    metrics = [
+        {"type": name, "name": f"{title} ({unit})" if name != "r2" else title, "value": value}
+        for name, title in METRICS.items()
+        for value in [round(float(scores[name]), 3)]
+    ]
+    result = {
+        "task": {"type": "tabular-regression", "name": facts["quantity"]},
+        "dataset": {**facts["source"], "split": split},
+        "metrics": metrics,
+    }
+    content = {
+        "license": "mit",
+        "library_name": "sitenet",
+        "pipeline_tag": "graph-ml",
+        "tags": facts["tags"],
+        "metrics": list(METRICS),
+        "model-index": [{"name": facts["name"], "results": [result]}],
+    }
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True).strip()
+
+
 def card(run: Path, dataset: Path, facts: dict, refit: Path | None = None) -> str:
     """Compose the page as Markdown.
 
     Args:
         run: folder of ``sitenet train``.
         dataset: dataset that it was trained on.
-        facts: what these do not record: name, property, licence, data, protocol, limits, commands;
-            optionally edges, and the config's name.
+        facts: what these do not record: name, property, quantity, source, tags, licence, data,
+            protocol, limits, commands; optionally edges, and the config's name.
         refit: folder of the refit whose weights ship; it has no test set.
 
     Raises:
@@ -269,6 +300,7 @@ def card(run: Path, dataset: Path, facts: dict, refit: Path | None = None) -> st
         "largest": largest(p, [c.reduced_formula for c in crystals], unit),
         "refit": "" if refit is None else _describe_refit(about, shipped, target["name"], unit),
     }
+    values["front_matter"] = front_matter(facts, SPLITS[p.split], unit, scores)
     for name in ("mae", "rmse", "r2", "mae_of_mean", "mae_of_median", "interval"):
         values[name] = f"{scores[name]:.3f}"
     return string.Template(TEMPLATE.read_text(encoding="utf-8")).substitute(values)

@@ -156,6 +156,11 @@ void bind_pairs(py::module_ &m) {
 
 PYBIND11_MODULE(_C, m) {
     m.attr("level") = sitenet::level_name();
+#ifdef _OPENMP
+    m.attr("openmp") = true;
+#else
+    m.attr("openmp") = false;
+#endif
     m.def("shorten_waiting", sitenet::shorten_waiting);
     bind_shapes(m);
     bind_attention<float, float>(m, "_f32_cpu");

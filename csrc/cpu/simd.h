@@ -11,6 +11,8 @@
 
 #if defined(__AVX512F__)
 #include <immintrin.h>
+#elif defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+#include <arm_neon.h>
 #endif
 
 namespace sitenet::SITENET_LEVEL {
@@ -193,6 +195,9 @@ static inline void store_as(uint16_t *p, Vec<float> x) {
 #if defined(__AVX512BF16__)
     const __m256bh h = _mm512_cvtneps_pbh((__m512)x);
     std::memcpy(p, &h, sizeof h);
+#elif defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+    const bfloat16x4_t h = vcvt_bf16_f32((float32x4_t)x);
+    std::memcpy(p, &h, sizeof h);
 #else
     const VecWord w = bf16_words(x) >> 16;
     for (int i = 0; i < kLanes<float>; ++i)
@@ -209,6 +214,46 @@ template <class T, class E> static inline void convert(const E *x, T *y, int n) 
             y[i] = from_bf16(x[i]);
         else
             y[i] = x[i];
+}
+
+/// Whether this level has instructions for products in bfloat16.
+#if defined(__AVX512BF16__) || defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+constexpr bool kBf16Products = true;
+#else
+constexpr bool kBf16Products = false;
+#endif
+
+/// Adds to each lane of sum the product of the low halves of a and b, and that of the high halves.
+static inline Vec<float> add_bf16_products(Vec<float> sum, VecWord a, VecWord b) {
+#if defined(__AVX512BF16__)
+    return (Vec<float>)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+#elif defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+    return (Vec<float>)vbfdotq_f32((float32x4_t)sum, vreinterpretq_bf16_u32((uint32x4_t)a),
+                                   vreinterpretq_bf16_u32((uint32x4_t)b));
+#else
+    sum += (Vec<float>)(a << 16) * (Vec<float>)(b << 16);
+    return sum + (Vec<float>)(a & 0xffff0000) * (Vec<float>)(b & 0xffff0000);
+#endif
+}
+
+/// Rounds x0 and x1. Stores each on its own, and both together: x0 in the low halves of the lanes.
+static inline void store_bf16_pair(uint16_t *to0, uint16_t *to1, uint32_t *both, Vec<float> x0,
+                                   Vec<float> x1) {
+#if defined(__AVX512BF16__)
+    alignas(64) static constexpr uint16_t in_turn[32] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,
+                                                         21, 6,  22, 7,  23, 8,  24, 9,  25, 10, 26,
+                                                         11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    const auto halves = (__m512i)_mm512_cvtne2ps_pbh((__m512)x1, (__m512)x0);
+    _mm256_storeu_si256((__m256i *)to0, _mm512_maskz_extracti64x4_epi64(0xf, halves, 0));
+    _mm256_storeu_si256((__m256i *)to1, _mm512_maskz_extracti64x4_epi64(0xf, halves, 1));
+    _mm512_storeu_si512(both,
+                        _mm512_maskz_permutexvar_epi16(~0u, _mm512_load_si512(in_turn), halves));
+#else
+    store_as(to0, x0);
+    store_as(to1, x1);
+    const VecWord w = bf16_words(x0) >> 16 | bf16_words(x1);
+    std::memcpy(both, &w, sizeof w);
+#endif
 }
 
 constexpr int round_up(int n, int step) { return (n + step - 1) / step * step; }

@@ -1,8 +1,16 @@
 #include "simd_level.h"
 
 #include <cstdlib>
+#include <initializer_list>
 #include <stdexcept>
 #include <string>
+#if defined(__x86_64__)
+#include <cpuid.h>
+#elif defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(__APPLE__)
+#include <sys/sysctl.h>
+#endif
 
 namespace sitenet {
 
@@ -47,17 +55,59 @@ const Level kLevels[] = {
 };
 constexpr int kNumLevels = sizeof(kLevels) / sizeof(kLevels[0]);
 
-/// Returns how many of the levels this processor can run.
+#if defined(__x86_64__)
+/// The answer of the processor to CPUID.
+struct Cpuid {
+    unsigned eax = 0, ebx = 0, ecx = 0, edx = 0; // 0 if the processor has no such leaf
+    explicit Cpuid(unsigned leaf, unsigned part = 0) {
+        __get_cpuid_count(leaf, part, &eax, &ebx, &ecx, &edx);
+    }
+};
+/// Whether all these bits of a register are set.
+bool has(unsigned word, std::initializer_list<int> bits) {
+    for (const int bit : bits)
+        if (!(word >> bit & 1))
+            return false;
+    return true;
+}
+
+/// Bits of XCR0, the registers that the system saves: 1 and 2 for AVX, 5 to 7 for AVX-512.
+unsigned saved_registers() {
+    unsigned low, high;
+    __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    return low;
+}
+#elif defined(__aarch64__)
+/// Whether this processor has FEAT_BF16: dot products and conversions in bfloat16.
+bool has_bf16() {
+#if defined(__linux__)
+    constexpr unsigned long kBf16 = 1ul << 14; // HWCAP2_BF16, which older headers lack
+    return getauxval(AT_HWCAP2) & kBf16;
+#elif defined(__APPLE__)
+    int has = 0;
+    size_t size = sizeof has;
+    return sysctlbyname("hw.optional.arm.FEAT_BF16", &has, &size, nullptr, 0) == 0 && has;
+#else
+    return false; // no portable way to ask; the level without it always runs
+#endif
+}
+#endif
+
+/// Returns how many of the levels this processor can run. Asks it directly: the compilers'
+/// __builtin_cpu_supports needs a library that clang-cl does not link.
 int supported() {
 #if defined(__x86_64__)
-    __builtin_cpu_init();
-    const auto v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                    __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
-    const auto v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                    __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
-                    __builtin_cpu_supports("avx512vl");
-    const auto bf16 = v4 && __builtin_cpu_supports("avx512bf16");
-    return 1 + v3 + v4 + bf16;
+    const Cpuid basic(1), more(7), most(7, 1), extended(0x80000001);
+    const bool osxsave = has(basic.ecx, {27});
+    const unsigned saved = osxsave ? saved_registers() : 0;
+    // FMA, MOVBE, AVX, F16C; BMI1, AVX2, BMI2; LZCNT
+    const bool v3 = has(saved, {1, 2}) && has(basic.ecx, {12, 22, 28, 29}) &&
+                    has(more.ebx, {3, 5, 8}) && has(extended.ecx, {5});
+    // AVX-512 F, DQ, CD, BW, VL
+    const bool v4 = v3 && has(saved, {5, 6, 7}) && has(more.ebx, {16, 17, 28, 30, 31});
+    return 1 + v3 + v4 + (v4 && has(most.eax, {5}));
+#elif defined(__aarch64__)
+    return 1 + has_bf16();
 #else
     return 1;
 #endif

@@ -17,6 +17,8 @@
 #define SITENET_LEVELS(X)                                                                          \
     X(x86_64_v2, x86_64_v2)                                                                        \
     X(x86_64_v3, x86_64_v3) X(x86_64_v4, x86_64_v4) X(x86_64_v4_bf16, x86_64_v4)
+#elif defined(__aarch64__)
+#define SITENET_LEVELS(X) X(armv8, armv8) X(armv8_bf16, armv8)
 #else
 #define SITENET_LEVELS(X) X(generic, generic)
 #endif

@@ -7,10 +7,12 @@
 #include "waiting.h"
 
 #ifdef _OPENMP
-#include <csignal>
 #include <omp.h>
+#ifndef KMP_VERSION_MAJOR // GNU's runtime, which runs on POSIX systems only
+#include <csignal>
 #include <thread>
 #include <unistd.h>
+#endif
 #endif
 
 namespace sitenet {

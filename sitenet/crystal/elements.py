@@ -14,7 +14,7 @@ from sitenet.config import SITE_FEATURES, Missing, SiteNetConfig
 
 def _read_table() -> tuple[tuple[str, ...], np.ndarray]:
     """Symbols and properties by atomic number; NaN where a property is not known, and for 0."""
-    text = (resources.files("sitenet.crystal") / "elements.csv").read_text()
+    text = (resources.files("sitenet.crystal") / "elements.csv").read_text(encoding="utf-8")
     rows = list(csv.DictReader(line for line in text.splitlines() if line[0] != "#"))
     values = [[float(row[name] or "nan") for name in SITE_FEATURES] for row in rows]
     unknown = [np.nan] * len(SITE_FEATURES)

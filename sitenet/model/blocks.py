@@ -105,7 +105,7 @@ class Block(nn.Module):
         if e_layer.norm is not None:
             bias = bias + w_e @ e_layer.norm.bias
             w_e = w_e * e_layer.norm.weight
-        here = slice(first, first + len(rows.offsets) - 1)
+        here = slice(first, first + rows.offsets.shape[0] - 1)
         site_i = F.linear(x[here], w_i, bias)  # (rows, columns)
         site_j = F.linear(x, w_j)  # (sites, columns)
 
@@ -166,15 +166,15 @@ class Block(nn.Module):
         )
         if not need_weights:
             return y, renewed, None
-        row = row_of_pair(rows.offsets, len(rows.sites))
-        return y, renewed, row_softmax(cast(Tensor, logits), row, len(site_i))
+        row = row_of_pair(rows.offsets, rows.sites.shape[0])
+        return y, renewed, row_softmax(cast(Tensor, logits), row, site_i.shape[0])
 
     def attend_plainly(
         self, site_i: Tensor, site_j: Tensor, e: Tensor, w_e: Tensor, rows: Rows, need_weights: bool
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Do the same as ``attend_fused`` in plain torch, with every pair's layers in memory, for
         several hidden layers or k_softmax."""
-        row = row_of_pair(rows.offsets, len(rows.sites))
+        row = row_of_pair(rows.offsets, rows.sites.shape[0])
         z = site_i[row] + site_j[rows.sites.long()] + F.linear(e, w_e)  # (pairs, columns)
         hidden = self.first_hidden.linear.out_features
         a_dim = self.attention.linear.out_features
@@ -188,8 +188,8 @@ class Block(nn.Module):
             left = places_left(logits, rows, row, self.k_softmax)
             log_multiplicity = log_multiplicity + left
         logits = logits + log_multiplicity
-        weights = row_softmax(logits, row, len(site_i))
-        y = weighted_sums(weights, self.attention.finish(a), row, len(site_i))
+        weights = row_softmax(logits, row, site_i.shape[0])
+        y = weighted_sums(weights, self.attention.finish(a), row, site_i.shape[0])
         renewed = self.interaction.finish(interaction) if interaction.shape[1] else None
         return y, renewed, weights if need_weights else None
 

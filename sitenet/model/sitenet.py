@@ -306,8 +306,8 @@ class SiteNet(nn.Module):
         images are equal, so the mean is over unique sites, as published."""
         for layer in self.pre_pool:
             x = layer(x)
-        crystal = row_of_pair(pairs.crystals, len(x))
-        num_crystals = len(pairs.crystals) - 1
+        crystal = row_of_pair(pairs.crystals, x.shape[0])
+        num_crystals = pairs.crystals.shape[0] - 1
         x = x.to(self.decoder.weight.dtype)  # sums lose too much in bfloat16
         if self.config.pooling == "mean":
             count = pairs.count.to(x.dtype)

@@ -274,7 +274,7 @@ class PairStore:
         """
         folder = Path(folder)
         try:
-            content = json.loads((folder / "store.json").read_text())
+            content = json.loads((folder / "store.json").read_text(encoding="utf-8"))
             facts, files = content["facts"], content["columns"]
             origin = content["format"], content["key"]
             expected = {name: (files[name]["bytes"], files[name]["crc32"]) for name in files}
@@ -351,6 +351,6 @@ class StoreWriter:
             return
         columns = {k: {"bytes": sizes[k], "crc32": self._crc[k]} for k in sizes}
         facts = {"format": FORMAT, "key": self.key, "columns": columns, "facts": self.facts}
-        (self._temporary / "store.json").write_text(json.dumps(facts, indent=1))
+        (self._temporary / "store.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
         shutil.rmtree(self.folder, ignore_errors=True)
         os.replace(self._temporary, self.folder)

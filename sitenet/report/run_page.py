@@ -234,7 +234,7 @@ def _add_left_out(page: Page, columns: Mapping[str, np.ndarray]) -> None:
 def _read_history(path: Path) -> list[dict[str, Any]]:
     """Read the lines of metrics.jsonl, without one that a run is still writing."""
     history = []
-    for line in path.read_text().splitlines() if path.is_file() else ():
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
         try:
             history.append(json.loads(line))
         except json.JSONDecodeError:

@@ -16,7 +16,8 @@ def info() -> dict[str, Any]:
 
     Returns:
         A dict: ``version``, ``python``, ``machine``, ``simd`` (SIMD level of the CPU kernels in
-        use; the environment variable SITENET_SIMD overrides the choice), ``threads``, ``waiting``
+        use; the environment variable SITENET_SIMD overrides the choice), ``openmp`` (whether the
+        CPU kernels were built with it; if not, they run on one thread), ``threads``, ``waiting``
         (how idle threads wait: "short spin"; "sleep" where torch was imported before sitenet;
         "environment" where OMP_WAIT_POLICY, GOMP_SPINCOUNT or KMP_BLOCKTIME is set), ``torch``,
         ``cuda_kernels`` (whether this build has them), ``cuda_runtime`` (of torch, or None) and
@@ -28,6 +29,7 @@ def info() -> dict[str, Any]:
         "python": sys.version.split()[0],
         "machine": f"{platform.system()} {platform.machine()}",
         "simd": _C.level,
+        "openmp": _C.openmp,
         "threads": torch.get_num_threads(),
         "waiting": waiting.POLICY,
         "torch": torch.__version__,

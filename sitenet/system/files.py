@@ -40,7 +40,7 @@ def new_file(path: str | Path, sync: bool = True) -> Iterator[Path]:
     try:
         yield temporary
         if sync:
-            with open(temporary, "rb") as file:
+            with open(temporary, "rb+") as file:  # Windows flushes only what it may write to
                 os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:  # a full disk is reported without a name
@@ -127,7 +127,7 @@ def locked(path: str | Path, wait: bool = True) -> Iterator[bool]:
 def write_text(path: str | Path, text: str, sync: bool = True) -> None:
     """Write a text file as a whole; ``sync`` as in ``new_file``."""
     with new_file(path, sync) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", newline="\n")  # the same bytes everywhere
 
 
 def writable_file(path: str | Path) -> Path:

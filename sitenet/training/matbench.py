@@ -28,7 +28,7 @@ from sitenet.data.failures import write_left_out
 from sitenet.data.prepare import open_dataset
 from sitenet.data.readers import open_source
 from sitenet.data.source import Record, Source
-from sitenet.inference.metrics import class_scores, regression_scores
+from sitenet.inference.metrics import class_scores, regression_scores, roc_auc
 from sitenet.system.devices import choose_device
 from sitenet.system.distributed import is_first, process_group
 from sitenet.system.files import writable_folder, write_text
@@ -39,6 +39,12 @@ FOLDS = 5
 SEED = 18012019
 VERSION = "0.6"  # of the matbench package whose format this is
 RESULTS = "results.json"
+# The matbench package turns probabilities into labels before it takes the area under the curve.
+ROCAUC_NOTE = (
+    "scores.rocauc is taken of labels (probability > 0.5), as the matbench package computes it for "
+    "the leaderboard (github.com/materialsproject/matbench/issues/358); "
+    "parameters.rocauc_of_probabilities is the area under the curve of the probabilities"
+)
 # Tasks whose input is a structure: rows, unit.
 TASKS = {
     "matbench_dielectric": (4764, ""),
@@ -61,7 +67,8 @@ class Benchmark:
         task: Matbench's name of the task.
         unit: Unit of the target.
         scores: Scores of each fold, by its number: ``mae``, ``rmse``, ``mape`` and ``max_error``;
-            or ``accuracy``, ``balanced_accuracy``, ``f1`` and ``rocauc``.
+            or ``accuracy``, ``balanced_accuracy``, ``f1``, ``rocauc`` of the probabilities, and
+            ``rocauc_of_labels``, which Matbench's package and leaderboard call ``rocauc``.
         path: File of results.
     """
 
@@ -274,10 +281,15 @@ class _Results:
         y = np.array([predicted.get(r.id, mean) for r in test])
         truth = np.array([r.targets[0] for r in test])
         missing = [r.id for r in test if r.id not in predicted]
+        parameters = {**facts, "predicted_by_the_mean": missing}
+        scores = (_class_scores if is_class else _value_scores)(truth, y)
+        if is_class:
+            parameters[_OF_PROBABILITIES] = scores["rocauc"]
+            scores["rocauc"] = scores.pop("rocauc_of_labels")
         self.folds[f"fold_{fold}"] = {
             "data": dict(zip((r.id for r in test), y.tolist(), strict=True)),
-            "parameters": {**facts, "predicted_by_the_mean": missing},
-            "scores": (_class_scores if is_class else _value_scores)(truth, y),
+            "parameters": parameters,
+            "scores": scores,
         }
         content = {
             "@module": "matbench.bench",
@@ -297,6 +309,7 @@ class _Results:
                 "algorithm": "Site-Net",
                 "sitenet": sitenet.__version__,
                 "config": self.config.to_dict(),
+                **({"rocauc": ROCAUC_NOTE} if is_class else {}),
             },
             "datestamp": datetime.datetime.now(datetime.UTC).strftime("%Y.%m.%d %H:%M.%S"),
         }
@@ -306,7 +319,22 @@ class _Results:
     def scores(self) -> dict[int, dict[str, float]]:
         """Scores of each fold, by its number."""
         numbers = sorted(int(name.removeprefix("fold_")) for name in self.folds)
-        return {k: self.folds[f"fold_{k}"]["scores"] for k in numbers}
+        return {k: _scores_of(self.folds[f"fold_{k}"]) for k in numbers}
+
+
+_OF_PROBABILITIES = "rocauc_of_probabilities"
+
+
+def _scores_of(fold: Mapping[str, Any]) -> dict[str, float]:
+    """Scores of a fold, with both areas under the curve if the target is a class."""
+    scores = dict(fold["scores"])
+    if _OF_PROBABILITIES in fold["parameters"]:
+        scores["rocauc_of_labels"] = scores["rocauc"]
+        scores["rocauc"] = fold["parameters"][_OF_PROBABILITIES]
+    elif "rocauc" in scores:  # written by sitenet 0.1.0, where rocauc was of the probabilities
+        known = not math.isnan(scores["rocauc"])
+        scores["rocauc_of_labels"] = scores["balanced_accuracy"] if known else math.nan
+    return scores
 
 
 def _hash(content: Mapping[str, Any]) -> str:
@@ -324,7 +352,7 @@ def _value_scores(truth: np.ndarray, y: np.ndarray) -> dict[str, float]:
 
 
 def _class_scores(truth: np.ndarray, y: np.ndarray) -> dict[str, float]:
-    """Matbench's scores of probabilities of class 1, (crystals,) each."""
+    """Matbench's scores of probabilities of class 1, (crystals,) each, and both areas."""
     ones, called = truth > 0.5, y > 0.5
     recalls = [(called == ones)[part].mean() for part in (ones, ~ones) if part.any()]
     scores = class_scores(truth, y)
@@ -333,4 +361,5 @@ def _class_scores(truth: np.ndarray, y: np.ndarray) -> dict[str, float]:
         "balanced_accuracy": float(np.mean(recalls)),
         "f1": scores["f1"],
         "rocauc": scores["roc_auc"],
+        "rocauc_of_labels": roc_auc(ones, called.astype(float)),
     }

@@ -147,7 +147,7 @@ def differences(folder: Path, config: SiteNetConfig) -> str:
     there are none."""
     path = folder / CONFIG
     try:
-        theirs = _flat(SiteNetConfig.from_dict(yaml.safe_load(path.read_text())))
+        theirs = _flat(SiteNetConfig.from_dict(yaml.safe_load(path.read_text(encoding="utf-8"))))
     except FileNotFoundError:
         return ""
     except _UNREADABLE:

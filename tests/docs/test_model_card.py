@@ -1,11 +1,12 @@
 """The card of trained weights, from a run folder and its dataset."""
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
-from model_card import Predictions, by_range, card
+from model_card import Predictions, by_range, card, front_matter
 
 from sitenet.config import SiteNetConfig
 from sitenet.data.prepare import prepare
@@ -82,8 +83,15 @@ def test_probabilities_of_zero_and_the_index_are_described(run):
 def test_figures_are_those_of_the_predictions(run, name):
     facts = yaml.safe_load((ROOT / "bench" / "model_cards" / f"{name}.yaml").read_text())
     page = card(*run, facts)
-    assert page.startswith(f"# {name}\n")
+    _, front, text = page.split("---\n", 2)
+    assert text.startswith(f"\n# {name}\n")
+    about = yaml.safe_load(front)
+    assert about["license"] == "mit" and about["library_name"] == "sitenet"
+    (entry,) = about["model-index"]
+    (result,) = entry["results"]
+    assert entry["name"] == name and result["dataset"]["split"] == "test"
     mae = (9 * 0.1 + 20 * 0.5 + 10 * 2) / 39
+    assert {m["type"]: m["value"] for m in result["metrics"]}["mae"] == round(mae, 3)
     assert f"**{mae:.3f} eV**; predicting the mean everywhere: 1.250, the median: 1.125" in page
     assert "| exactly 0 eV | 9 | 0.100 | +0.100 | 100% |" in page
     assert "| `like_training`: no | 1 | 2.000 | +2.000 | 0% |" in page
@@ -94,6 +102,17 @@ def test_figures_are_those_of_the_predictions(run, name):
     for command in facts["commands"].strip().splitlines():
         assert command in page
     assert "$" not in page.replace("$name", "")
+
+
+@pytest.mark.parametrize("name", ["mp-gap", "mp-eform"])
+def test_the_shipped_cards_have_the_front_matter_of_their_figures(name):
+    facts = yaml.safe_load((ROOT / "bench" / "model_cards" / f"{name}.yaml").read_text())
+    page = (ROOT / "docs" / "models" / f"{name}.md").read_text(encoding="utf-8")
+    _, front, text = page.split("---\n", 2)
+    mae, unit = re.search(r"\*\*([\d.]+) (\S+)\*\*; predicting", text).groups()
+    rmse, r2 = re.search(r"square error, R² \| ([\d.]+) \S+, ([\d.]+) \|", text).groups()
+    scores = {"mae": float(mae), "rmse": float(rmse), "r2": float(r2)}
+    assert front.strip() == front_matter(facts, "test", unit, scores)
 
 
 def test_a_refit_gets_a_line_of_its_own(run, tmp_path):

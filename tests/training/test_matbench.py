@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import yaml
 from conftest import SHARED
+from pytest import approx
 from toy_crystals import SMALL, cif_of, toy_crystals, toy_targets
 
 from sitenet.cli import app as cli
@@ -149,23 +150,36 @@ def test_classification_fold_by_fold(write, tmp_path, capsys):
     status, (out, err) = run("1")
     assert status == 0 and "fold 1" in err
     lines = out.splitlines()
-    assert lines[0] == "fold,accuracy,balanced_accuracy,f1,rocauc"
+    assert lines[0] == "fold,accuracy,balanced_accuracy,f1,rocauc,rocauc_of_labels"
     assert [line.partition(",")[0] for line in lines[1:]] == ["1", "3", "mean", "std"]
     results = results_of(tmp_path / "out", "matbench_mp_is_metal")
     for fold in (1, 3):
         data = results[f"fold_{fold}"]["data"]
         rows, p = [int(i[-2:]) - 1 for i in data], np.array(list(data.values()))
         x, called = truth[rows] > 0.5, p > 0.5
-        assert results[f"fold_{fold}"]["scores"] == pytest.approx(
+        exact = sklearn_metrics.roc_auc_score(x, p)
+        assert results[f"fold_{fold}"]["parameters"]["rocauc_of_probabilities"] == approx(exact)
+        (row,) = [line.split(",") for line in lines if line.startswith(f"{fold},")]
+        assert float(row[-2]) == approx(exact, abs=5e-5)  # printed with four digits
+        assert results[f"fold_{fold}"]["scores"] == approx(  # what the leaderboard compares
             {
                 "accuracy": sklearn_metrics.accuracy_score(x, called),
                 "balanced_accuracy": sklearn_metrics.balanced_accuracy_score(x, called),
                 "f1": sklearn_metrics.f1_score(x, called, zero_division=0),
-                "rocauc": sklearn_metrics.roc_auc_score(x, p),
+                "rocauc": sklearn_metrics.roc_auc_score(x, called),
             }
         )
+    content = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert content["user_metadata"]["rocauc"] == matbench.ROCAUC_NOTE
     status, (_, err) = run("7")
     assert status == 1 and "no fold 7; there is 0, 1, 2, 3, 4" in err
+
+
+def test_scores_of_labels_from_a_file_of_an_earlier_version():
+    """Its rocauc is of the probabilities; of labels, it equals the balanced accuracy."""
+    scores = {"accuracy": 0.5, "balanced_accuracy": 0.6, "f1": 0.5, "rocauc": 0.9}
+    got = matbench._scores_of({"parameters": {"epochs": 2}, "scores": scores})
+    assert got == {**scores, "rocauc_of_labels": 0.6}
 
 
 def test_folds_of_a_table(tmp_path):

@@ -10,7 +10,7 @@
 namespace sitenet::SITENET_LEVEL {
 namespace {
 
-#if defined(__AVX512F__)
+#if defined(__AVX512F__) || defined(__aarch64__)
 constexpr int kTileRows = 4, kTileVectors = 5; // 20 of 32 registers are sums
 #else
 constexpr int kTileRows = 4, kTileVectors = 2; // 8 of 16
@@ -26,11 +26,6 @@ constexpr int64_t kThreadNumbers = 1 << 18;  // numbers copied or added
 // only; the other threads take the rest.
 constexpr int kPartsPerThread = 4;
 
-#if defined(__AVX512BF16__)
-constexpr bool kBf16Products = true;
-#else
-constexpr bool kBf16Products = false;
-#endif
 template <class E> constexpr bool kUseBf16 = kBf16Products && std::is_same_v<E, uint16_t>;
 
 /// A factor of one step of a product: a number, or in bfloat16 two numbers in a 32-bit lane.

@@ -19,11 +19,9 @@ static_assert(kTile % kGradRows == 0, "a tile is whole micro-kernels");
 
 /// sum += a * b; in bfloat16 two products per lane.
 template <class T, class F> inline void product_step(Vec<T> &sum, F a, const Vec<F> &b) {
-#if defined(__AVX512BF16__)
     if constexpr (std::is_same_v<F, uint32_t>)
-        sum = (Vec<float>)_mm512_dpbf16_ps((__m512)sum, (__m512bh)splat(a), (__m512bh)b);
+        sum = add_bf16_products(sum, splat(a), b);
     else
-#endif
         sum += splat(a) * b;
 }
 
@@ -190,27 +188,15 @@ template <class T, class E> struct TileGradient {
 
     void set(const Tile<T, E> &tile, T *d, int packed, int width) {
         if constexpr (kUseBf16<E>) {
-#if defined(__AVX512BF16__)
-            alignas(64) uint16_t order[2 * kLanes<T>]; // 0 16 1 17 ...
-            for (int i = 0; i < 2 * kLanes<T>; ++i)
-                order[i] = uint16_t(i / 2 + i % 2 * kLanes<T>);
-            const __m512i in_turn = _mm512_load_si512(order);
             if (tile.count % 2)
                 std::fill_n(d + size_t(tile.count) * packed, packed, T(0));
             steps = (tile.count + 1) / 2;
             for (int s = 0; s < steps; ++s) {
                 const float *d0 = d + size_t(2 * s) * packed, *d1 = d0 + packed;
                 uint16_t *to = rows.get() + size_t(2 * s) * packed;
-                for (int c = 0; c < packed; c += kLanes<T>) {
-                    const auto both =
-                        (__m512i)_mm512_cvtne2ps_pbh((__m512)load(d1 + c), (__m512)load(d0 + c));
-                    _mm256_storeu_si256((__m256i *)(to + c),
-                                        _mm512_maskz_extracti64x4_epi64(0xf, both, 0));
-                    _mm256_storeu_si256((__m256i *)(to + packed + c),
-                                        _mm512_maskz_extracti64x4_epi64(0xf, both, 1));
-                    _mm512_storeu_si512(pairs.get() + size_t(s) * packed + c,
-                                        _mm512_maskz_permutexvar_epi16(~0u, in_turn, both));
-                }
+                for (int c = 0; c < packed; c += kLanes<T>)
+                    store_bf16_pair(to + c, to + packed + c, pairs.get() + size_t(s) * packed + c,
+                                    load(d0 + c), load(d1 + c));
                 const auto *e0 = reinterpret_cast<const uint16_t *>(tile.e[2 * s]);
                 const auto *e1 = reinterpret_cast<const uint16_t *>(tile.e[2 * s + 1]);
                 uint32_t *e = e_pairs.get() + size_t(s) * width;
@@ -221,7 +207,6 @@ template <class T, class E> struct TileGradient {
             }
             for (int t = 0; t < kTile; ++t)
                 row[t] = reinterpret_cast<const uint32_t *>(rows.get() + size_t(t) * packed);
-#endif
         } else {
             steps = tile.count;
             for (int t = 0; t < kTile; ++t) {

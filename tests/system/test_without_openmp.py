@@ -1,0 +1,58 @@
+"""A build without OpenMP says so, and computes the same on one thread."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pybind11
+import pytest
+from conftest import ROOT
+
+import sitenet
+
+GALLIUM_ARSENIDE = ROOT / "examples" / "semiconductors" / "GaAs_zincblende.cif"
+
+
+@pytest.mark.slow
+def test_a_build_without_openmp(tmp_path):
+    for tool in ("cmake", "ninja"):
+        if not shutil.which(tool):
+            pytest.skip(f"{tool} is missing: pip install 'sitenet[test]'")
+    build = tmp_path / "build"
+    settings = {
+        "CMAKE_DISABLE_FIND_PACKAGE_OpenMP": "ON",
+        "CMAKE_LIBRARY_OUTPUT_DIRECTORY": tmp_path / "sitenet",
+        "Python_EXECUTABLE": sys.executable,
+        "SITENET_CUDA": "OFF",
+        "SITENET_OPTIMISE": "-O1",  # compiles in half the time
+        "SITENET_WERROR": "ON",
+        "pybind11_DIR": pybind11.get_cmake_dir(),
+    }
+    configure = ["cmake", "-S", ROOT, "-B", build, "-G", "Ninja"]
+    configure += [f"-D{name}={value}" for name, value in settings.items()]
+    said = subprocess.run(configure, check=True, capture_output=True, text=True).stdout
+    assert "without OpenMP; the CPU kernels run on one thread" in said
+    subprocess.run(["cmake", "--build", build], check=True)
+    package = Path(sitenet.__file__).parent
+    ignored = shutil.ignore_patterns("_C.*", "__pycache__")
+    shutil.copytree(package, tmp_path / "sitenet", ignore=ignored, dirs_exist_ok=True)
+
+    def run(*arguments, **variables):
+        command = [sys.executable, "-m", "sitenet", *arguments]
+        environment = os.environ | variables
+        done = subprocess.run(
+            command, check=True, capture_output=True, text=True, env=environment, cwd=tmp_path
+        )
+        return json.loads(done.stdout)
+
+    there = {"PYTHONPATH": str(tmp_path)}
+    assert run("info", "--json")["openmp"] is True
+    assert run("info", "--json", **there)["openmp"] is False
+    predict = ("predict", str(GALLIUM_ARSENIDE), "--json")
+    (with_it,), (without,) = run(*predict), run(*predict, **there)
+    name = "band_gap_eV_predicted"
+    # Float32 sums of terms near 1 in another order: 1e-5 is 80 units in their last place.
+    assert without[name] == pytest.approx(with_it[name], abs=1e-5)
