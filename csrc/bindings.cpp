@@ -122,10 +122,9 @@ int64_t find_orbits(const PairInput &input, uintptr_t orbit, uintptr_t leader) {
 
 int64_t fill_pairs(const PairInput &input, uintptr_t orbit, int64_t first, int64_t last,
                    uintptr_t offsets, uintptr_t sites, uintptr_t distance, uintptr_t multiplicity) {
-    return sitenet::pairs().fill_pairs(
-        input, Address{orbit},
-        {first, last, Address{offsets}, Address{sites}, Address{distance}, Address{multiplicity},
-         nullptr});
+    return sitenet::pairs().fill_pairs(input, Address{orbit},
+                                       {first, last, Address{offsets}, Address{sites},
+                                        Address{distance}, Address{multiplicity}, nullptr});
 }
 
 int64_t count_sphere(const PairInput &input, double radius) {
