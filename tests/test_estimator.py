@@ -293,8 +293,8 @@ def test_every_field_of_the_config_is_a_parameter():
     assert (chosen.epochs, chosen.schedule, chosen.seed) == (2, "cosine", 3)
     search = GridSearchCV(SiteNetRegressor(TINY), {"blocks": [1, 2]}, cv=2).fit(CRYSTALS, EDGES)
     assert search.best_estimator_.model_.config.blocks == search.best_params_["blocks"]
-    with pytest.raises(TypeError, match=r"'blokcs' in SiteNetRegressor; did you mean 'blocks'"):
-        SiteNetRegressor(number_of_blocks=2)
+    with pytest.raises(TypeError, match=r"'block' in SiteNetRegressor; did you mean 'blocks'"):
+        SiteNetRegressor(block=2)
     with pytest.raises(ValueError, match="heads must be at least 1"):
         SiteNetRegressor(TINY, heads=0).fit(CRYSTALS, EDGES)
 
