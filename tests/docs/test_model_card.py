@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from model_card import Predictions, by_range, card, front_matter
 
@@ -50,6 +51,7 @@ def run(tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
     write_csv(folder / "predictions.csv", HEADER, rows)
+    torch.manual_seed(0)
     SiteNet(SiteNetConfig(site_dim=4), [Target("gap_eV", "eV")]).save(
         folder / "model.safetensors",
         {
