@@ -135,7 +135,7 @@ def over_arrangements(
         spread,
         own,
         np.hypot(own, quantile * spread),
-        (share * z).sum(0),
+        (share * z).sum(0).astype(z.dtype),
         _mostly(reasons, weights) if reasons else None,
         crystal.warnings + drawn.warnings,
     )

@@ -9,7 +9,7 @@ import torch
 from toy_crystals import SMALL, toy_crystals, toy_dataset, toy_model
 from typer.testing import CliRunner
 
-from sitenet import Crystal, SiteNet, explain, sample_arrangements, what_changes
+from sitenet import Crystal, SiteNet, explain, load, sample_arrangements, what_changes
 from sitenet.cli.app import app
 from sitenet.crystal.arrangements import Sampling
 from sitenet.data.dataset import Dataset
@@ -230,3 +230,14 @@ def test_unlike_reasons_are_those_of_most_draws():
     assert module._mostly(["", "far", "far"], counts) == "far"
     assert module._mostly(["", "far", ""], counts) == ""
     assert module._mostly(["near", "far", "far"], counts) == "far"
+
+
+def test_the_shipped_model_gives_a_whole_row():
+    """A model with an index, binned errors and the probability of zero."""
+    cell = 5.657 * (1 - np.eye(3)) / 2
+    frac = [[0, 0, 0], [0, 0, 0], [0.25, 0.25, 0.25]]
+    crystal = Crystal(cell, frac, [13, 31, 33], occupancy=[0.3, 0.7, 1.0], name="AlGaAs")
+    table = load("mp-gap").table([crystal], disorder="sample", samples=10)
+    row = table.rows[0]
+    assert row.low[0] <= row.values[0] < row.high[0]
+    assert 0 < row.zero[0] < 1 and row.learned_from == ""
