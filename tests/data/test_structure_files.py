@@ -177,7 +177,7 @@ def test_each_form_is_read_back(tmp_path, model, name, number):
     (expected,) = model.predict([crystal], primitive=False)
     (y,) = model.predict([str(path)], primitive=False)
     assert abs(y - expected) < 1e-6
-    ((_, predicted, *_),) = predict_files(model, [path], primitive=False).rows
+    ((_, _, predicted, *_),) = predict_files(model, [path], primitive=False).rows
     assert abs(predicted - expected) < 1e-6
 
 
