@@ -28,10 +28,10 @@
 
 namespace sitenet {
 
-constexpr int kMostDegrees = 5;                            ///< l = 0 to 4
+constexpr int kMostDegrees = 5;                             ///< l = 0 to 4
 constexpr int kMostHarmonics = kMostDegrees * kMostDegrees; ///< functions Y_lm
-constexpr double kSoft = 0.01;         ///< makes the square root smooth at 0
-constexpr double kNoDirection = 1e-6;  ///< angstrom; a shorter vector has no direction
+constexpr double kSoft = 0.01;                              ///< makes the square root smooth at 0
+constexpr double kNoDirection = 1e-6; ///< angstrom; a shorter vector has no direction
 
 // -------------------------------------------------------------------------------------------------
 // Arguments of the kernels: a shape, then pointers in the order in which
@@ -64,11 +64,11 @@ template <class T> struct PowerSpectrumForward : PowerSpectrumInputs<T> {
 
 /// Gradients of sum(out * grad_out).
 template <class T> struct PowerSpectrumBackward : PowerSpectrumInputs<T> {
-    const T *grad_out;               ///< as out
-    T *grad_values;                  ///< as values
-    T *grad_mix;                     ///< as mix
-    const int64_t *images_of_site;   ///< CUDA only: (images), sorted by site, ascending within it
-    const int64_t *offsets_of_site;  ///< CUDA only: (sites + 1), first entry of each site there
+    const T *grad_out;              ///< as out
+    T *grad_values;                 ///< as values
+    T *grad_mix;                    ///< as mix
+    const int64_t *images_of_site;  ///< CUDA only: (images), sorted by site, ascending within it
+    const int64_t *offsets_of_site; ///< CUDA only: (sites + 1), first entry of each site there
 };
 
 // -------------------------------------------------------------------------------------------------

@@ -134,11 +134,10 @@ template <class T> struct Row {
                 for (int k = 0; k < 3; ++k)
                     axis[k][lane] = has_direction[lane] ? v[k] / length : T(0);
             }
-            spherical_harmonics<T>(load(axis[0]), load(axis[1]), load(axis[2]), s.degrees,
-                                   [&](int lm, Vec<T> y) {
-                                       store(&harmonics[lm * kChunk + q],
-                                             lm ? y * has_direction : y);
-                                   });
+            spherical_harmonics<T>(
+                load(axis[0]), load(axis[1]), load(axis[2]), s.degrees, [&](int lm, Vec<T> y) {
+                    store(&harmonics[lm * kChunk + q], lm ? y * has_direction : y);
+                });
         }
     }
     void read_products(int64_t first, int count) {

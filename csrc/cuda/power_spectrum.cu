@@ -140,8 +140,7 @@ __global__ void grad_density_kernel(PowerSpectrumInputs<T> p, const T *grad_mixe
 
 /// A block per (degree, product); a lane per entry of that row of mix, 32 at a time.
 template <class T>
-__global__ void grad_mix_kernel(PowerSpectrumBackward<T> p, const T *density,
-                                const T *grad_mixed) {
+__global__ void grad_mix_kernel(PowerSpectrumBackward<T> p, const T *density, const T *grad_mixed) {
     DYNAMIC_SHARED(T, sums); // (kRowGroups, kWarp)
     const PowerSpectrumShape &s = p.shape;
     const int harmonics = s.degrees * s.degrees, products = s.radial * s.channels;
