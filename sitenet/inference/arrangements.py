@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 DISTANCE_STEP = 1e-3  # angstrom: distances that differ by less may count as equal
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class ArrangedPrediction:
     """Predictions for a disordered crystal, over its ordered arrangements.
 
@@ -55,6 +55,10 @@ class ArrangedPrediction:
 
     def __len__(self) -> int:
         return len(self.counts)
+
+    def __repr__(self) -> str:
+        mean = ", ".join(f"{x:.4g} ± {s:.2g}" for x, s in zip(self.mean, self.spread, strict=True))
+        return f"ArrangedPrediction({mean} over {len(self)} arrangements)"
 
 
 def predict_arrangements(

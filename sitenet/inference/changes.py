@@ -62,7 +62,7 @@ class Change:
     prediction: Prediction
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Changes:
     """Changes of a crystal and their effects on a prediction.
 
@@ -79,6 +79,9 @@ class Changes:
     targets: list[Target]
     unchanged: Prediction
     each: list[Change]
+
+    def __repr__(self) -> str:
+        return f"Changes({self.crystal.reduced_formula}, {len(self.each)} changes)"
 
     def effect(self, change: Change, target: int = 0) -> float:
         """How far a change moves the prediction of a target, in its unit."""

@@ -70,7 +70,7 @@ class TrainingIndex:
     volumes: np.ndarray
 
     def __post_init__(self) -> None:
-        self._names: tuple[list[str], list[str]] | None = None
+        self._lines: list[str] | None = None
         self._points: np.ndarray | None = None
         self._order = np.argsort(self.compositions, kind="stable")
 
@@ -122,7 +122,7 @@ class TrainingIndex:
         if self._points is None:
             self._points = (self.codes * self.steps).astype(np.float32)
             self._squares = (self._points.astype(np.float64) ** 2).sum(1)
-        ids, formulas = self._read_names()
+        lines = self._read_lines()
         x = (encodings - self.mean) @ self.axes
         result = []
         for first in range(0, len(x), QUERIES):
@@ -132,12 +132,11 @@ class TrainingIndex:
             apart = np.linalg.norm(self._points[candidates] - part[:, None], axis=2)
             for row, distance in zip(candidates, apart, strict=True):
                 order = np.argsort(distance, kind="stable")
-                result.append(
-                    [
-                        Neighbour(ids[k], formulas[k], float(d), tuple(self.values[k].tolist()))
-                        for k, d in zip(row[order].tolist(), distance[order], strict=True)
-                    ]
-                )
+                nearest = []
+                for k, d in zip(row[order].tolist(), distance[order].tolist(), strict=True):
+                    name, _, formula = lines[k].partition("\t")
+                    nearest.append(Neighbour(name, formula, d, tuple(self.values[k].tolist())))
+                result.append(nearest)
         return result
 
     def candidates(self, crystal: Crystal) -> list[int]:
@@ -169,7 +168,7 @@ class TrainingIndex:
 
     def name(self, candidate: int) -> str:
         """The id of a training crystal."""
-        return self._read_names()[0][candidate]
+        return self._read_lines()[candidate].partition("\t")[0]
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """All values by name; ``from_arrays`` takes them back."""
@@ -199,22 +198,22 @@ class TrainingIndex:
         need_arrays(arrays, shapes)
         return cls(**arrays)
 
-    def _read_names(self) -> tuple[list[str], list[str]]:
-        """Ids and formulas, read when they are first needed."""
-        if self._names is None:
+    def _read_lines(self) -> list[str]:
+        """Id, a tab and formula of each training crystal, read when they are first needed."""
+        if self._lines is None:
             try:
                 reader = zlib.decompressobj()
                 text = reader.decompress(self.text.tobytes(), LONGEST * len(self) + 1).decode()
-                lines = [line.split("\t") for line in text.split("\n")]
-                ids, formulas = ([line[k] for line in lines] for k in (0, 1))
-            except (zlib.error, UnicodeDecodeError, IndexError) as error:
+            except (zlib.error, UnicodeDecodeError) as error:
                 raise ValueError(f"the ids of the training crystals are damaged: {error}") from None
-            if not reader.eof or len(ids) != len(self):
+            lines, tabs = text.split("\n"), text.count("\t")
+            if not reader.eof or not len(lines) == tabs == len(self):
                 raise ValueError(
-                    f"the ids of the training crystals are damaged: read {len(ids)} of {len(self)}"
+                    f"the ids of the training crystals are damaged: read {len(lines)} and {tabs} "
+                    f"formulas of {len(self)}"
                 )
-            self._names = ids, formulas
-        return self._names
+            self._lines = lines
+        return self._lines
 
 
 class Fingerprints(NamedTuple):

@@ -241,3 +241,12 @@ def test_the_shipped_model_gives_a_whole_row():
     row = table.rows[0]
     assert row.low[0] <= row.values[0] < row.high[0]
     assert 0 < row.zero[0] < 1 and row.learned_from == ""
+
+
+def test_results_show_themselves_in_a_line():
+    cell, frac = 5.657 * (1 - np.eye(3)) / 2, [[0, 0, 0], [0, 0, 0], [0.25, 0.25, 0.25]]
+    crystal = Crystal(cell, frac, [13, 31, 33], occupancy=[0.3, 0.7, 1.0])
+    arranged = predict_arrangements(MODEL, crystal, 8)
+    assert repr(arranged).startswith("ArrangedPrediction(") and "±" in repr(arranged)
+    changes = what_changes(MODEL, Crystal(cell, [[0, 0, 0], [0.25, 0.25, 0.25]], [14, 8]))
+    assert repr(changes) == f"Changes(SiO, {len(changes.each)} changes)"
