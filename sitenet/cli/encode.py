@@ -10,6 +10,7 @@ import typer
 from sitenet.cli import options
 from sitenet.cli.output import print_json, reporter
 from sitenet.system.distributed import is_first
+from sitenet.system.model_files import find_model
 
 
 def encode(
@@ -32,6 +33,7 @@ def encode(
     as_json: options.Json = False,
 ) -> None:
     """Write the vectors from which a model predicts, one per structure."""
+    find_model(model)
     from sitenet.inference.encode import check_format, encode_files
     from sitenet.model.checkpoint import load
     from sitenet.system.devices import choose_device

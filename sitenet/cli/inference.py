@@ -140,15 +140,15 @@ def screen(
 
     Prints the first ten, and writes all of them and a report into a folder.
     """
+    find_model(model)
+    writable_folder(out)
     from sitenet.inference.screen import screen
     from sitenet.model.checkpoint import load
     from sitenet.report.packages import plotly
     from sitenet.system.devices import choose_device
-    from sitenet.system.files import writable_folder
 
     if report:
         plotly("graph_objects")
-    writable_folder(out)
     ranking = screen(
         load(model).to(choose_device(device)).eval(),
         structures,

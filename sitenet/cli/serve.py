@@ -8,6 +8,7 @@ import typer
 
 from sitenet.cli import options
 from sitenet.cli.output import say
+from sitenet.system.model_files import find_model
 
 _MODELS = Annotated[
     list[str] | None,
@@ -33,6 +34,8 @@ def serve(
     seconds: Annotated[int, typer.Option(min=1, help="Longest request, in seconds.")] = 60,
 ) -> None:
     """Serve a page to drop structure files on, and a JSON API."""
+    for name in model or ():
+        find_model(name)
     from sitenet.serve.run import LOOPBACK, make_server
     from sitenet.serve.uploads import Bounds
     from sitenet.system.devices import choose_device
