@@ -40,19 +40,24 @@ def test_a_build_without_openmp(tmp_path):
     ignored = shutil.ignore_patterns("_C.*", "__pycache__")
     shutil.copytree(package, tmp_path / "sitenet", ignore=ignored, dirs_exist_ok=True)
 
-    def run(*arguments, **variables):
-        command = [sys.executable, "-m", "sitenet", *arguments]
-        environment = os.environ | variables
-        done = subprocess.run(
-            command, check=True, capture_output=True, text=True, env=environment, cwd=tmp_path
-        )
+    # -S: an editable installation finds its own package before any on the path.
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+
+    def run(*command, **settings):
+        command = [sys.executable, *command]
+        done = subprocess.run(command, check=True, capture_output=True, text=True, **settings)
         return json.loads(done.stdout)
 
-    there = {"PYTHONPATH": str(tmp_path)}
-    assert run("info", "--json")["openmp"] is True
-    assert run("info", "--json", **there)["openmp"] is False
+    def run_with(*arguments):
+        return run("-m", "sitenet", *arguments)
+
+    def run_without(*arguments):
+        return run("-S", "-m", "sitenet", *arguments, env=environment, cwd=tmp_path)
+
+    assert run_with("info", "--json")["openmp"] is True
+    assert run_without("info", "--json")["openmp"] is False
     predict = ("predict", str(GALLIUM_ARSENIDE), "--json")
-    (with_it,), (without,) = run(*predict), run(*predict, **there)
+    (with_it,), (without,) = run_with(*predict), run_without(*predict)
     name = "band_gap_eV_predicted"
     # Float32 sums of terms near 1 in another order: 1e-5 is 80 units in their last place.
     assert without[name] == pytest.approx(with_it[name], abs=1e-5)
