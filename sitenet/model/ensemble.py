@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from sitenet.model.calibration import Calibration
+    from sitenet.model.packing import Bits
 
 
 class Ensemble(nn.Module):
@@ -166,9 +167,14 @@ class Ensemble(nn.Module):
         parts = zip(self.each, encoding.chunk(len(self.members), 1), strict=True)
         return torch.stack([function(member, part) for member, part in parts])
 
-    def save(self, path: str | Path, metadata: Mapping[str, Any] | None = None) -> None:
+    def save(
+        self,
+        path: str | Path,
+        metadata: Mapping[str, Any] | None = None,
+        bits: Bits | None = None,
+    ) -> None:
         """Write all members to one safetensors file; see ``sitenet.save``."""
-        sitenet.save(self, path, metadata)
+        sitenet.save(self, path, metadata, bits)
 
     def predict(self, structures: Iterable[Any] | Any, **options: Any) -> np.ndarray:
         """Predict from structures; see ``sitenet.predict``."""

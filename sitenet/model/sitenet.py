@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from sitenet.model.calibration import Calibration
+    from sitenet.model.packing import Bits
 
 
 Kind = Literal["value", "class"]
@@ -422,9 +423,14 @@ class SiteNet(nn.Module):
         """The weights under their published names; see ``sitenet.to_published``."""
         return sitenet.to_published(self)
 
-    def save(self, path: str | Path, metadata: Mapping[str, Any] | None = None) -> None:
+    def save(
+        self,
+        path: str | Path,
+        metadata: Mapping[str, Any] | None = None,
+        bits: Bits | None = None,
+    ) -> None:
         """Write the model to a safetensors file; see ``sitenet.save``."""
-        sitenet.save(self, path, metadata)
+        sitenet.save(self, path, metadata, bits)
 
     def predict(self, structures: Iterable[Any] | Any, **options: Any) -> np.ndarray:
         """Predict from structures; see ``sitenet.predict``."""
