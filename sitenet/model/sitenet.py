@@ -20,9 +20,8 @@ import functools
 import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args, overload
+from typing import TYPE_CHECKING, Any, cast, overload
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +33,7 @@ from sitenet.crystal.elements import NUM_ELEMENTS, element_table
 from sitenet.model.blocks import Block, Rows
 from sitenet.model.layers import Embedding, Layer, norm_of, with_gradient_of
 from sitenet.model.spectrum import Images
+from sitenet.model.target import Target as Target
 from sitenet.ops.attention import pair_embedding
 from sitenet.ops.rows import EPSILON, row_of_pair
 from sitenet.pairs.features import gaussians, log_envelope, pair_features
@@ -45,40 +45,6 @@ if TYPE_CHECKING:
 
     from sitenet.model.calibration import Calibration
     from sitenet.model.packing import Bits
-
-
-Kind = Literal["value", "class"]
-
-
-@dataclass(frozen=True)
-class Target:
-    """One predicted property.
-
-    Attributes:
-        name: of the property.
-        unit: of its values.
-        mean: added to the decoder's output times ``std``.
-        std: see ``mean``.
-        kind: "value", or "class" for labels 0 and 1, for which the decoder gives the logit.
-    """
-
-    name: str = "target"
-    unit: str = ""
-    mean: float = 0.0
-    std: float = 1.0
-    kind: Kind = "value"
-
-    def __post_init__(self) -> None:
-        for name, kind in (("name", str), ("unit", str), ("mean", float), ("std", float)):
-            value = getattr(self, name)
-            if kind is float and type(value) is int:
-                object.__setattr__(self, name, value := float(value))
-            if not isinstance(value, kind):
-                raise TypeError(f"{name} must be of type {kind.__name__}, got {value!r}")
-        if not (math.isfinite(self.mean) and 0 < self.std < math.inf):
-            raise ValueError(f"mean must be finite and std positive, got {self.mean}, {self.std}")
-        if self.kind not in get_args(Kind):
-            raise ValueError(f"kind must be one of {', '.join(get_args(Kind))}, got {self.kind!r}")
 
 
 class SiteNet(nn.Module):
