@@ -59,6 +59,7 @@ def train(
     unit: options.Unit = None,
     config: options.StartConfig = None,
     classes: options.Classes = None,
+    log: options.Log = None,
     fold: Annotated[
         str | None, typer.Option(help="Value of the split column that marks the test set.")
     ] = None,
@@ -102,6 +103,7 @@ def train(
         target=target or None,
         unit=unit or None,
         classes=tuple(classes or ()),
+        log=tuple(log or ()),
         fold=fold,
         split_column=split_column,
         start=start or None,
@@ -215,6 +217,7 @@ def crossval(
     config: options.StartConfig = None,
     folds: Annotated[int, typer.Option(min=2, help="Number of folds.")] = 5,
     classes: options.Classes = None,
+    log: options.Log = None,
     start: options.Start = None,
     freeze: options.Freeze = False,
     device: options.Device = "cpu",
@@ -239,6 +242,7 @@ def crossval(
         target=target or None,
         unit=unit or None,
         classes=tuple(classes or ()),
+        log=tuple(log or ()),
         start=start or None,
         freeze=freeze,
         device=device,

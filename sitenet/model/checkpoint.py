@@ -31,7 +31,8 @@ from sitenet.system.model_files import shipped_weights as shipped_weights
 _CALIBRATION = "calibration."  # prefix of the tensors of a Calibration
 # Format of the metadata, raised when an older sitenet could not read a new file: 2 brought
 # ensembles, 3 what a calibration keeps of the training crystals, 4 errors on the validation
-# crystals and an index of the training crystals, 5 weights of fewer bits and a compressed index.
+# crystals and an index of the training crystals, 5 weights of fewer bits, a compressed index and
+# targets that are learned as logarithms.
 FORMAT = 5
 LISTED = 20  # names of parameters that a message lists
 
@@ -182,9 +183,9 @@ def save(
     members = len(model.members) if isinstance(model, Ensemble) else 1
     calibration = model.calibration
     header = Header(
-        format=_format(members, calibration, bits),
+        format=_format(model, bits),
         config=model.config.to_dict(),
-        targets=[dataclasses.asdict(t) for t in model.targets],
+        targets=[target.to_dict() for target in model.targets],
         members=members,
         sitenet=sitenet.__version__,
         uses_oxidation=model.uses_oxidation,
@@ -199,12 +200,14 @@ def save(
     save_tensors(path, tensors, {"sitenet": json.dumps(dataclasses.asdict(header))})
 
 
-def _format(members: int, calibration: Calibration | None, bits: Bits | None) -> int:
+def _format(model: Model, bits: Bits | None) -> int:
     """The first format that holds all of a model."""
-    if bits is not None or (calibration is not None and calibration.index is not None):
+    calibration = model.calibration
+    is_log = any(target.scale == "log10" for target in model.targets)
+    if bits or is_log or (calibration is not None and calibration.index is not None):
         return FORMAT
     if calibration is None:
-        return min(members, 2)
+        return 2 if isinstance(model, Ensemble) else 1
     return 3 if calibration.errors is None else 4
 
 

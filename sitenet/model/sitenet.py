@@ -65,6 +65,7 @@ class SiteNet(nn.Module):
     target_mean: Tensor
     target_std: Tensor
     is_class: Tensor
+    is_log: Tensor
 
     def __init__(
         self, config: SiteNetConfig | None = None, targets: Sequence[Target] = (Target(),)
@@ -97,6 +98,7 @@ class SiteNet(nn.Module):
         self.register_buffer("target_std", torch.ones(len(targets)), persistent=False)
         is_class = torch.zeros(len(targets), dtype=torch.bool)
         self.register_buffer("is_class", is_class, persistent=False)
+        self.register_buffer("is_log", is_class.clone(), persistent=False)
         self.targets = targets
         self.uses_oxidation = True
         self.calibration: Calibration | None = None
@@ -126,10 +128,12 @@ class SiteNet(nn.Module):
         self.target_mean.copy_(torch.tensor([t.mean for t in targets]))
         self.target_std.copy_(torch.tensor([t.std for t in targets]))
         self.is_class.copy_(torch.tensor([t.kind == "class" for t in targets]))
+        self.is_log.copy_(torch.tensor([t.scale == "log10" for t in targets]))
 
     @property
     def lowest(self) -> float:
-        """The lowest value that the model can predict: 0, or minus infinity."""
+        """The lowest value that the model can predict, on the scale that it learns: 0, or minus
+        infinity."""
         return -math.inf if self.config.last_activation == "identity" else 0.0
 
     @property
@@ -143,7 +147,7 @@ class SiteNet(nn.Module):
         return self.decoder.in_features
 
     def forward(self, pairs: Pairs) -> Tensor:
-        """Predict from pairs on the model's device: (crystals, targets), in the targets' units."""
+        """Predict from pairs on the model's device: (crystals, targets), as ``decode``."""
         learns = torch.is_grad_enabled() and self.embedding.weight.requires_grad
         if self.config.max_norm and self.training and learns:
             self.embedding.scale_rows(pairs.numbers)
@@ -291,11 +295,12 @@ class SiteNet(nn.Module):
         return x  # (crystals, post_pool[-1])
 
     def decode(self, encoding: Tensor) -> Tensor:
-        """Encodings -> properties in their units, logits of classes: (crystals, targets)."""
+        """Encodings -> properties on the scale that is learned (their units, or logarithms of
+        them), logits of classes: (crystals, targets)."""
         return self.activate(self.raw(encoding))
 
     def raw(self, encoding: Tensor) -> Tensor:
-        """Encodings -> properties in their units, before the last activation."""
+        """Encodings -> as ``decode``, before the last activation."""
         with torch.autocast(encoding.device.type, enabled=False):
             return self.decoder(encoding) * self.target_std + self.target_mean
 
@@ -311,10 +316,18 @@ class SiteNet(nn.Module):
                 z = with_gradient_of(y.clamp(min=0), y)
         return torch.where(self.is_class, y, z)
 
-    def properties(self, encoding: Tensor) -> Tensor:
-        """Encodings -> what is reported: values in their units, and probabilities of class 1."""
+    def learned(self, encoding: Tensor) -> Tensor:
+        """Encodings -> values on the scale that is learned, and probabilities of class 1."""
         y = self.decode(encoding)
         return torch.where(self.is_class, torch.sigmoid(y), y)
+
+    def in_units(self, y: Tensor) -> Tensor:
+        """Convert values from the scale that is learned to their units; leave probabilities."""
+        return torch.where(self.is_log, 10**y, y)
+
+    def properties(self, encoding: Tensor) -> Tensor:
+        """Encodings -> what is reported: values in their units, and probabilities of class 1."""
+        return self.in_units(self.learned(encoding))
 
     def spread(self, encoding: Tensor) -> Tensor | None:
         """None: only an ensemble has a spread."""
