@@ -49,6 +49,12 @@ def prepare(
     print(f"{out}: {count} crystals{without}, {len(left_out)} left out (reasons in {listed})")
 
 
+def _bits(bits: int | None) -> int | None:
+    if bits not in (None, 8, 10):
+        raise typer.BadParameter(f"expected 8 or 10, got {bits}")
+    return bits
+
+
 @with_fields(*ALL_FIELDS)
 def train(
     data: options.Data,
@@ -81,6 +87,14 @@ def train(
             help="Also train on the test set, after a first run has measured its error.",
         ),
     ] = False,
+    bits: Annotated[
+        int | None,
+        typer.Option(
+            callback=_bits,
+            help="Bits per weight of the finished model, 8 or 10, for a smaller file  "
+            "[default: all 32]",
+        ),
+    ] = None,
     device: options.Device = "cpu",
     workers: options.Workers = None,
     as_json: options.Json = False,
@@ -110,6 +124,7 @@ def train(
         member=member,
         freeze=freeze,
         refit=refit,
+        bits=bits,
         device=device,
         workers=workers,
         reporter=reporter(),

@@ -22,7 +22,7 @@ import sitenet
 from sitenet.config import SiteNetConfig
 from sitenet.model.calibration import Calibration
 from sitenet.model.ensemble import Ensemble, Model
-from sitenet.model.packing import Bits, pack, unpack
+from sitenet.model.packing import pack, unpack
 from sitenet.model.sitenet import SiteNet, Target
 from sitenet.system.files import load_tensors, save_tensors
 from sitenet.system.model_files import find_model
@@ -168,7 +168,7 @@ def save(
     model: Model,
     path: str | Path,
     metadata: Mapping[str, Any] | None = None,
-    bits: Bits | None = None,
+    bits: int | None = None,
 ) -> None:
     """Write a model to a safetensors file, complete or not at all.
 
@@ -200,7 +200,7 @@ def save(
     save_tensors(path, tensors, {"sitenet": json.dumps(dataclasses.asdict(header))})
 
 
-def _format(model: Model, bits: Bits | None) -> int:
+def _format(model: Model, bits: int | None) -> int:
     """The first format that holds all of a model."""
     calibration = model.calibration
     is_log = any(target.scale == "log10" for target in model.targets)

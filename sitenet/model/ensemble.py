@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     import numpy as np
 
     from sitenet.model.calibration import Calibration
-    from sitenet.model.packing import Bits
 
 
 class Ensemble(nn.Module):
@@ -176,7 +175,7 @@ class Ensemble(nn.Module):
         self,
         path: str | Path,
         metadata: Mapping[str, Any] | None = None,
-        bits: Bits | None = None,
+        bits: int | None = None,
     ) -> None:
         """Write all members to one safetensors file; see ``sitenet.save``."""
         sitenet.save(self, path, metadata, bits)

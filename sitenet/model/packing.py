@@ -13,19 +13,25 @@ upper eight), ``NAME.low`` with the lower two bits of four integers per byte (ui
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
 
-Bits = Literal[8, 10]  # per weight
+BITS = 8, 10  # per weight
 
 LEAST_ROWS = 16  # with fewer of them, a matrix is too small to be worth a step per column
 _STEP, _LOW = ".step", ".low"
 _PLACES = torch.tensor([1, 4, 16, 64], dtype=torch.int16)  # of two bits in a byte
 
 
-def pack(weights: Mapping[str, Tensor], bits: Bits) -> dict[str, Tensor]:
+def check_bits(bits: Any) -> None:
+    """Raise ValueError unless weights can be packed into so many bits."""
+    if bits not in BITS:
+        raise ValueError(f"bits must be one of {', '.join(map(str, BITS))}, got {bits!r}")
+
+
+def pack(weights: Mapping[str, Tensor], bits: int) -> dict[str, Tensor]:
     """Round weight matrices to integers; other tensors are kept as they are.
 
     Args:
@@ -35,8 +41,7 @@ def pack(weights: Mapping[str, Tensor], bits: Bits) -> dict[str, Tensor]:
     Raises:
         ValueError: there is no such number of bits.
     """
-    if bits not in get_args(Bits):
-        raise ValueError(f"bits must be one of {', '.join(map(str, get_args(Bits)))}, got {bits!r}")
+    check_bits(bits)
     packed: dict[str, Tensor] = {}
     for name, weight in weights.items():
         if weight.ndim < 2 or len(weight) < LEAST_ROWS or not weight.is_floating_point():

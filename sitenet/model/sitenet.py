@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     import numpy as np
 
     from sitenet.model.calibration import Calibration
-    from sitenet.model.packing import Bits
 
 
 class SiteNet(nn.Module):
@@ -406,7 +405,7 @@ class SiteNet(nn.Module):
         self,
         path: str | Path,
         metadata: Mapping[str, Any] | None = None,
-        bits: Bits | None = None,
+        bits: int | None = None,
     ) -> None:
         """Write the model to a safetensors file; see ``sitenet.save``."""
         sitenet.save(self, path, metadata, bits)

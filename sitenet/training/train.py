@@ -25,6 +25,7 @@ from sitenet.inference import evaluate as evaluation
 from sitenet.model.calibration import calibrate, errors_of, spread
 from sitenet.model.ensemble import Ensemble, Model
 from sitenet.model.neighbours import Fingerprints, TrainingIndex
+from sitenet.model.packing import check_bits, pack, unpack
 from sitenet.model.sitenet import SiteNet
 from sitenet.model.surroundings import Surroundings
 from sitenet.model.target import Target, learned_values
@@ -89,6 +90,7 @@ def train(
     member: int | None = None,
     freeze: bool = False,
     refit: bool = False,
+    bits: int | None = None,
     primitive: bool | None = None,
     disorder: str | None = None,
     device: str | torch.device = "cpu",
@@ -126,6 +128,8 @@ def train(
         freeze: Train only the layers after pooling and the decoder.
         refit: Train on the test crystals too, after a run without it has measured the error. The
             validation crystals are those of that run, and nothing is tested.
+        bits: Bits per weight of the finished model, as in ``sitenet.save``; it is rounded before it
+            is calibrated and tested. None keeps all 32.
         primitive: Find primitive cells first; None takes the config's setting.
         disorder: "error" or "average", as in ``read_cif``; None takes the config's setting.
         device: "cpu" or "cuda".
@@ -146,6 +150,8 @@ def train(
         Stopped: Interrupted; the message says how to resume.
     """
     device = choose_device(device)
+    if bits is not None:
+        check_bits(bits)
     inputs = {"primitive": primitive, "disorder": disorder}
     changes |= {name: value for name, value in inputs.items() if value is not None}
     plan = make_plan(config, start, changes, freeze, member)
@@ -195,7 +201,7 @@ def train(
         if member is not None:
             only = trainers[0]
             return Result(only.best, only.progress.history, {}, dataset.left_out, only.folder)
-        return _finish(trainers, dataset, plan.config, folder, reporter)
+        return _finish(trainers, dataset, plan.config, folder, reporter, bits)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -352,10 +358,14 @@ def _finish(
     config: SiteNetConfig,
     folder: Path | None,
     reporter: Reporter,
+    bits: int | None,
 ) -> Result:
-    """Calibrate the best model, or the best members together; save it and its predictions."""
+    """Round the best model, or the best members together, to so many bits and calibrate it; save it
+    and its predictions."""
     parts = trainers[0].data.parts
     best, history = _combined(trainers)
+    if bits is not None:
+        best.load_state_dict(unpack(pack(best.state_dict(), bits)))
     y, encodings = _calibrate(best, trainers[0].data)
     if best.calibration is not None and len(parts.train):
         best.calibration.index = _index(best, dataset, trainers[0].data)
@@ -373,7 +383,7 @@ def _finish(
         }
         if len(trainers) > 1:
             write_config(folder, config)
-        best.save(folder / MODEL, facts)
+        best.save(folder / MODEL, facts, bits)
         predictions.write(folder / "predictions.csv")
         predictions.plot(folder, history if len(trainers) == 1 else [], reporter)
     for line in no_better_than_a_constant(scores, config.training, len(parts.train)):

@@ -4,12 +4,14 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from toy_crystals import toy_crystals, toy_model
+from toy_crystals import toy_crystals, toy_dataset, toy_model
+from trainers import FAST
 
 import sitenet
 from sitenet.model.checkpoint import FORMAT, read_metadata
 from sitenet.model.packing import LEAST_ROWS, pack, unpack
 from sitenet.system.files import load_tensors
+from sitenet.training.train import train
 
 SHAPES = [(16, 1), (17, 3), (40, 33), (20, 4, 5)]
 
@@ -63,6 +65,22 @@ def test_small_tensors_and_counts_are_kept():
 def test_other_numbers_of_bits_are_refused(bits):
     with pytest.raises(ValueError, match="bits must be one of 8, 10, got"):
         pack(matrices(), bits)
+
+
+def test_training_rounds_before_it_calibrates(tmp_path):
+    data = toy_dataset(40)
+    result = train(data, tmp_path / "run", config=FAST, epochs=1, bits=8)
+    loaded = sitenet.load(tmp_path / "run")
+    np.testing.assert_array_equal(
+        loaded.predict(data.crystals), result.model.predict(data.crystals)
+    )
+    again = unpack(pack(result.model.state_dict(), 8))
+    for name, weight in result.model.state_dict().items():
+        torch.testing.assert_close(again[name], weight, rtol=2**-22, atol=0)
+    (nearest,) = loaded.neighbours(data.crystals[:1], 1)  # of the encodings of rounded weights
+    assert nearest[0].distance < 1
+    with pytest.raises(ValueError, match="bits must be one of 8, 10, got 9"):
+        train(data, config=FAST, epochs=1, bits=9)
 
 
 @pytest.mark.parametrize("members", [1, 2])
