@@ -139,7 +139,7 @@ def main() -> None:
         raise SystemExit(f"{options.model} keeps no errors: run bench/calibrate_weights.py first")
     errors = model.calibration.errors
     judged = held_out(errors, options.coverage)
-    print(table_of_bins(errors, judged, model.targets[0].unit))
+    print(table_of_bins(errors, judged, model.targets[0].learned_unit))
     if errors.has_zeros[0]:
         print(table_of_zeros(errors, judged))
         print(scores_of_zeros(errors, judged))

@@ -27,7 +27,7 @@ _MODULE_OF = {
     "Pairs": "pairs.pairs",
     "find_pairs": "pairs.finder",
     "SiteNet": "model.sitenet",
-    "Target": "model.sitenet",
+    "Target": "model.target",
     "Ensemble": "model.ensemble",
     "load": "model.checkpoint",
     "save": "model.checkpoint",
@@ -120,7 +120,7 @@ if TYPE_CHECKING:
     from sitenet.model.ensemble import Ensemble as Ensemble
     from sitenet.model.neighbours import Neighbour as Neighbour
     from sitenet.model.sitenet import SiteNet as SiteNet
-    from sitenet.model.sitenet import Target as Target
+    from sitenet.model.target import Target as Target
     from sitenet.ops.geometry import minimum_image_distances as minimum_image_distances
     from sitenet.pairs.finder import find_pairs as find_pairs
     from sitenet.pairs.pairs import Pairs as Pairs

@@ -76,6 +76,15 @@ Classes = Annotated[
         "--class", metavar="TARGET", help="Target with the values 0 and 1; repeat for several."
     ),
 ]
+Log = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--log",
+        metavar="TARGET",
+        help="Positive target whose decimal logarithm is learned; repeat for several. Predictions "
+        "are in its unit all the same.",
+    ),
+]
 SplitColumn = Annotated[
     str | None,
     typer.Option(

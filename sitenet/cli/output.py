@@ -125,6 +125,8 @@ def print_scores(scores: Mapping[str, Any], targets: Sequence[Any], as_json: boo
                 print(f"{split}: {title}: {rest} on {crystals} crystals")
                 continue
             line = f"{split}: {title}: MAE {rounded(values['mae'])}"
+            if "mae_log10" in values:
+                line += f" ({rounded(values['mae_log10'])} in log10)"
             for key, constant in (("mae_of_mean", "mean"), ("mae_of_median", "median")):
                 if key in values:
                     line += f", {rounded(values[key])} if predicting the {constant}"

@@ -49,6 +49,12 @@ def prepare(
     print(f"{out}: {count} crystals{without}, {len(left_out)} left out (reasons in {listed})")
 
 
+def _bits(bits: int | None) -> int | None:
+    if bits not in (None, 8, 10):
+        raise typer.BadParameter(f"expected 8 or 10, got {bits}")
+    return bits
+
+
 @with_fields(*ALL_FIELDS)
 def train(
     data: options.Data,
@@ -59,6 +65,7 @@ def train(
     unit: options.Unit = None,
     config: options.StartConfig = None,
     classes: options.Classes = None,
+    log: options.Log = None,
     fold: Annotated[
         str | None, typer.Option(help="Value of the split column that marks the test set.")
     ] = None,
@@ -80,6 +87,14 @@ def train(
             help="Also train on the test set, after a first run has measured its error.",
         ),
     ] = False,
+    bits: Annotated[
+        int | None,
+        typer.Option(
+            callback=_bits,
+            help="Bits per weight of the finished model, 8 or 10, for a smaller file  "
+            "[default: all 32]",
+        ),
+    ] = None,
     device: options.Device = "cpu",
     workers: options.Workers = None,
     as_json: options.Json = False,
@@ -102,12 +117,14 @@ def train(
         target=target or None,
         unit=unit or None,
         classes=tuple(classes or ()),
+        log=tuple(log or ()),
         fold=fold,
         split_column=split_column,
         start=start or None,
         member=member,
         freeze=freeze,
         refit=refit,
+        bits=bits,
         device=device,
         workers=workers,
         reporter=reporter(),
@@ -215,6 +232,7 @@ def crossval(
     config: options.StartConfig = None,
     folds: Annotated[int, typer.Option(min=2, help="Number of folds.")] = 5,
     classes: options.Classes = None,
+    log: options.Log = None,
     start: options.Start = None,
     freeze: options.Freeze = False,
     device: options.Device = "cpu",
@@ -239,6 +257,7 @@ def crossval(
         target=target or None,
         unit=unit or None,
         classes=tuple(classes or ()),
+        log=tuple(log or ()),
         start=start or None,
         freeze=freeze,
         device=device,

@@ -14,6 +14,7 @@ from sitenet.inference.predict import from_store, pair_stores
 from sitenet.inference.structures import as_crystal, preparation
 from sitenet.inference.table import COVERAGE, Prediction, intervals, unlike_training
 from sitenet.model.calibration import half_widths, zero_probabilities
+from sitenet.model.target import learned_values
 from sitenet.pairs.maker import PairMaker
 from sitenet.pairs.store import PairStore
 
@@ -34,9 +35,9 @@ class ArrangedPrediction:
         mean: (targets,) of the values, weighted by the counts.
         spread: (targets,) standard deviation of the values, weighted likewise.
         model_half_width: (targets,) root mean square of half the width of the model's own interval,
-            infinite where it has none.
-        half_width: (targets,) of the interval around the mean, which joins both; see
-            ``predict_arrangements``.
+            infinite where it has none; on the scale that is learned.
+        half_width: (targets,) of the interval around the mean, which joins both, on the scale that
+            is learned; see ``predict_arrangements``.
         encoding: (encoding,) mean of the encodings, weighted likewise.
         unlike: why arrangements that stand for more than half of the draws are unlike the training
             set, the most frequent reason; "" if they are not; None if the model is not calibrated.
@@ -75,7 +76,8 @@ def predict_arrangements(
     """Predict a disordered crystal as the mean over ordered arrangements of it.
 
     Half the width of the interval is sqrt(h² + (z s)²): h is the root mean square of half the width
-    of the model's intervals, s the standard deviation over arrangements, and z the quantile of the
+    of the model's intervals, s the standard deviation over arrangements (both of the logarithm, if
+    that is what the model learns), and z the quantile of the
     normal distribution for the coverage, 1.645 for 90 %. The two are taken as independent. The
     model's errors are not averaged away, as they are much alike for all arrangements of a crystal.
 
@@ -128,8 +130,8 @@ def over_arrangements(
     if not np.isfinite(y).all():
         raise ValueError("the prediction of an arrangement is not a number")
     share = (weights / weights.sum())[:, None]
-    mean = (share * y).sum(0)
-    spread = np.sqrt((share * (y - mean) ** 2).sum(0))
+    mean, spread = _mean_and_spread(y, share)
+    _, learned_spread = _mean_and_spread(learned_values(model.targets, y), share)
     own = np.sqrt((share * half_widths(model, z, coverage) ** 2).sum(0))
     quantile = NormalDist().inv_cdf((1 + coverage) / 2)
     return ArrangedPrediction(
@@ -138,16 +140,23 @@ def over_arrangements(
         mean,
         spread,
         own,
-        np.hypot(own, quantile * spread),
+        np.hypot(own, quantile * learned_spread),
         (share * z).sum(0).astype(z.dtype),
         _mostly(reasons, weights) if reasons else None,
         crystal.warnings + drawn.warnings,
     )
 
 
+def _mean_and_spread(y: np.ndarray, share: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation over arrangements, (targets,), weighted by their shares."""
+    mean = (share * y).sum(0)
+    return mean, np.sqrt((share * (y - mean) ** 2).sum(0))
+
+
 def arranged_row(model: Model, prediction: ArrangedPrediction, crystal: Crystal) -> Prediction:
     """The prediction over arrangements of a crystal as a row of a table."""
-    low, high = intervals(prediction.mean, prediction.half_width, model.lowest)
+    values, widths = prediction.mean[None], prediction.half_width[None]
+    (low,), (high,) = intervals(model.targets, values, widths, model.lowest)
     (zero,) = zero_probabilities(model, prediction.encoding[None])
     # No training crystal is disordered unless the model averages over it.
     has_index = model.calibration is not None and model.calibration.index is not None

@@ -113,8 +113,9 @@ def probabilities(model: Model, encodings: np.ndarray, ranges: Sequence[Range]) 
     errors, y = model.calibration.errors, outputs(model, encodings)
     product = np.ones(len(encodings))
     for r in ranges:
-        up_to_high = errors.below(r.target, r.high, y, or_equal=r.with_high)
-        up_to_low = errors.below(r.target, r.low, y, or_equal=not r.with_low)
+        low, high = model.targets[r.target].learned([r.low, r.high]).tolist()
+        up_to_high = errors.below(r.target, high, y, or_equal=r.with_high)
+        up_to_low = errors.below(r.target, low, y, or_equal=not r.with_low)
         product *= np.clip(up_to_high - up_to_low, 0, 1)
     return product
 

@@ -53,11 +53,12 @@ class Predictions:
         targets: What the model predicts.
         truth: (crystals, targets), NaN where unknown.
         values: (crystals, targets); probabilities for classes.
-        half_width: (crystals, targets) of the intervals, infinite where there is none.
+        half_width: (crystals, targets) of the intervals on the scales that are learned, infinite
+            where there is none.
         unlike: (crystals,) why each is unlike the training set, "" if it is not; None if the model
             is not calibrated.
         warnings: (crystals,) doubts about each structure.
-        lowest: The lowest value that the model can predict.
+        lowest: The lowest value that the model can predict, on the scale that is learned.
         zero: (crystals, targets) probability that the property is exactly zero, NaN where the model
             does not know it.
         learned_from: (crystals,) id of the training crystal that each one is, "" if there is none;
@@ -159,18 +160,24 @@ class Predictions:
         self, k: int, chosen: np.ndarray, constants: Mapping[str, float]
     ) -> dict[str, float]:
         """Errors of one target, for the crystals of one split."""
-        truth, y = self.truth[chosen, k], self.values[chosen, k]
-        if self.targets[k].kind == "class":
+        target, truth, y = self.targets[k], self.truth[chosen, k], self.values[chosen, k]
+        if target.kind == "class":
             return class_scores(truth, y)
-        scores = regression_scores(truth, y)
+        scores, error = (
+            regression_scores(truth, y),
+            np.abs(target.learned(y) - target.learned(truth)),
+        )
+        if target.scale == "log10":
+            scores["mae_log10"] = float(np.nanmean(error)) if scores["crystals"] else np.nan
         for name, constant in constants.items():
             if scores["crystals"]:
                 scores[name] = float(np.nanmean(np.abs(truth - constant)))
         known = np.isfinite(truth)
         width = self.half_width[chosen, k][known]
         if len(width) and np.isfinite(width).all():
-            scores["interval"] = float(width.mean())
-            scores["coverage"] = float((np.abs(y - truth)[known] <= width).mean())
+            ends = [target.shown(target.learned(y[known]) + w) for w in (-width, width)]
+            scores["interval"] = float((ends[1] - ends[0]).mean() / 2)
+            scores["coverage"] = float((error[known] <= width).mean())
         return scores
 
     def write(self, path: Path) -> None:
@@ -186,7 +193,7 @@ class Predictions:
         write_csv(path, header, map(list, rows))
 
     def _rows(self) -> Iterator[list[Cell]]:
-        low, high = intervals(self.values, self.half_width, self.lowest)
+        low, high = intervals(self.targets, self.values, self.half_width, self.lowest)
         for i, name in enumerate(self.ids):
             row: list[Cell] = [name, self.formulas[i], self.split[i]]
             for k, target in enumerate(self.targets):

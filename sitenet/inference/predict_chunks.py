@@ -201,7 +201,7 @@ class Predictor:
             "coverage": self.coverage,
             "sampling": None if self.sampling is None else asdict(self.sampling),
             "config": model.config.to_dict(),
-            "targets": [asdict(target) for target in model.targets],
+            "targets": [target.to_dict() for target in model.targets],
             "header": self.header,
             "ranges": None if self.ranges is None else list(map(asdict, self.ranges)),
         }

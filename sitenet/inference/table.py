@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sitenet.model.calibration import half_widths, zero_probabilities
+from sitenet.model.target import learned_values, shown_values
 
 if TYPE_CHECKING:
     from sitenet.crystal.crystal import Crystal
     from sitenet.model.ensemble import Model
     from sitenet.model.surroundings import Structures
+    from sitenet.model.target import Target
 
 COVERAGE = 0.9  # of intervals, unless stated otherwise
 LIKENESS = ["like_training", "unlike_because"]  # columns of ``likeness_cells``
@@ -103,7 +105,8 @@ def knows_zero(model: Model) -> list[bool]:
     """Whether the model gives the probability of zero, per target."""
     if model.calibration is None or model.calibration.errors is None:
         return [False] * len(model.targets)
-    return model.calibration.errors.has_zeros.tolist()
+    has_zeros = model.calibration.errors.has_zeros.tolist()
+    return [has and t.scale == "linear" for has, t in zip(has_zeros, model.targets, strict=True)]
 
 
 def likeness_cells(unlike: str | None) -> list[Cell]:
@@ -137,7 +140,8 @@ def predictions_of(
     """
     if not len(ids):
         return []
-    low, high = intervals(values, half_widths(model, encodings, coverage), model.lowest)
+    half_width = half_widths(model, encodings, coverage)
+    low, high = intervals(model.targets, values, half_width, model.lowest)
     unlike = unlike_training(model, encodings, structures)
     zero = zero_probabilities(model, encodings)
     known = np.isfinite(low)
@@ -157,16 +161,24 @@ def predictions_of(
 
 
 def intervals(
-    values: np.ndarray, half_width: np.ndarray, lowest: float = -np.inf
+    targets: Sequence[Target], values: np.ndarray, half_width: np.ndarray, lowest: float = -np.inf
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Lower and upper ends around predicted values; NaN where the half width is infinite.
+    """Lower and upper ends around predicted values, in their units; NaN where the half width is
+    infinite.
 
     An interval ends at the lowest value that the model can predict: no true value lies below, so
     its coverage stays.
+
+    Args:
+        targets: What is predicted.
+        values: (crystals, targets) in their units.
+        half_width: (crystals, targets) on the scales that are learned.
+        lowest: On the scale that is learned.
     """
-    known = np.isfinite(half_width)
-    low = np.where(known, np.maximum(values - half_width, lowest), np.nan)
-    return low, np.where(known, values + half_width, np.nan)
+    y, known = learned_values(targets, values), np.isfinite(half_width)
+    low = np.where(known, np.maximum(y - half_width, lowest), np.nan)
+    high = np.where(known, y + half_width, np.nan)
+    return shown_values(targets, low), shown_values(targets, high)
 
 
 def unlike_training(

@@ -44,16 +44,16 @@ class Calibration:
     """What a checkpoint keeps of its validation and training crystals.
 
     Attributes:
-        residuals: (targets, n) sorted absolute residuals of validation crystals, in the targets'
-            units, or in units of an ensemble's spread; thinned to equally spaced quantiles where
-            there are many, padded with infinity.
+        residuals: (targets, n) sorted absolute residuals of validation crystals, on the scales
+            that are learned, or in units of an ensemble's spread; thinned to equally spaced
+            quantiles where there are many, padded with infinity.
         counts: (targets,) number of crystals behind them.
         mean: (encoding,) mean encoding of the training crystals.
         axes: (encoding, dimensions) whitening projection.
         points: (points, dimensions) projected training crystals.
         threshold: the largest distance that still counts as near to the training crystals.
-        floor: (targets,) added to an ensemble's spread, in the targets' units, so that no interval
-            is empty; None for a single model.
+        floor: (targets,) added to an ensemble's spread, on the scales that are learned, so that no
+            interval is empty; None for a single model.
         familiarity: what the surroundings of the training crystals' sites are; None in older files.
         errors: outputs and true values of the validation crystals; None in older files.
         index: the training crystals, to be searched; None where they were not kept.
@@ -202,8 +202,8 @@ def calibrate(
     """Calibrate a model on its validation crystals.
 
     Args:
-        truth: (crystals, targets) true values, NaN where missing.
-        predicted: (crystals, targets).
+        truth: (crystals, targets) true values on the scales that are learned, NaN where missing.
+        predicted: (crystals, targets), likewise.
         valid_encodings: (crystals, encoding).
         train_encodings: (training crystals, encoding); a sample does.
         seed: of the choice of the training crystals whose encodings are kept.
@@ -246,8 +246,8 @@ def _kept_residuals(truth: np.ndarray, error: np.ndarray) -> tuple[np.ndarray, n
 
 
 def half_widths(model: Model, encodings: np.ndarray, coverage: float) -> np.ndarray:
-    """Half the widths of the crystals' intervals, (crystals, targets); infinite where the model
-    has none.
+    """Half the widths of the crystals' intervals, (crystals, targets), on the scales that are
+    learned; infinite where the model has none.
 
     Args:
         model: calibrated or not.
@@ -267,9 +267,12 @@ def half_widths(model: Model, encodings: np.ndarray, coverage: float) -> np.ndar
 def zero_probabilities(model: Model, encodings: np.ndarray) -> np.ndarray:
     """Probability that each property is exactly zero, (crystals, targets); NaN where the model does
     not know it."""
+    nothing = np.full((len(encodings), len(model.targets)), np.nan)
     if model.calibration is None or model.calibration.errors is None:
-        return np.full((len(encodings), len(model.targets)), np.nan)
-    return model.calibration.errors.zero_probability(outputs(model, encodings))
+        return nothing
+    is_linear = [target.scale == "linear" for target in model.targets]
+    zero = model.calibration.errors.zero_probability(outputs(model, encodings))
+    return np.where(is_linear, zero, nothing)
 
 
 def errors_of(model: Model, encodings: np.ndarray, truth: np.ndarray) -> Errors:
@@ -278,7 +281,7 @@ def errors_of(model: Model, encodings: np.ndarray, truth: np.ndarray) -> Errors:
     Args:
         model: a SiteNet or an Ensemble.
         encodings: (crystals, encoding) by the model.
-        truth: (crystals, targets), NaN where unknown.
+        truth: (crystals, targets) on the scales that are learned, NaN where unknown.
     """
     is_class = np.array([target.kind == "class" for target in model.targets])
     return Errors.of(outputs(model, encodings), np.where(is_class, np.nan, truth))
@@ -286,14 +289,15 @@ def errors_of(model: Model, encodings: np.ndarray, truth: np.ndarray) -> Errors:
 
 @torch.no_grad()
 def outputs(model: Model, encodings: np.ndarray) -> Outputs:
-    """A model's outputs from its encodings, (crystals, encoding)."""
+    """A model's outputs from its encodings, (crystals, encoding), on the scales that are
+    learned."""
     z = torch.as_tensor(encodings, device=model.element_table.device)
-    values, raw = (f(z).double().cpu().numpy() for f in (model.properties, model.raw))
+    values, raw = (f(z).double().cpu().numpy() for f in (model.learned, model.raw))
     return Outputs(values, raw, spread(model, encodings))
 
 
 def spread(model: Model, encodings: np.ndarray) -> np.ndarray | None:
-    """Standard deviation over an ensemble's members, (crystals, targets), from its encodings; None
-    for a single model."""
+    """Standard deviation over an ensemble's members, (crystals, targets), on the scales that are
+    learned, from its encodings; None for a single model."""
     values = model.spread(torch.as_tensor(encodings, device=model.element_table.device))
     return None if values is None else values.double().cpu().numpy()

@@ -86,7 +86,7 @@ class Ensemble(nn.Module):
 
     @property
     def lowest(self) -> float:
-        """The lowest value that every member can predict."""
+        """The lowest value that every member can predict, as in ``SiteNet``."""
         return self.first.lowest
 
     @property
@@ -138,7 +138,7 @@ class Ensemble(nn.Module):
         return torch.cat([m.encode_by_rows(finder, max_pairs) for m in self.each], 1)
 
     def decode(self, encoding: Tensor) -> Tensor:
-        """Encodings -> means over the members in the targets' units, logits of classes:
+        """Encodings -> means over the members, on the scale of ``SiteNet.decode``:
         (crystals, targets). The mean is taken before the last activation, so that a member's value
         below 0 balances another's above it."""
         return self.first.activate(self.raw(encoding))
@@ -147,16 +147,21 @@ class Ensemble(nn.Module):
         """Encodings -> means over the members before the last activation, as ``SiteNet.raw``."""
         return self._over_members(SiteNet.raw, encoding).mean(0)
 
-    def properties(self, encoding: Tensor) -> Tensor:
-        """Encodings -> what is reported: values as ``decode`` gives them, and means of the members'
-        probabilities of class 1."""
-        probability = self._over_members(SiteNet.properties, encoding).mean(0)
+    def learned(self, encoding: Tensor) -> Tensor:
+        """Encodings -> values as ``decode`` gives them, and means of the members' probabilities of
+        class 1."""
+        probability = self._over_members(SiteNet.learned, encoding).mean(0)
         return torch.where(self.first.is_class, probability, self.decode(encoding))
+
+    def properties(self, encoding: Tensor) -> Tensor:
+        """Encodings -> what is reported: values in their units, and probabilities of class 1."""
+        return self.first.in_units(self.learned(encoding))
 
     @torch.no_grad()
     def spread(self, encoding: Tensor) -> Tensor:
-        """Encodings -> standard deviations of the members' properties: (crystals, targets)."""
-        values = self._over_members(SiteNet.properties, encoding)
+        """Encodings -> standard deviations over the members, on the scale that is learned:
+        (crystals, targets)."""
+        values = self._over_members(SiteNet.learned, encoding)
         return values.std(0) if len(encoding) else values[0]  # torch warns of an empty one
 
     def _over_members(
@@ -166,9 +171,14 @@ class Ensemble(nn.Module):
         parts = zip(self.each, encoding.chunk(len(self.members), 1), strict=True)
         return torch.stack([function(member, part) for member, part in parts])
 
-    def save(self, path: str | Path, metadata: Mapping[str, Any] | None = None) -> None:
+    def save(
+        self,
+        path: str | Path,
+        metadata: Mapping[str, Any] | None = None,
+        bits: int | None = None,
+    ) -> None:
         """Write all members to one safetensors file; see ``sitenet.save``."""
-        sitenet.save(self, path, metadata)
+        sitenet.save(self, path, metadata, bits)
 
     def predict(self, structures: Iterable[Any] | Any, **options: Any) -> np.ndarray:
         """Predict from structures; see ``sitenet.predict``."""

@@ -32,7 +32,8 @@ KEPT = 20_000  # validation crystals at most, chosen at random
 
 @dataclass(eq=False)
 class Outputs:
-    """A model's outputs for some crystals; every array is (crystals, targets).
+    """A model's outputs for some crystals, on the scales that are learned; every array is
+    (crystals, targets).
 
     Attributes:
         values: Properties.
@@ -103,7 +104,7 @@ class Errors:
 
         Args:
             target: Number of the property.
-            bound: In its unit.
+            bound: On the scale that is learned.
             outputs: For the new crystals.
             or_equal: Whether the bound itself counts; it matters at zero.
 

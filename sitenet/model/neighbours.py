@@ -3,6 +3,10 @@ which may be the same crystal.
 
 Encodings are projected onto their principal axes and kept as one byte per axis. Distances are in
 units of the distance between two training crystals chosen at random (root mean square).
+
+In a file, the arrays of one number or more per crystal are compressed: column by column, and within
+a column the first bytes of all numbers, then the second ones. With ids and formulas, this is some
+27 bytes per crystal.
 """
 
 from __future__ import annotations
@@ -10,7 +14,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -19,12 +23,25 @@ from sitenet.crystal.fingerprint import VOLUME, composition_hash, symmetry_hash,
 from sitenet.model.familiarity import need_arrays
 from sitenet.system.workers import in_order
 
-DIMENSIONS = 24  # kept of the encodings: with one byte each, 2 MB for 80,000 crystals
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, DTypeLike
+
+DIMENSIONS = 24  # kept of the encodings, with one byte each: 15 bytes once compressed
 LEVELS = 127  # of a code, on either side of 0
 QUERIES = 64  # encodings that are compared at a time
+MOST_RATIO = 1100  # of sizes before and after compression: zlib reaches 1032
 LONGEST = 1000  # bytes per crystal of the ids and formulas, at most
 SAME = 0.003  # distance of equal crystals, beyond that of a code from what it stands for
 PRECISION = 1000  # of the kept logarithms of volumes
+# Numbers per crystal, as a file keeps them.
+_KEPT = {
+    "values": np.float32,
+    "codes": np.int8,
+    "compositions": np.int16,
+    "symmetries": np.int16,
+    "volumes": np.int16,
+}
+_XZ = b"\xfd7zXZ"  # how compressed names begin; those of older files are compressed otherwise
 
 
 class Neighbour(NamedTuple):
@@ -48,14 +65,15 @@ class TrainingIndex:
     """The training crystals of a model.
 
     Attributes:
-        text: Ids and formulas, compressed bytes.
+        text: Ids and formulas as compressed bytes: all ids, then all formulas, a line each.
         values: (crystals, targets) true values, NaN where unknown.
         mean: (encoding,) mean encoding.
         axes: (encoding, dimensions) principal axes, over the unit of distance.
         steps: (dimensions,) distance per step of a code.
         codes: (crystals, dimensions) int8, projected encodings in steps.
-        compositions: (crystals,) int32, hashes of ``sitenet.crystal.fingerprint``.
-        symmetries: (crystals,) int32, likewise.
+        compositions: (crystals,) int16, of the hashes of ``sitenet.crystal.fingerprint``; int32 in
+            older files.
+        symmetries: (crystals,) likewise.
         volumes: (crystals,) int16, ln of cubic angstrom per atom, in thousandths.
     """
 
@@ -70,7 +88,7 @@ class TrainingIndex:
     volumes: np.ndarray
 
     def __post_init__(self) -> None:
-        self._lines: list[str] | None = None
+        self._names: tuple[list[str], list[str]] | None = None
         self._points: np.ndarray | None = None
         self._order = np.argsort(self.compositions, kind="stable")
 
@@ -95,9 +113,8 @@ class TrainingIndex:
         axes = axes / unit
         points = (x - mean) @ axes
         steps = np.maximum(abs(points).max(0), 1e-12) / LEVELS
-        lines = "\n".join(f"{_plain(i)}\t{f}" for i, f in zip(ids, formulas, strict=True))
         return cls(
-            np.frombuffer(zlib.compress(lines.encode(), 9), np.uint8),
+            _packed_names(list(map(_plain, ids)), formulas),
             np.asarray(values, np.float64),
             mean,
             axes,
@@ -122,7 +139,7 @@ class TrainingIndex:
         if self._points is None:
             self._points = (self.codes * self.steps).astype(np.float32)
             self._squares = (self._points.astype(np.float64) ** 2).sum(1)
-        lines = self._read_lines()
+        ids, formulas = self._read_names()
         x = (encodings - self.mean) @ self.axes
         result = []
         for first in range(0, len(x), QUERIES):
@@ -134,15 +151,15 @@ class TrainingIndex:
                 order = np.argsort(distance, kind="stable")
                 nearest = []
                 for k, d in zip(row[order].tolist(), distance[order].tolist(), strict=True):
-                    name, _, formula = lines[k].partition("\t")
-                    nearest.append(Neighbour(name, formula, d, tuple(self.values[k].tolist())))
+                    values = tuple(self.values[k].tolist())
+                    nearest.append(Neighbour(ids[k], formulas[k], d, values))
                 result.append(nearest)
         return result
 
     def candidates(self, crystal: Crystal) -> list[int]:
         """The training crystals of the same fingerprint, the nearest in volume first: their
         numbers."""
-        composition = composition_hash(crystal)
+        composition = _lower_bits(composition_hash(crystal), self.compositions.dtype)
         ends = (
             np.searchsorted(self.compositions, composition, side, sorter=self._order)
             for side in ("left", "right")
@@ -153,7 +170,8 @@ class TrainingIndex:
             near = apart <= np.log1p(VOLUME)
             candidates = candidates[near][np.argsort(apart[near], kind="stable")]
         if len(candidates):
-            candidates = candidates[self.symmetries[candidates] == symmetry_hash(crystal)]
+            symmetry = _lower_bits(symmetry_hash(crystal), self.symmetries.dtype)
+            candidates = candidates[self.symmetries[candidates] == symmetry]
         return candidates.tolist()
 
     def is_encoding_of(self, candidate: int, encoding: np.ndarray) -> bool:
@@ -168,22 +186,29 @@ class TrainingIndex:
 
     def name(self, candidate: int) -> str:
         """The id of a training crystal."""
-        return self._read_lines()[candidate].partition("\t")[0]
+        return self._read_names()[0][candidate]
 
     def to_arrays(self) -> dict[str, np.ndarray]:
-        """All values by name; ``from_arrays`` takes them back."""
-        return {name: value for name, value in vars(self).items() if not name.startswith("_")}
+        """All values by name, compressed; ``from_arrays`` takes them back."""
+        arrays = {name: getattr(self, name) for name in ("text", "mean", "axes", "steps")}
+        if not self.text.tobytes().startswith(_XZ):
+            arrays["text"] = _packed_names(*self._read_names())
+        for name, dtype in _KEPT.items():
+            arrays[name] = _packed(getattr(self, name), np.dtype(dtype))
+        return arrays | {"crystals": np.array([len(self)])}
 
     @classmethod
     def from_arrays(
         cls, arrays: Mapping[str, np.ndarray], encoding_size: int, num_targets: int
     ) -> TrainingIndex:
-        """Build it from what ``to_arrays`` gave.
+        """Build it from what ``to_arrays`` gave, or from the arrays of a file before format 5,
+        which are not compressed.
 
         Raises:
-            ValueError: An array is missing, unknown or of a wrong shape, or the names cannot be
-                read; says which.
+            ValueError: An array is missing, unknown, damaged or of a wrong shape; says which.
         """
+        if "crystals" in arrays:
+            arrays = _unpacked_arrays(arrays, num_targets)
         codes = arrays.get("codes", np.empty((0, 0)))
         crystals, dimensions = codes.shape if codes.ndim == 2 else (None, None)
         shapes = {
@@ -198,22 +223,11 @@ class TrainingIndex:
         need_arrays(arrays, shapes)
         return cls(**arrays)
 
-    def _read_lines(self) -> list[str]:
-        """Id, a tab and formula of each training crystal, read when they are first needed."""
-        if self._lines is None:
-            try:
-                reader = zlib.decompressobj()
-                text = reader.decompress(self.text.tobytes(), LONGEST * len(self) + 1).decode()
-            except (zlib.error, UnicodeDecodeError) as error:
-                raise ValueError(f"the ids of the training crystals are damaged: {error}") from None
-            lines, tabs = text.split("\n"), text.count("\t")
-            if not reader.eof or not len(lines) == tabs == len(self):
-                raise ValueError(
-                    f"the ids of the training crystals are damaged: read {len(lines)} and {tabs} "
-                    f"formulas of {len(self)}"
-                )
-            self._lines = lines
-        return self._lines
+    def _read_names(self) -> tuple[list[str], list[str]]:
+        """Ids and formulas of the training crystals, read when they are first needed."""
+        if self._names is None:
+            self._names = _unpacked_names(self.text.tobytes(), len(self))
+        return self._names
 
 
 class Fingerprints(NamedTuple):
@@ -232,13 +246,13 @@ class Fingerprints(NamedTuple):
 
     @classmethod
     def from_values(
-        cls, compositions: Iterable[int], symmetries: Iterable[int], volumes: Iterable[float]
+        cls, compositions: ArrayLike, symmetries: ArrayLike, volumes: Iterable[float]
     ) -> Fingerprints:
         """Take the hashes, and the volumes in cubic angstrom per atom."""
         logarithms = np.log(np.fromiter(volumes, float))
         return cls(
-            np.fromiter(compositions, np.int32),
-            np.fromiter(symmetries, np.int32),
+            _lower_bits(compositions),
+            _lower_bits(symmetries),
             np.round(PRECISION * logarithms).astype(np.int16),
         )
 
@@ -250,3 +264,87 @@ def _fingerprints(crystals: Sequence[Crystal]) -> list[tuple[int, int, float]]:
 def _plain(name: str) -> str:
     """A name without what separates names in the file."""
     return " ".join(name.split())
+
+
+def _lower_bits(hashes: ArrayLike, dtype: DTypeLike = np.int16) -> np.ndarray:
+    """Hashes of 32 bits, without the upper ones that a smaller type has no place for. Sixteen bits
+    suffice where crystals are also compared by volume and encoding."""
+    return np.asarray(hashes, np.int64).astype(dtype)
+
+
+def _packed(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Compress an array with one row per crystal to bytes."""
+    columns = array.reshape(len(array), -1).astype(dtype.newbyteorder("<"))
+    planes = columns.view(np.uint8).reshape(len(array), -1).T  # one per byte of a row
+    return np.frombuffer(zlib.compress(planes.tobytes(), 9), np.uint8)
+
+
+def _unpacked(
+    name: str, packed: np.ndarray, dtype: np.dtype, rows: int, columns: int
+) -> np.ndarray:
+    """The array that ``_packed`` compressed: (rows, columns).
+
+    Raises:
+        ValueError: The bytes are not those of such an array.
+    """
+    size = rows * columns * dtype.itemsize
+    reader = zlib.decompressobj()
+    try:
+        possible = packed.dtype == np.uint8 and 0 <= size <= MOST_RATIO * packed.size
+        planes = reader.decompress(packed.tobytes(), size + 1) if possible else b""
+    except zlib.error as error:
+        raise ValueError(f"{name} is damaged: {error}") from None
+    if not reader.eof or len(planes) != size:
+        raise ValueError(f"{name} is damaged: expected {columns} values for {rows} crystals")
+    bytes_of_rows = np.frombuffer(planes, np.uint8).reshape(-1, rows).T
+    little = np.ascontiguousarray(bytes_of_rows).view(dtype.newbyteorder("<"))
+    return little.astype(np.float64 if dtype.kind == "f" else dtype)
+
+
+def _unpacked_arrays(arrays: Mapping[str, np.ndarray], num_targets: int) -> dict[str, np.ndarray]:
+    """The arrays of a compressed index as those of one that is not.
+
+    Raises:
+        ValueError: One of them is damaged; says which.
+    """
+    count, steps = arrays["crystals"], arrays.get("steps", np.empty(0))
+    if count.shape != (1,) or count.dtype.kind != "i" or count[0] < 1:
+        raise ValueError(f"crystals must be the number of training crystals, got {count}")
+    widths = {"values": num_targets, "codes": steps.size}
+    unpacked = {name: x for name, x in arrays.items() if name != "crystals"}
+    for name, dtype in _KEPT.items():
+        if name in unpacked:
+            columns = widths.get(name, 1)
+            array = _unpacked(name, unpacked[name], np.dtype(dtype), int(count[0]), columns)
+            unpacked[name] = array if name in widths else array[:, 0]
+    return unpacked
+
+
+def _packed_names(ids: Sequence[str], formulas: Sequence[str]) -> np.ndarray:
+    """Compress ids and formulas to bytes."""
+    import lzma
+
+    return np.frombuffer(lzma.compress("\n".join([*ids, *formulas]).encode()), np.uint8)
+
+
+def _unpacked_names(text: bytes, count: int) -> tuple[list[str], list[str]]:
+    """Ids and formulas of so many crystals from compressed bytes.
+
+    Raises:
+        ValueError: The bytes are damaged, or hold those of another number of crystals.
+    """
+    import lzma
+
+    is_old = not text.startswith(_XZ)  # id, tab, formula per line
+    reader: Any = zlib.decompressobj() if is_old else lzma.LZMADecompressor()
+    try:
+        content = reader.decompress(text, LONGEST * count + 1).decode()
+    except (zlib.error, lzma.LZMAError, UnicodeDecodeError) as error:
+        raise ValueError(f"the ids of the training crystals are damaged: {error}") from None
+    names = content.replace("\t", "\n").split("\n") if is_old else content.split("\n")
+    if not reader.eof or len(names) != 2 * count:
+        raise ValueError(
+            f"the ids of the training crystals are damaged: read {len(names)} ids and formulas of "
+            f"{count} crystals"
+        )
+    return (names[::2], names[1::2]) if is_old else (names[:count], names[count:])

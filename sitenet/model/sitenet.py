@@ -20,9 +20,8 @@ import functools
 import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args, overload
+from typing import TYPE_CHECKING, Any, cast, overload
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +33,7 @@ from sitenet.crystal.elements import NUM_ELEMENTS, element_table
 from sitenet.model.blocks import Block, Rows
 from sitenet.model.layers import Embedding, Layer, norm_of, with_gradient_of
 from sitenet.model.spectrum import Images
+from sitenet.model.target import Target as Target
 from sitenet.ops.attention import pair_embedding
 from sitenet.ops.rows import EPSILON, row_of_pair
 from sitenet.pairs.features import gaussians, log_envelope, pair_features
@@ -44,40 +44,6 @@ if TYPE_CHECKING:
     import numpy as np
 
     from sitenet.model.calibration import Calibration
-
-
-Kind = Literal["value", "class"]
-
-
-@dataclass(frozen=True)
-class Target:
-    """One predicted property.
-
-    Attributes:
-        name: of the property.
-        unit: of its values.
-        mean: added to the decoder's output times ``std``.
-        std: see ``mean``.
-        kind: "value", or "class" for labels 0 and 1, for which the decoder gives the logit.
-    """
-
-    name: str = "target"
-    unit: str = ""
-    mean: float = 0.0
-    std: float = 1.0
-    kind: Kind = "value"
-
-    def __post_init__(self) -> None:
-        for name, kind in (("name", str), ("unit", str), ("mean", float), ("std", float)):
-            value = getattr(self, name)
-            if kind is float and type(value) is int:
-                object.__setattr__(self, name, value := float(value))
-            if not isinstance(value, kind):
-                raise TypeError(f"{name} must be of type {kind.__name__}, got {value!r}")
-        if not (math.isfinite(self.mean) and 0 < self.std < math.inf):
-            raise ValueError(f"mean must be finite and std positive, got {self.mean}, {self.std}")
-        if self.kind not in get_args(Kind):
-            raise ValueError(f"kind must be one of {', '.join(get_args(Kind))}, got {self.kind!r}")
 
 
 class SiteNet(nn.Module):
@@ -98,6 +64,7 @@ class SiteNet(nn.Module):
     target_mean: Tensor
     target_std: Tensor
     is_class: Tensor
+    is_log: Tensor
 
     def __init__(
         self, config: SiteNetConfig | None = None, targets: Sequence[Target] = (Target(),)
@@ -130,6 +97,7 @@ class SiteNet(nn.Module):
         self.register_buffer("target_std", torch.ones(len(targets)), persistent=False)
         is_class = torch.zeros(len(targets), dtype=torch.bool)
         self.register_buffer("is_class", is_class, persistent=False)
+        self.register_buffer("is_log", is_class.clone(), persistent=False)
         self.targets = targets
         self.uses_oxidation = True
         self.calibration: Calibration | None = None
@@ -159,10 +127,12 @@ class SiteNet(nn.Module):
         self.target_mean.copy_(torch.tensor([t.mean for t in targets]))
         self.target_std.copy_(torch.tensor([t.std for t in targets]))
         self.is_class.copy_(torch.tensor([t.kind == "class" for t in targets]))
+        self.is_log.copy_(torch.tensor([t.scale == "log10" for t in targets]))
 
     @property
     def lowest(self) -> float:
-        """The lowest value that the model can predict: 0, or minus infinity."""
+        """The lowest value that the model can predict, on the scale that it learns: 0, or minus
+        infinity."""
         return -math.inf if self.config.last_activation == "identity" else 0.0
 
     @property
@@ -176,7 +146,7 @@ class SiteNet(nn.Module):
         return self.decoder.in_features
 
     def forward(self, pairs: Pairs) -> Tensor:
-        """Predict from pairs on the model's device: (crystals, targets), in the targets' units."""
+        """Predict from pairs on the model's device: (crystals, targets), as ``decode``."""
         learns = torch.is_grad_enabled() and self.embedding.weight.requires_grad
         if self.config.max_norm and self.training and learns:
             self.embedding.scale_rows(pairs.numbers)
@@ -324,11 +294,12 @@ class SiteNet(nn.Module):
         return x  # (crystals, post_pool[-1])
 
     def decode(self, encoding: Tensor) -> Tensor:
-        """Encodings -> properties in their units, logits of classes: (crystals, targets)."""
+        """Encodings -> properties on the scale that is learned (their units, or logarithms of
+        them), logits of classes: (crystals, targets)."""
         return self.activate(self.raw(encoding))
 
     def raw(self, encoding: Tensor) -> Tensor:
-        """Encodings -> properties in their units, before the last activation."""
+        """Encodings -> as ``decode``, before the last activation."""
         with torch.autocast(encoding.device.type, enabled=False):
             return self.decoder(encoding) * self.target_std + self.target_mean
 
@@ -344,10 +315,18 @@ class SiteNet(nn.Module):
                 z = with_gradient_of(y.clamp(min=0), y)
         return torch.where(self.is_class, y, z)
 
-    def properties(self, encoding: Tensor) -> Tensor:
-        """Encodings -> what is reported: values in their units, and probabilities of class 1."""
+    def learned(self, encoding: Tensor) -> Tensor:
+        """Encodings -> values on the scale that is learned, and probabilities of class 1."""
         y = self.decode(encoding)
         return torch.where(self.is_class, torch.sigmoid(y), y)
+
+    def in_units(self, y: Tensor) -> Tensor:
+        """Convert values from the scale that is learned to their units; leave probabilities."""
+        return torch.where(self.is_log, 10**y, y)
+
+    def properties(self, encoding: Tensor) -> Tensor:
+        """Encodings -> what is reported: values in their units, and probabilities of class 1."""
+        return self.in_units(self.learned(encoding))
 
     def spread(self, encoding: Tensor) -> Tensor | None:
         """None: only an ensemble has a spread."""
@@ -422,9 +401,14 @@ class SiteNet(nn.Module):
         """The weights under their published names; see ``sitenet.to_published``."""
         return sitenet.to_published(self)
 
-    def save(self, path: str | Path, metadata: Mapping[str, Any] | None = None) -> None:
+    def save(
+        self,
+        path: str | Path,
+        metadata: Mapping[str, Any] | None = None,
+        bits: int | None = None,
+    ) -> None:
         """Write the model to a safetensors file; see ``sitenet.save``."""
-        sitenet.save(self, path, metadata)
+        sitenet.save(self, path, metadata, bits)
 
     def predict(self, structures: Iterable[Any] | Any, **options: Any) -> np.ndarray:
         """Predict from structures; see ``sitenet.predict``."""

@@ -364,7 +364,7 @@ def plot_predictions(
         written.append(path)
     if len(history) > 1 and "train_mae" in history[0]:
         path = folder / "learning_curve.png"
-        learning_curve(history, path, unit=targets[0].unit)
+        learning_curve(history, path, unit=targets[0].learned_unit)
         written.append(path)
     return written
 

@@ -94,7 +94,7 @@ def run_report(run: str | Path, path: str | Path) -> None:
     if any(line.get("train_mae") is not None for line in contents.history):
         note = "Dotted lines mark the epochs whose weights were kept." if contents.best else ""
         page.section("Errors by epoch", *filter(None, [note]))
-        units = {target.unit for target in contents.targets.values()}
+        units = {target.learned_unit for target in contents.targets.values()}
         unit = units.pop() if len(units) == 1 else ""
         page.figure(learning_figure(contents.history, contents.best, unit))
     for each in predictions:

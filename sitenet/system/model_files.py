@@ -49,5 +49,9 @@ def find_model(name_or_path: str | Path) -> Path:
 
 def shipped_weights() -> dict[str, Path]:
     """Files of the weights that ship with sitenet, by name."""
-    folder = Path(__file__).parents[1] / "weights"
-    return {p.stem: p for p in sorted(folder.glob("*.safetensors"))}
+    return {p.stem: p for p in sorted(weights_folder().glob("*.safetensors"))}
+
+
+def weights_folder() -> Path:
+    """The folder of the weights that ship with sitenet."""
+    return Path(__file__).parents[1] / "weights"

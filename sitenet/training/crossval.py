@@ -78,6 +78,7 @@ def crossval(
     target: str | Sequence[str] | None = None,
     unit: str | Sequence[str] | None = None,
     classes: Sequence[str] = (),
+    log: Sequence[str] = (),
     start: Start = None,
     freeze: bool = False,
     primitive: bool | None = None,
@@ -100,6 +101,7 @@ def crossval(
         target: As in ``train``.
         unit: As in ``train``.
         classes: As in ``train``.
+        log: As in ``train``.
         start: As in ``train``.
         freeze: As in ``train``.
         primitive: As in ``train``.
@@ -142,6 +144,7 @@ def crossval(
                 config,
                 target=dataset.names,
                 classes=classes,
+                log=log,
                 fold=str(fold),
                 start=start,
                 freeze=freeze,

@@ -18,7 +18,7 @@ class TrainingData:
 
     Attributes:
         store: Pairs of all crystals, on the device that trains.
-        targets: (crystals, targets) float64, NaN where missing.
+        targets: (crystals, targets) float64 on the scales that are learned, NaN where missing.
         parts: Numbers of the crystals that train, validate and test.
         known: The targets as a float32 tensor on the store's device.
     """

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +20,30 @@ from sitenet.model.sitenet import SiteNet, Target
 
 
 def targets_of(
-    data: Dataset, parts: Split, classes: Sequence[str], config: TrainingConfig
+    data: Dataset,
+    parts: Split,
+    classes: Sequence[str],
+    logarithms: Sequence[str],
+    config: TrainingConfig,
 ) -> list[Target]:
     """Targets with their units and, if ``scale_targets``, the scale of the training crystals.
 
+    Args:
+        data: The crystals.
+        parts: Which of them train.
+        classes: Targets that are 0 or 1.
+        logarithms: Targets whose logarithm is learned.
+        config: Settings of the training.
+
     Raises:
-        ValueError: A class does not exist or has values other than 0 and 1, or no training
-            crystal has a value.
+        ValueError: A class or logarithm does not exist or has other values than it may have, or
+            no training crystal has a value.
     """
-    unknown = [c for c in classes if c not in data.names]
+    unknown = [name for name in (*classes, *logarithms) if name not in data.names]
     if unknown:
         raise ValueError(f"no target {', '.join(unknown)}; there is {', '.join(data.names)}")
+    if both := set(classes) & set(logarithms):
+        raise ValueError(f"{min(both)} is a class: it has no logarithm")
     targets = []
     for k, name in enumerate(data.names):
         column = data.targets[:, k]
@@ -40,17 +55,24 @@ def targets_of(
             if len(wrong):
                 raise ValueError(f"{name} is a class: expected 0 or 1, got {wrong[0]:g}")
             targets.append(Target(name, kind="class"))
-        elif config.scale_targets:
-            std = float(values.std()) or 1.0
-            targets.append(Target(name, data.units[k], float(values.mean()), std))
-        else:
-            targets.append(Target(name, data.units[k]))
+            continue
+        target = Target(name, data.units[k], scale="log10" if name in logarithms else "linear")
+        if name in logarithms and (wrong := column[column <= 0]).size:
+            raise ValueError(
+                f"{name} is learned as a logarithm: expected values above 0, got {wrong[0]:g}"
+            )
+        if config.scale_targets:
+            values = target.learned(values)
+            target = replace(target, mean=float(values.mean()), std=float(values.std()) or 1.0)
+        targets.append(target)
     return targets
 
 
 def same_properties(targets: Sequence[Target], others: Sequence[Target]) -> bool:
-    """Whether two lists name the same properties, of the same kinds, whatever their scales."""
-    return [(t.name, t.kind) for t in targets] == [(t.name, t.kind) for t in others]
+    """Whether two lists name the same properties, of the same kinds, whatever their means and
+    standard deviations."""
+    kinds = ([(t.name, t.kind, t.scale) for t in each] for each in (targets, others))
+    return operator.eq(*kinds)
 
 
 def rescaled_decoder(model: SiteNet, targets: Sequence[Target]) -> dict[str, torch.Tensor]:
@@ -63,15 +85,19 @@ def rescaled_decoder(model: SiteNet, targets: Sequence[Target]) -> dict[str, tor
     return {"decoder.weight": weight, "decoder.bias": bias}
 
 
-def negative_targets(data: Dataset, parts: Split, classes: Sequence[str]) -> list[str]:
-    """Names of the targets, other than classes, with negative values among the crystals that
-    train or validate."""
+def negative_targets(
+    data: Dataset, parts: Split, classes: Sequence[str], logarithms: Sequence[str] = ()
+) -> list[str]:
+    """The targets, other than classes, with negative values, or logarithms, among the crystals
+    that train or validate: their names, as for a message."""
     seen = data.targets[np.concatenate([parts.train, parts.valid]).astype(int)]
-    return [
-        name
-        for name, column in zip(data.names, seen.T, strict=True)
-        if name not in classes and (column < 0).any()
-    ]
+    negative = []
+    for name, column in zip(data.names, seen.T, strict=True):
+        if name in logarithms and (column < 1).any():
+            negative.append(f"log10 of {name}")
+        elif name not in classes and (column < 0).any():
+            negative.append(name)
+    return negative
 
 
 def sets_last_activation(

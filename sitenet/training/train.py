@@ -25,8 +25,10 @@ from sitenet.inference import evaluate as evaluation
 from sitenet.model.calibration import calibrate, errors_of, spread
 from sitenet.model.ensemble import Ensemble, Model
 from sitenet.model.neighbours import Fingerprints, TrainingIndex
-from sitenet.model.sitenet import SiteNet, Target
+from sitenet.model.packing import check_bits, pack, unpack
+from sitenet.model.sitenet import SiteNet
 from sitenet.model.surroundings import Surroundings
+from sitenet.model.target import Target, learned_values
 from sitenet.pairs.cache import pairs_of_dataset
 from sitenet.pairs.store import PairStore
 from sitenet.system.devices import choose_device, multiplies_bfloat16
@@ -81,12 +83,14 @@ def train(
     target: str | Sequence[str] | None = None,
     unit: str | Sequence[str] | None = None,
     classes: Sequence[str] = (),
+    log: Sequence[str] = (),
     fold: str | None = None,
     split_column: str | None = None,
     start: Start = None,
     member: int | None = None,
     freeze: bool = False,
     refit: bool = False,
+    bits: int | None = None,
     primitive: bool | None = None,
     disorder: str | None = None,
     device: str | torch.device = "cpu",
@@ -113,6 +117,8 @@ def train(
         target: Property or properties to learn; None takes the only one.
         unit: Unit of each target; None takes those that the columns' names state.
         classes: Targets that are 0 or 1.
+        log: Positive targets whose decimal logarithm is learned. Predictions are in their unit
+            all the same, with intervals that are symmetric in the logarithm.
         fold: Value of the split column whose crystals are the test set.
         split_column: Column of the source that names the split or fold.
         start: Model to fine-tune: a SiteNet or Ensemble, a file or a shipped name. Every member of
@@ -122,6 +128,8 @@ def train(
         freeze: Train only the layers after pooling and the decoder.
         refit: Train on the test crystals too, after a run without it has measured the error. The
             validation crystals are those of that run, and nothing is tested.
+        bits: Bits per weight of the finished model, as in ``sitenet.save``; it is rounded before it
+            is calibrated and tested. None keeps all 32.
         primitive: Find primitive cells first; None takes the config's setting.
         disorder: "error" or "average", as in ``read_cif``; None takes the config's setting.
         device: "cpu" or "cuda".
@@ -142,6 +150,8 @@ def train(
         Stopped: Interrupted; the message says how to resume.
     """
     device = choose_device(device)
+    if bits is not None:
+        check_bits(bits)
     inputs = {"primitive": primitive, "disorder": disorder}
     changes |= {name: value for name, value in inputs.items() if value is not None}
     plan = make_plan(config, start, changes, freeze, member)
@@ -167,14 +177,15 @@ def train(
         dataset, store = _find_pairs(dataset, plan.config, workers, reporter)
         parts = _split(dataset, plan.config.training, fold, refit)
         plan = plan.for_size(len(parts.train), folder, reporter)
-        plan = plan.for_negative(negative_targets(dataset, parts, classes), reporter)
-        targets = targets_of(dataset, parts, classes, plan.config.training)
+        targets = targets_of(dataset, parts, classes, log, plan.config.training)
+        plan = plan.for_negative(negative_targets(dataset, parts, classes, log), reporter)
         if plan.starts and same_properties(plan.starts[0].targets, targets):
             targets = plan.starts[0].targets  # the scale that its decoder has learned
         _report_data(dataset, parts, store, folder, reporter)
         if plan.config.training.precision == "bfloat16" and not multiplies_bfloat16(device):
             reporter.say("products are in float32: this CPU has no instructions for bfloat16")
-        common = TrainingData(store.to(device), dataset.targets, parts)
+        learned = learned_values(targets, dataset.targets)
+        common = TrainingData(store.to(device), learned, parts)
         data_settings = _fingerprint(dataset, parts, targets)
         charged = _has_oxidation(dataset, parts)
         trainers = []
@@ -190,7 +201,7 @@ def train(
         if member is not None:
             only = trainers[0]
             return Result(only.best, only.progress.history, {}, dataset.left_out, only.folder)
-        return _finish(trainers, dataset, plan.config, folder, reporter)
+        return _finish(trainers, dataset, plan.config, folder, reporter, bits)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -291,7 +302,7 @@ def _fingerprint(dataset: Dataset, parts: Split, targets: Sequence[Target]) -> s
     structures = (
         x for c in dataset.crystals for x in (c.cell, c.frac, c.numbers, c.oxidation, c.occupancy)
     )
-    return fingerprint(dataset.ids, [vars(t) for t in targets], *arrays, *structures)
+    return fingerprint(dataset.ids, [t.to_dict() for t in targets], *arrays, *structures)
 
 
 def _model_settings(model: SiteNet, member: Member) -> str:
@@ -347,10 +358,14 @@ def _finish(
     config: SiteNetConfig,
     folder: Path | None,
     reporter: Reporter,
+    bits: int | None,
 ) -> Result:
-    """Calibrate the best model, or the best members together; save it and its predictions."""
+    """Round the best model, or the best members together, to so many bits and calibrate it; save it
+    and its predictions."""
     parts = trainers[0].data.parts
     best, history = _combined(trainers)
+    if bits is not None:
+        best.load_state_dict(unpack(pack(best.state_dict(), bits)))
     y, encodings = _calibrate(best, trainers[0].data)
     if best.calibration is not None and len(parts.train):
         best.calibration.index = _index(best, dataset, trainers[0].data)
@@ -368,7 +383,7 @@ def _finish(
         }
         if len(trainers) > 1:
             write_config(folder, config)
-        best.save(folder / MODEL, facts)
+        best.save(folder / MODEL, facts, bits)
         predictions.write(folder / "predictions.csv")
         predictions.plot(folder, history if len(trainers) == 1 else [], reporter)
     for line in no_better_than_a_constant(scores, config.training, len(parts.train)):
@@ -401,7 +416,7 @@ def _calibrate(model: Model, data: TrainingData) -> tuple[np.ndarray, np.ndarray
     count = len(parts.valid)
     model.calibration = calibrate(
         data.targets[parts.valid],
-        y[:count],
+        learned_values(model.targets, y[:count]),
         encodings[:count],
         train_encodings,
         spread=spread(model, encodings[:count]),
@@ -420,7 +435,7 @@ def _index(model: Model, dataset: Dataset, data: TrainingData) -> TrainingIndex:
     crystals = [dataset.crystals[k] for k in rows]
     return TrainingIndex.fit(
         encodings,
-        data.targets[rows],
+        dataset.targets[rows],
         [dataset.ids[k] for k in rows],
         [crystal.reduced_formula for crystal in crystals],
         Fingerprints.of(crystals, max(1, default_workers(len(crystals)) // local_world())),

@@ -253,7 +253,7 @@ class Trainer:
 
     def _title(self, error: str) -> str:
         """What ``valid_TARGET_MEASURE`` stands for: ``band_gap (eV) MAE``."""
-        targets = {f"valid_{t.name}_": titled(t.name, t.unit) for t in self.model.targets}
+        targets = {f"valid_{t.name}_": titled(t.name, t.learned_unit) for t in self.model.targets}
         start = max(filter(error.startswith, targets), key=len)
         measure = error.removeprefix(start).replace("mae", "MAE").replace("roc_auc", "ROC AUC")
         return f"{targets[start]} {measure.replace('_', ' ')}"

@@ -10,6 +10,7 @@ from sitenet.config import TrainingConfig
 from sitenet.inference.metrics import class_scores, regression_scores
 from sitenet.inference.predict import from_store
 from sitenet.model.ensemble import Model
+from sitenet.model.target import learned_values
 from sitenet.pairs.store import PairStore
 from sitenet.system.distributed import rank, world
 from sitenet.training.data import TrainingData
@@ -54,11 +55,12 @@ def validation_errors(
         epoch: Seeds the order of those batches.
 
     Returns:
-        ``valid_TARGET_MEASURE`` for each target, and ``valid_error``, by which the best epoch is
-        chosen: the sum over targets, in their scales. Empty if no value is known.
+        ``valid_TARGET_MEASURE`` for each target, on the scale that is learned, and
+        ``valid_error``, by which the best epoch is chosen: the sum over targets, in units of their
+        standard deviations. Empty if no value is known.
     """
     index = data.parts.valid
-    y, _ = outputs(model, data.store, index)
+    y = learned_values(model.targets, outputs(model, data.store, index)[0])
     truth = data.targets[index]
     if not np.isfinite(truth).any():
         return {}

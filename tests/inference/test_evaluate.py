@@ -84,8 +84,9 @@ def test_the_table_holds_truth_prediction_and_interval(tmp_path):
 
 
 def test_intervals_end_at_the_lowest_value_that_is_predicted():
-    low, high = intervals(np.array([1.0, 1.0, 0.2]), np.array([0.5, np.inf, 0.5]), lowest=0.0)
-    assert low[[0, 2]].tolist() == [0.5, 0.0] and high[[0, 2]].tolist() == [1.5, 0.7]
+    values, width = np.array([[1.0], [1.0], [0.2]]), np.array([[0.5], [np.inf], [0.5]])
+    low, high = intervals([SIZE], values, width, lowest=0.0)
+    assert low[[0, 2], 0].tolist() == [0.5, 0.0] and high[[0, 2], 0].tolist() == [1.5, 0.7]
     assert np.isnan([low[1], high[1]]).all()
 
 

@@ -1,5 +1,7 @@
 """The index of training crystals finds the nearest ones and the same one, whatever its cell."""
 
+import zlib
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from sitenet.model.calibration import calibrate
 from sitenet.model.neighbours import DIMENSIONS, Fingerprints, TrainingIndex
 from sitenet.model.sitenet import SiteNet, Target
 
+KEPT = ("values", "codes", "compositions", "symmetries", "volumes")
 ROCK_SALT = np.array([[0, 0, 0], [0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]])
 
 
@@ -187,3 +190,60 @@ def test_damaged_names_are_refused():
             damaged.nearest(np.zeros((1, 6)), 1)
     with pytest.raises(ValueError, match="codes is missing"):
         TrainingIndex.from_arrays({k: v for k, v in arrays.items() if k != "codes"}, 6, 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"codes": lambda x: x[:-1]}, "codes is damaged"),
+        ({"codes": lambda x: x + 1}, "codes is damaged"),
+        ({"values": lambda x: x.astype(np.int16)}, "values is damaged"),
+        ({"crystals": lambda x: x + 1}, "is damaged: expected .* values for 3 crystals"),
+        ({"crystals": lambda x: x - 2}, "crystals must be the number of training crystals"),
+        ({"crystals": lambda x: x + 10**15}, "is damaged: expected"),
+        ({"volumes": lambda x: np.zeros(0, np.uint8)}, "volumes is damaged"),
+        ({"steps": lambda x: x[:2]}, "axes must have shape|codes is damaged"),
+    ],
+)
+def test_damaged_arrays_are_refused(changes, message):
+    arrays = index_of([salt(), zincblende()]).to_arrays()
+    arrays |= {name: change(arrays[name]) for name, change in changes.items()}
+    with pytest.raises(ValueError, match=message):
+        TrainingIndex.from_arrays(arrays, 6, 1)
+
+
+def test_a_file_holds_the_same_index_in_less_space():
+    rng = np.random.default_rng(3)
+    crystals = [salt(a) for a in rng.uniform(4, 7, 300)]
+    values = np.where(rng.random((300, 2)) < 0.3, np.nan, rng.normal(size=(300, 2)))
+    index = index_of(crystals, rng.normal(size=(300, 6)) * [9, 3, 1, 1, 0.5, 0.1], values)
+    arrays = index.to_arrays()
+    again = TrainingIndex.from_arrays(arrays, 6, 2)
+    for name in ("codes", "compositions", "symmetries", "volumes"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(index, name), strict=True)
+    np.testing.assert_array_equal(again.values, values.astype(np.float32))
+    new = rng.normal(size=(10, 6))
+    assert [[n[:3] for n in each] for each in again.nearest(new, 4)] == [
+        [n[:3] for n in each] for each in index.nearest(new, 4)
+    ]
+    per_crystal = 300 * (8 * 2 + 6 + 2 + 2 + 2 + len("crystal 123\tNaCl\n"))
+    assert sum(arrays[name].nbytes for name in ("text", *KEPT)) < 0.7 * per_crystal
+
+
+def test_an_index_of_an_older_file_is_read():
+    """Before format 5: arrays as they are, hashes of 32 bits, an id and a formula per line."""
+    crystals = [salt(), zincblende(), wurtzite()]
+    index = index_of(crystals)
+    lines = "\n".join(f"crystal {k}\t{c.reduced_formula}" for k, c in enumerate(crystals))
+    old = {
+        "text": np.frombuffer(zlib.compress(lines.encode(), 9), np.uint8),
+        "compositions": np.array([composition_hash(c) for c in crystals], np.int32),
+        "symmetries": np.array([symmetry_hash(c) for c in crystals], np.int32),
+    }
+    old |= {k: getattr(index, k) for k in ("values", "codes", "volumes", "mean", "axes", "steps")}
+    read = TrainingIndex.from_arrays(old, 6, 1)
+    again = TrainingIndex.from_arrays(read.to_arrays(), 6, 1)
+    for each in (read, again):
+        assert [same(each, c) for c in crystals] == ["crystal 0", "crystal 1", "crystal 2"]
+        assert each.nearest(np.zeros((1, 6)), 3) == index.nearest(np.zeros((1, 6)), 3)
+    assert again.compositions.dtype == np.int16

@@ -1,0 +1,227 @@
+"""The bench that trains and tests the models of all properties that ship."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as parquet
+import pytest
+import tasks as bench
+import yaml
+from ridge import ridge, ridge_scores
+from tasks import Runs, Task, read_tasks
+from tasks_table import write_table
+from toy_crystals import cif_of, toy_crystals, toy_targets
+from trainers import FAST
+
+import sitenet
+from sitenet.model.checkpoint import read_metadata
+from sitenet.system.model_files import shipped_weights
+from sitenet.training.leaderboard import ANCHORS
+from sitenet.training.matbench import TASKS
+
+SETTINGS = {"config": FAST, "bits": 10, "valid": 0.1, "group": "none", "epochs": 2}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Two properties that were trained and tested: a modulus that may start from an energy."""
+    folder = tmp_path_factory.mktemp("tasks")
+    crystals = toy_crystals(90)
+    size = toy_targets(crystals)
+    fold = [k % 3 + 1 for k in range(90)]
+    columns = {
+        "id": [f"c{k}" for k in range(90)],
+        "cif": [cif_of(c) for c in crystals],
+        "reduced_formula": [c.reduced_formula for c in crystals],
+        "matbench_fold": fold,
+    }
+    other = [1 if k % 7 == 0 else None for k in range(90)]
+    excess = np.maximum(size - np.median(size), 0).tolist()
+    energies = columns | {"energy": size.tolist(), "excess": excess, "other_fold": other}
+    parquet.write_table(pa.table(energies), folder / "energies.parquet")
+    modulus = [None if k == 5 else x for k, x in enumerate((size / 4).tolist())]
+    few = {name: values[:60] for name, values in (columns | {"log_modulus": modulus}).items()}
+    parquet.write_table(pa.table(few), folder / "moduli.parquet")
+    tasks = {
+        "energy": Task(
+            "energy",
+            "energies.parquet",
+            "energy",
+            "energy_eV",
+            "eV",
+            without={"columns": ["other_fold"], "formulas": ["modulus"]},
+            settings=SETTINGS,
+        ),
+        "modulus": Task(
+            "modulus",
+            "moduli.parquet",
+            "log_modulus",
+            "modulus_GPa",
+            "GPa",
+            conversion="power_of_ten",
+            log=True,
+            starts=("random", "energy"),
+            matbench="matbench_log_kvrh",
+            settings=SETTINGS,
+        ),
+        "metal": Task(
+            "metal",
+            "energies.parquet",
+            "excess",
+            "is_metal",
+            conversion="is_zero",
+            is_class=True,
+            settings=SETTINGS,
+        ),
+    }
+    runs = Runs(folder / "runs", folder, tasks)
+    runs.work(["energy", "modulus"], bench.STEPS)
+    runs.work(["metal"], ["tested"])
+    return runs
+
+
+def parts(dataset):
+    names = np.array(dataset.split)
+    return {name: {dataset.ids[k] for k in np.flatnonzero(names == name)} for name in set(names)}
+
+
+def test_the_tested_model_learns_from_no_crystal_that_it_must_not_know(runs):
+    rows = parquet.read_table(runs.data / "energies.parquet").to_pylist()
+    moduli = parquet.read_table(runs.data / "moduli.parquet").to_pylist()
+    tested = {r["reduced_formula"] for r in moduli if r["matbench_fold"] == 1}
+    forbidden = {r["id"] for r in rows if r["other_fold"] == 1 or r["reduced_formula"] in tested}
+    own = {r["id"] for r in rows if r["matbench_fold"] == 1}
+    split = parts(runs.dataset(runs.tasks["energy"], shipped=False))
+    assert split["test"] == own
+    assert split["unseen"] == forbidden - own and len(split["unseen"]) > 5
+    assert not (split["train"] | split["valid"]) & (forbidden | own)
+    facts = read_metadata(runs.folder / "energy" / "tested" / "random" / "model.safetensors")
+    assert facts["metadata"]["crystals"] == {k: len(split[k]) for k in ("train", "valid", "test")}
+
+
+def test_the_shipped_model_learns_from_all_but_the_same_validation_crystals(runs):
+    task = runs.tasks["energy"]
+    tested, shipped = (parts(runs.dataset(task, shipped=x)) for x in (False, True))
+    assert set(shipped) == {"train", "valid"}
+    assert shipped["valid"] == tested["valid"]
+    assert len(shipped["train"]) + len(shipped["valid"]) == 90
+    facts = read_metadata(runs.folder / "energy" / "shipped" / "model.safetensors")
+    assert facts["metadata"]["crystals"]["test"] == 0
+    assert facts["format"] == 5  # ten bits
+
+
+def test_the_start_is_chosen_on_validation_and_used_for_both_models(runs):
+    result = runs.result("modulus", "tested")
+    errors = result["valid_errors"]
+    assert set(errors) == {"random", "energy"} and result["start"] == min(errors, key=errors.get)
+    scores = result["scores"]["test"]["modulus_GPa"]
+    assert scores["mae_log10"] > 0 and scores["crystals"] == result["rows"]["test"] == 20
+    assert sum(result["rows"].values()) == 59  # one has no value
+    assert runs.result("modulus", "shipped")["start"] == result["start"]
+    model = sitenet.load(runs.folder / "modulus" / "shipped")
+    (target,) = model.targets
+    assert (target.name, target.unit, target.scale) == ("modulus_GPa", "GPa", "log10")
+    rival = runs.result("modulus", "rival")
+    assert rival["start"] == "energy" and rival["test"]["crystals"] == 20
+    assert runs.result("energy", "rival") == {}
+
+
+def test_finished_steps_are_not_done_again(runs, monkeypatch):
+    monkeypatch.setattr(bench, "train", None)
+    runs.work(["energy", "modulus"], bench.STEPS)
+    runs.result_path("modulus", "shipped").rename(runs.folder / "kept.json")
+    with pytest.raises(TypeError):
+        runs.work(["modulus"], bench.STEPS)
+    (runs.folder / "kept.json").rename(runs.result_path("modulus", "shipped"))
+    with pytest.raises(FileNotFoundError, match="run the step shipped of metal first"):
+        runs.result("metal", "shipped")
+
+
+def test_the_table_has_a_row_per_tested_property(runs, tmp_path):
+    write_table(runs.folder, runs.tasks, tmp_path / "tasks.md")
+    text = (tmp_path / "tasks.md").read_text()
+    (row,) = [line for line in text.splitlines() if line.startswith("| modulus")]
+    scores = runs.result("modulus", "tested")["scores"]["test"]["modulus_GPa"]
+    assert f"| **{scores['mae_log10']:.3g}** log10 |" in row
+    assert "coGN 0.0547" in row and "(energy)" in row
+    (row,) = [line for line in text.splitlines() if line.startswith("| metal")]
+    scores = runs.result("metal", "tested")["scores"]["test"]["is_metal"]
+    of_labels = scores["roc_auc_of_labels"]
+    assert f"**{scores['roc_auc']:.4f}** (of labels {of_labels:.4f})" in row
+    assert 0 <= of_labels <= 1 and scores["crystals"] == 30
+    with pytest.raises(FileNotFoundError, match=r"holds no tested\.json"):
+        write_table(tmp_path, runs.tasks, tmp_path / "other.md")
+
+
+def test_a_shipped_file_says_how_it_was_tested(runs, tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "weights_folder", lambda: tmp_path)
+    bench.ship(runs, ["modulus"])
+    path = tmp_path / "modulus.safetensors"
+    tested = read_metadata(path)["metadata"]["tested"]
+    assert tested == runs.result("modulus", "tested")
+    crystals = toy_crystals(4)
+    want = sitenet.load(runs.folder / "modulus" / "shipped").predict(crystals)
+    np.testing.assert_allclose(sitenet.load(path).predict(crystals), want, rtol=1e-6)
+    with pytest.raises(FileNotFoundError):
+        bench.ship(runs, ["energy-of-none"])
+
+
+def test_ridge_is_the_least_squares_solution_with_a_penalty():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(50, 4)) * [1, 10, 0.1, 0] + [5, 0, 0, 3]  # the last one is constant
+    y = x[:, 0] - 0.2 * x[:, 1] + rng.normal(size=50)
+    z = (x[:, :3] - x[:, :3].mean(0)) / x[:, :3].std(0)
+    for strength in (1e-6, 0.3, 100.0):
+        w, b = ridge(x, y, np.array([strength]))
+        extra = np.sqrt(strength * 50) * np.eye(3)
+        rows, right = np.vstack([z, extra]), np.append(y - y.mean(), np.zeros(3))
+        want = z @ np.linalg.lstsq(rows, right, rcond=None)[0] + y.mean()
+        np.testing.assert_allclose(x @ w[:, 0] + b[0], want, atol=1e-9)
+    places = {"train": np.arange(30), "valid": np.arange(30, 40), "test": np.arange(40, 50)}
+    scores = ridge_scores(x, y, places, False)
+    w, b = ridge(x[:30], y[:30], np.array([scores["strength"]]))
+    error = np.abs(x @ w[:, 0] + b[0] - y)
+    assert scores["test"]["mae"] == pytest.approx(error[40:].mean())
+    assert scores["valid"] == pytest.approx(error[30:40].mean())
+    classes = ridge_scores(x, (y > y.mean()).astype(float), places, True)
+    assert classes["test"]["roc_auc"] > 0.8
+
+
+def test_the_listed_tasks_are_sound(tmp_path):
+    tasks = read_tasks()
+    assert list(tasks)[:2] == ["mp-eform", "mp-gap"]  # the others may start from them
+    assert set(shipped_weights()) <= set(tasks)
+    for task in tasks.values():
+        assert not task.matbench or task.matbench in set(TASKS) & set(ANCHORS)
+        assert task.settings["bits"] == 10
+        assert set(task.without.get("formulas", ())) <= set(tasks)
+        sitenet.load_config(task.settings["config"]).replace(
+            **{k: v for k, v in task.settings.items() if k not in ("config", "bits")}
+        )
+    content = {"fold": 1, "every": {}, "tasks": {}}
+    for name, start in (("a", "b"), ("b", "a")):
+        entry = {"table": "t", "column": "c", "target": name, "starts": [start]}
+        content["tasks"][name] = entry
+    (tmp_path / "tasks.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(ValueError, match="a starts from b"):
+        read_tasks(tmp_path / "tasks.yaml")
+
+
+def test_the_command_refuses_an_unknown_property(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        bench.main(["run", str(tmp_path), "--data", str(tmp_path), "--only", "mp-gapp"])
+    assert stop.value.code == 2
+    assert "no property mp-gapp; there is mp-eform" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_anchors_are_those_of_all_folds_or_of_some():
+    gap = {anchor.model: anchor for anchor in ANCHORS["matbench_mp_gap"]}
+    assert gap["coGN"].over(range(5)) == pytest.approx(gap["coGN"].mean) == pytest.approx(0.1559)
+    assert gap["coGN"].over([1]) == 0.1561
+    assert gap["ALIGNN"].over([1]) is None and gap["ALIGNN"].over([4, 3, 2, 1, 0]) == 0.1861
+    assert [a.mean for a in ANCHORS["matbench_mp_is_metal"]] == sorted(
+        (a.mean for a in ANCHORS["matbench_mp_is_metal"]), reverse=True
+    )
+    assert json.dumps(sorted(ANCHORS)) == json.dumps(sorted(TASKS))
