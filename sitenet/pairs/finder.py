@@ -283,11 +283,12 @@ def _find_in_sphere(
 ) -> Pairs:
     search = SphereSearch(crystal, radius, merge, tolerance, need_vectors)
     names = "orbit", "leader", "offsets", "sites", "distance", "multiplicity", "vectors"
-    orbit, leader, *columns, vectors = (
+    orbit, leader, offsets, sites, distance, multiplicity, vectors = (
         torch.from_numpy(getattr(search.arrays, name)) for name in names
     )
     rows = search.input.rows(orbit, leader, images=0)
-    pairs = Pairs(*columns, **rows, vectors=vectors.view(-1, 3) if need_vectors else None)
+    pairs = Pairs(offsets, sites, distance, multiplicity, **rows)
+    pairs.vectors = vectors.view(-1, 3) if need_vectors else None
     return pairs.assume_checked()
 
 
