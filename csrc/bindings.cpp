@@ -93,6 +93,10 @@ int64_t distances_backward(uintptr_t cells, uintptr_t frac_i, uintptr_t frac_j, 
         threads);
 }
 
+bool any_near(uintptr_t cell, uintptr_t frac, int64_t sites, double near) {
+    return sitenet::geometry().any_near(Address{cell}, Address{frac}, sites, near);
+}
+
 void bind_geometry(py::module_ &m) {
     using G = sitenet::GeometryKernels;
     m.def("minimum_image_distances_forward_f32_cpu", distances_forward<float, &G::forward_f32>,
@@ -103,6 +107,7 @@ void bind_geometry(py::module_ &m) {
           WithoutGil());
     m.def("minimum_image_distances_backward_f64_cpu", distances_backward<double, &G::backward_f64>,
           WithoutGil());
+    m.def("any_near_cpu", any_near, WithoutGil());
 }
 
 // -------------------------------------------------------------------------------------------------
