@@ -7,6 +7,8 @@
 #include "cuda/bindings.h"
 #endif
 
+#include <pybind11/numpy.h>
+
 #include <string>
 
 namespace py = pybind11;
@@ -15,6 +17,7 @@ using sitenet::Address;
 using sitenet::Addresses;
 using sitenet::DistanceInput;
 using sitenet::PairInput;
+using sitenet::SpherePairs;
 using sitenet::WithoutGil;
 
 namespace {
@@ -90,6 +93,10 @@ int64_t distances_backward(uintptr_t cells, uintptr_t frac_i, uintptr_t frac_j, 
         threads);
 }
 
+bool any_near(uintptr_t cell, uintptr_t frac, int64_t sites, double near) {
+    return sitenet::geometry().any_near(Address{cell}, Address{frac}, sites, near);
+}
+
 void bind_geometry(py::module_ &m) {
     using G = sitenet::GeometryKernels;
     m.def("minimum_image_distances_forward_f32_cpu", distances_forward<float, &G::forward_f32>,
@@ -100,6 +107,7 @@ void bind_geometry(py::module_ &m) {
           WithoutGil());
     m.def("minimum_image_distances_backward_f64_cpu", distances_backward<double, &G::backward_f64>,
           WithoutGil());
+    m.def("any_near_cpu", any_near, WithoutGil());
 }
 
 // -------------------------------------------------------------------------------------------------
@@ -122,28 +130,41 @@ int64_t find_orbits(const PairInput &input, uintptr_t orbit, uintptr_t leader) {
 
 int64_t fill_pairs(const PairInput &input, uintptr_t orbit, int64_t first, int64_t last,
                    uintptr_t offsets, uintptr_t sites, uintptr_t distance, uintptr_t multiplicity) {
-    return sitenet::pairs().fill_pairs(input, Address{orbit},
-                                       {first, last, Address{offsets}, Address{sites},
-                                        Address{distance}, Address{multiplicity}, nullptr});
+    return sitenet::pairs().fill_pairs(
+        input, Address{orbit},
+        {first, last, Address{offsets}, Address{sites}, Address{distance}, Address{multiplicity}});
 }
 
 int64_t count_sphere(const PairInput &input, double radius) {
     return sitenet::pairs().count_sphere(input, radius);
 }
 
-int64_t find_sphere(const PairInput &input, double radius, bool merge, int64_t room,
-                    uintptr_t orbit, uintptr_t leader, uintptr_t offsets, uintptr_t sites,
-                    uintptr_t distance, uintptr_t multiplicity, uintptr_t vectors) {
-    return sitenet::pairs().find_sphere(input, radius, merge, room, Address{orbit}, Address{leader},
-                                        {0, input.sites, Address{offsets}, Address{sites},
-                                         Address{distance}, Address{multiplicity},
-                                         Address{vectors}});
+int64_t find_sphere(const PairInput &input, double radius, bool merge, bool vectors,
+                    double most_searched, SpherePairs &pairs) {
+    return sitenet::pairs().find_sphere(input, {radius, merge, vectors, most_searched}, pairs);
+}
+
+/// Reads a member of SpherePairs as a new numpy array.
+template <class T> auto array_of(std::vector<T> SpherePairs::*member) {
+    return [=](const SpherePairs &pairs) {
+        const std::vector<T> &values = pairs.*member;
+        return py::array_t<T>(values.size(), values.data());
+    };
 }
 
 void bind_pairs(py::module_ &m) {
     py::class_<PairInput>(m, "PairInput")
         .def(py::init(&pair_input), "cell"_a, "frac"_a, "numbers"_a, "oxidation"_a, "occupancy"_a,
              "supercell"_a, "sites"_a, "tolerance"_a);
+    py::class_<SpherePairs>(m, "SpherePairs")
+        .def(py::init<>())
+        .def_property_readonly("orbit", array_of(&SpherePairs::orbit))
+        .def_property_readonly("leader", array_of(&SpherePairs::leader))
+        .def_property_readonly("offsets", array_of(&SpherePairs::offsets))
+        .def_property_readonly("sites", array_of(&SpherePairs::sites))
+        .def_property_readonly("distance", array_of(&SpherePairs::distance))
+        .def_property_readonly("multiplicity", array_of(&SpherePairs::multiplicity))
+        .def_property_readonly("vectors", array_of(&SpherePairs::vectors));
     m.def("supercell_matrix_cpu", supercell_matrix, WithoutGil());
     m.def("find_orbits_cpu", find_orbits, WithoutGil());
     m.def("fill_pairs_cpu", fill_pairs, WithoutGil());

@@ -75,6 +75,9 @@ struct GeometryKernels {
                             int threads);
     int64_t (*backward_f64)(const DistanceInput<double> &, const DistanceGradient<double> &,
                             int threads);
+    /// Whether two sites of a cell (3, 3), with frac (sites, 3), are nearer than `near`, taking the
+    /// image whose fractional coordinates are nearest: the shortest distance, if that is short.
+    bool (*any_near)(const double *cell, const double *frac, int64_t sites, double near);
 };
 
 namespace { // one copy per level, see cpu/simd_level.h

@@ -11,6 +11,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 namespace sitenet {
 
@@ -34,15 +35,35 @@ struct PairOutput {
     int32_t *sites;        ///< (pairs), orbit of j; merged pairs ascend by it, then by distance
     double *distance;      ///< (pairs), angstrom
     int32_t *multiplicity; ///< (pairs)
-    float
-        *vectors; ///< (sum of multiplicity, 3), angstrom, from a row's site to the images that its
-                  ///< pairs stand for, 0 for the self pair; null if not wanted, spheres only
+};
+
+/// How to search in spheres.
+struct SphereOptions {
+    double radius;        ///< angstrom
+    bool merge;           ///< without it, every site is an orbit
+    bool vectors;         ///< whether they are wanted
+    double most_searched; ///< lattice points to look at, at most
+};
+
+/// All pairs within spheres around the sites of a crystal.
+struct SpherePairs {
+    std::vector<int32_t> orbit;        ///< (sites), as find_orbits writes it
+    std::vector<int32_t> leader;       ///< (rows), the first site of each orbit
+    std::vector<int64_t> offsets;      ///< (rows + 1)
+    std::vector<int32_t> sites;        ///< (pairs), orbit of j; merged pairs ascend by it, then by
+                                       ///< distance
+    std::vector<double> distance;      ///< (pairs), angstrom
+    std::vector<int32_t> multiplicity; ///< (pairs)
+    std::vector<float> vectors;        ///< (sum of multiplicity, 3), angstrom, from a row's site to
+                                       ///< the images that its pairs stand for, 0 for the self
+                                       ///< pair; empty if not wanted
 };
 
 // Errors, returned in place of a count.
 constexpr int64_t kBadCell = -1;      // no volume, not finite, or not reducible
 constexpr int64_t kBadSupercell = -2; // det T is 0
 constexpr int64_t kCoincident = -3;   // two supercell sites within 1e-6 angstrom
+constexpr int64_t kTooMany = -4;      // more to search than SphereOptions allow
 
 /// The kernels of one SIMD level.
 struct PairKernels {
@@ -57,13 +78,12 @@ struct PairKernels {
     /// Writes the rows of the given orbits. With orbit null, writes one row per site and one pair
     /// per supercell site, in the order of the supercell. Returns the number of pairs.
     int64_t (*fill_pairs)(const PairInput &input, const int32_t *orbit, const PairOutput &output);
-    /// Returns the number of pairs within a radius (angstrom) before merging: the room that
-    /// find_sphere needs. Both read no supercell.
+    /// Returns the number of images within a radius (angstrom) of the sites.
     int64_t (*count_sphere)(const PairInput &input, double radius);
-    /// Writes orbit and leader as find_orbits does (without `merge` every site is an orbit), and
-    /// the rows of all orbits with all images within the radius. Returns the number of pairs.
-    int64_t (*find_sphere)(const PairInput &input, double radius, bool merge, int64_t room,
-                           int32_t *orbit, int32_t *leader, const PairOutput &output);
+    /// Finds the pairs with all images within a radius. Returns the number of orbits. Neither of
+    /// the two reads a supercell.
+    int64_t (*find_sphere)(const PairInput &input, const SphereOptions &options,
+                           SpherePairs &pairs);
 };
 
 } // namespace sitenet

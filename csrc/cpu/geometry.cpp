@@ -255,9 +255,24 @@ int64_t backward(const DistanceInput<T> &in, const DistanceGradient<T> &out, int
     return bad < in.crystals ? bad : -1;
 }
 
+bool any_near(const double *cell, const double *frac, int64_t sites, double near) {
+    for (int64_t i = 0; i < sites; ++i)
+        for (int64_t j = 0; j < i; ++j) {
+            double x[3], v[3];
+            for (int k = 0; k < 3; ++k) {
+                x[k] = frac[3 * i + k] - frac[3 * j + k];
+                x[k] -= std::nearbyint(x[k]);
+            }
+            transform(x, cell, v);
+            if (dot3(v, v) < near * near)
+                return true;
+        }
+    return false;
+}
+
 } // namespace
 
 extern const GeometryKernels geometry = {forward<float>, forward<double>, backward<float>,
-                                         backward<double>};
+                                         backward<double>, any_near};
 
 } // namespace sitenet::SITENET_LEVEL

@@ -10,6 +10,7 @@ from sitenet.crystal.cif_blocks import Block, Limits, Unreadable
 from sitenet.crystal.cif_cell import read_cell
 from sitenet.crystal.cif_checks import Contents, contradictions, crowded_cell
 from sitenet.crystal.cif_sites import amount_on_place, merge_coincident_sites, read_sites
+from sitenet.crystal.supercell import volume_of
 from sitenet.crystal.symmetry import expand
 
 
@@ -72,7 +73,7 @@ def read_structure(block: Block, limits: Limits, disorder: str) -> Structure:
             f'disorder="average" reads it, to be averaged over',
             "partial occupancy",
         )
-    volume = abs(float(np.linalg.det(cell)))
+    volume = abs(volume_of(cell))
     if volume < limits.site_volume * sites.occupancy.sum():  # before images become one atom
         raise Unreadable(
             crowded_cell(sites.occupancy.sum(), volume, limits.site_volume),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 import zlib
@@ -230,7 +231,9 @@ def read_blocks(text: str, limits: Limits) -> list[Block]:
                 for k, tag in enumerate(tags):
                     if _is_wanted(tag):
                         column = values[k :: len(tags)]
-                        block.add(tag, column if tag in FRACT else list(map(_plain, column)))
+                        if tag not in FRACT:
+                            column = [_plain(x) if x[:1] in _QUOTES else x for x in column]
+                        block.add(tag, column)
         blocks.append(block)
     return blocks
 
@@ -238,6 +241,7 @@ def read_blocks(text: str, limits: Limits) -> list[Block]:
 _QUOTES = frozenset("'\";")
 
 
+@functools.lru_cache(4096)
 def _normal(tag: str) -> str:
     return tag.lower().replace(".", "_").replace("name_h_m", "name_h-m")
 

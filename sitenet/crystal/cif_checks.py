@@ -120,14 +120,14 @@ def _of_formula(
     their density is the one that the file states."""
     if units is not None and _is_multiple(amounts, formula, units):
         return True, []
-    contents, stated = formula_text(amounts), f"{blocks.FORMULA} {formula_text(formula)}"
+    stated = f"{blocks.FORMULA} {formula_text(formula)}"
     if "H" in formula and "H" not in amounts:
         heavy = {symbol: amount for symbol, amount in formula.items() if symbol != "H"}
         if heavy and _is_multiple(amounts, heavy, sum(amounts.values()) / sum(heavy.values())):
             return False, [f"no H is listed, unlike in {stated}"]
     scale = sum(amounts.values()) / sum(formula.values())
     if not _is_multiple(amounts, formula, scale):
-        return False, [f"the cell holds {contents}, no multiple of {stated}"]
+        return False, [f"the cell holds {formula_text(amounts)}, no multiple of {stated}"]
     if units is None or units <= 0:
         return False, []
     if abs(scale - 1) < 1e-6 and all(abs(x / units % 1) < 1e-6 for x in formula.values()):
@@ -135,6 +135,7 @@ def _of_formula(
     if is_dense:
         return True, []  # then Z is wrong
     expected = formula_text({symbol: amount * units for symbol, amount in formula.items()})
+    contents = formula_text(amounts)
     return False, [f"the cell holds {contents}, but {stated} and Z {units:g} make {expected}"]
 
 

@@ -47,7 +47,7 @@ def read_sites(block: Block) -> Sites:
         table = {tag: [column[k] for k in rows] for tag, column in table.items()}
         occupancy, labels = occupancy[rows], table[blocks.LABEL]
     texts = [table[tag] for tag in blocks.FRACT]
-    frac = np.stack([_coordinates(column, labels) for column in texts], 1)
+    frac = _coordinates(texts, labels)
     source, species = _species(block, table, frac, occupancy)
     numbers, oxidation, share = map(np.array, zip(*species, strict=True))
     hydrogens = _attached_hydrogens(table, len(labels))
@@ -108,19 +108,22 @@ def _table(block: Block) -> dict[str, list[str]]:
     return table | {tag: column for tag, column in disorder.items() if len(column) == count}
 
 
-def _coordinates(column: list[str], labels: list[str]) -> np.ndarray:
+def _coordinates(texts: list[list[str]], labels: list[str]) -> np.ndarray:
+    """(rows, 3) from the columns of the file."""
     try:
-        values = np.array([float(text) for text in column])
+        values = np.array([[float(text) for text in column] for column in texts])
     except ValueError:
-        values = np.array([gemmi.cif.as_number(text.strip("'\"")) for text in column])
+        values = np.array(
+            [[gemmi.cif.as_number(text.strip("'\"")) for text in column] for column in texts]
+        )
     sound = abs(values) < 1000  # false for NaN
     if not sound.all():
-        row = int(np.argmin(sound))
-        problem = number_problem(column[row])
+        k, row = divmod(int(np.argmin(sound)), len(labels))
+        problem = number_problem(texts[k][row])
         raise Unreadable(
             f"coordinates of {labels[row]:.40} are unknown: {problem}", "unknown coordinates"
         )
-    return values
+    return np.ascontiguousarray(values.T)
 
 
 def _last_digit(text: str) -> float:
@@ -193,6 +196,8 @@ def _species(
         except Unnamed as error:
             known[key] = error
     sources, rows = [], []
+    if known and all(isinstance(species, list) and len(species) == 1 for species in known.values()):
+        return np.arange(len(named)), [known[key][0] for key in named]  # type: ignore[index]
     for site, key in enumerate(named):
         species = known[key]
         if isinstance(species, Unnamed):

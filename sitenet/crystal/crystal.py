@@ -21,7 +21,7 @@ from sitenet.crystal.cif_blocks import Block, Limits, Unreadable, has_sites, rea
 from sitenet.crystal.disorder import find_places, mixture_label
 from sitenet.crystal.elements import SYMBOLS, site_features
 from sitenet.crystal.primitive import primitive_cell
-from sitenet.crystal.supercell import repeat_sites, supercell_matrix
+from sitenet.crystal.supercell import repeat_sites, supercell_matrix, volume_of
 
 if TYPE_CHECKING:
     import ase
@@ -63,7 +63,7 @@ class Crystal:
 
     def __post_init__(self) -> None:
         self.cell = _floats(self.cell, "cell", (3, 3))
-        if not abs(np.linalg.det(self.cell)) > 1e-6:
+        if not abs(volume_of(self.cell)) > 1e-6:
             raise ValueError(f"cell must have a volume, got {self.cell.tolist()}")
         numbers = np.array(self.numbers)
         if numbers.ndim != 1 or not numbers.size:
@@ -170,6 +170,8 @@ class Crystal:
         if method != "spglib":
             raise ValueError(f"method must be 'spglib' or 'pymatgen', got {method!r}")
         tolerance = 0.01 if tolerance is None else tolerance
+        if self.occupancy is None and math.gcd(*np.bincount(self.numbers).tolist()) == 1:
+            return self  # translations permute the sites of an element
         places = find_places(self)
         frac, kinds = self.frac[places.first], places.kinds
         if self.groups is not None:

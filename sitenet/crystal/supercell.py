@@ -113,6 +113,12 @@ def repeat_sites(frac: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     return wrapped(images)
 
 
+def volume_of(cell: np.ndarray) -> float:
+    """Volume of a cell, negative if its vectors are left-handed."""
+    (a, b, c), (d, e, f), (g, h, i) = cell.tolist()
+    return a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)
+
+
 def wrapped(frac: np.ndarray) -> np.ndarray:
     """Fractional coordinates in [0, 1)."""
     frac = frac - np.floor(frac)

@@ -12,6 +12,7 @@ import numpy as np
 import spglib
 
 from sitenet.crystal.supercell import wrapped
+from sitenet.system.compiled import _C
 
 SPECIAL = 0.5  # angstrom: images of one atom that are nearer are one, on a special position
 NEAR = 0.3  # angstrom: no two atoms of a crystal are nearer
@@ -291,12 +292,18 @@ def near_pairs(
     Returns:
         (pairs, 2) sites, and their distances in angstrom; not all pairs if there are very many.
     """
+    none = np.empty((0, 2), dtype=np.int64), np.empty(0)
+    if len(frac) <= _FEW:
+        cell, frac = np.ascontiguousarray(cell), np.ascontiguousarray(frac)
+        reach = near + 1e-9  # rounding errors
+        if not _C.any_near_cpu(cell.ctypes.data, frac.ctypes.data, len(frac), reach):
+            return none
     widths = 2 * near * np.linalg.norm(np.linalg.inv(cell), axis=0)
     boxes = np.maximum(1, 1 / widths).astype(np.int64)
     box = np.floor(frac * boxes + _HALVES[:, None]).astype(np.int64) % boxes
     keys = (box[..., 0] * boxes[1] + box[..., 1]) * boxes[2] + box[..., 2]  # (8, sites)
     if (np.diff(np.sort(keys, axis=1), axis=1) > 0).all():
-        return np.empty((0, 2), dtype=np.int64), np.empty(0)
+        return none
     order = np.argsort(keys, axis=1)
     keys = np.take_along_axis(keys, order, 1)
     parts, distances = [], []
@@ -315,4 +322,5 @@ def near_pairs(
 
 
 _HALVES = np.array([[a, b, c] for a in (0, 0.5) for b in (0, 0.5) for c in (0, 0.5)])
+_FEW = 256  # sites that are compared each with each first: few crystals have any near pairs
 _CROWD = 64  # sites of a box that are compared with one another: sound crystals have fewer

@@ -61,7 +61,9 @@ def learned_from(
     """Find the training crystal that each crystal is.
 
     Two crystals are the same if their fingerprints agree (``sitenet.crystal.fingerprint``) and the
-    model encodes them alike once their volumes are made equal.
+    model encodes them alike once their volumes are made equal. Symmetries are not compared where
+    one training crystal alone has the composition, the encoding and the very volume: they tell
+    apart what is encoded alike, such as polytypes.
 
     Args:
         model: A SiteNet or an Ensemble.
@@ -76,8 +78,11 @@ def learned_from(
     index, names = model.calibration.index, [""] * len(crystals)
     scaled: list[tuple[int, int]] = []
     for k, (crystal, encoding) in enumerate(zip(crystals, encodings, strict=True)):
-        candidates = index.candidates(crystal)
+        candidates = index.of_volume(crystal)
         equal = [c for c in candidates if index.is_encoding_of(c, encoding)]
+        if len(equal) != 1 or not index.has_volume_of(equal[0], crystal):
+            candidates = index.of_symmetry(candidates, crystal)  # takes longer than all the rest
+            equal = [c for c in equal if c in candidates]
         if equal:
             names[k] = index.name(equal[0])
         else:

@@ -159,20 +159,33 @@ class TrainingIndex:
     def candidates(self, crystal: Crystal) -> list[int]:
         """The training crystals of the same fingerprint, the nearest in volume first: their
         numbers."""
+        return self.of_symmetry(self.of_volume(crystal), crystal)
+
+    def of_volume(self, crystal: Crystal) -> list[int]:
+        """The training crystals of the same composition and volume, the nearest in volume first."""
         composition = _lower_bits(composition_hash(crystal), self.compositions.dtype)
         ends = (
             np.searchsorted(self.compositions, composition, side, sorter=self._order)
             for side in ("left", "right")
         )
         candidates = self._order[slice(*ends)]
-        if len(candidates):
-            apart = abs(self.volumes[candidates] / PRECISION - np.log(volume_per_atom(crystal)))
-            near = apart <= np.log1p(VOLUME)
-            candidates = candidates[near][np.argsort(apart[near], kind="stable")]
-        if len(candidates):
-            symmetry = _lower_bits(symmetry_hash(crystal), self.symmetries.dtype)
-            candidates = candidates[self.symmetries[candidates] == symmetry]
-        return candidates.tolist()
+        if not len(candidates):
+            return []
+        apart = abs(self.volumes[candidates] / PRECISION - np.log(volume_per_atom(crystal)))
+        near = apart <= np.log1p(VOLUME)
+        return candidates[near][np.argsort(apart[near], kind="stable")].tolist()
+
+    def of_symmetry(self, candidates: list[int], crystal: Crystal) -> list[int]:
+        """Those of some training crystals that have a crystal's symmetry."""
+        if not candidates:
+            return []
+        symmetry = _lower_bits(symmetry_hash(crystal), self.symmetries.dtype)
+        return [c for c in candidates if self.symmetries[c] == symmetry]
+
+    def has_volume_of(self, candidate: int, crystal: Crystal) -> bool:
+        """Whether a crystal has the volume of a training crystal, to the precision of the index."""
+        apart = self.volumes[candidate] - PRECISION * np.log(volume_per_atom(crystal))
+        return bool(abs(apart) <= 0.51)  # half a unit, and rounding errors
 
     def is_encoding_of(self, candidate: int, encoding: np.ndarray) -> bool:
         """Whether an encoding is that of a training crystal, as far as its code can tell."""

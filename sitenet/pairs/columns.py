@@ -32,6 +32,9 @@ COLUMNS = {
 # pair, and the three components of each image's vector.
 OPTIONAL_COLUMNS = ("sine_distance", "vectors")
 
+# The columns of the species of an ordered crystal.
+NOT_MIXED = {name: np.empty(0, dtype) for name, (of, dtype) in COLUMNS.items() if of == "species"}
+
 
 def columns_of(pairs: Pairs) -> Columns:
     """Lay out one crystal's pairs as columns."""

@@ -15,13 +15,14 @@ from sitenet.pairs.pairs import MIXED, Pairs
 from sitenet.system.compiled import _C
 
 # More are refused before the search begins.
-MOST_PAIRS = 2e8  # held at a time; 32 bytes each while they are merged
+MOST_PAIRS = 2e8  # held at a time; 48 bytes each while they are merged
 MOST_ROOM = 1e9  # before merging, in a supercell, of which only the merged pairs are written
 MOST_IMAGES = 2e9  # looked at in spheres, some 2 ns each
 MOST_SEARCHED = 1e10  # pairs of a supercell that are searched row by row, some 10 ns each
 
 _SMALLER_SUPERCELL = "take a smaller max_sites, or the primitive cell"
 _SMALLER_SPHERE = "take a smaller radius, or the primitive cell"
+_TOO_MANY = -4
 _ERRORS = {
     -1: "the cell has no volume or is not finite",
     -2: "the supercell matrix has determinant 0",
@@ -241,49 +242,65 @@ def _checked(count: int) -> int:
     return count
 
 
+class SphereSearch:
+    """The pairs of a crystal with all images within a radius of its sites, as arrays.
+
+    Args:
+        crystal: as in ``find_pairs``, like the others.
+        radius: radius of the sphere in angstrom.
+        merge: whether to merge equal pairs.
+        tolerance: largest difference in angstrom between distances that are merged.
+        vectors: whether to find ``vectors``, too.
+
+    Attributes:
+        arrays: ``orbit``, ``leader``, ``offsets``, ``sites``, ``distance``, ``multiplicity`` and
+            ``vectors``, as csrc/pairs.h describes them.
+        input: the crystal as the kernels take it.
+
+    Raises:
+        ValueError: as in ``find_pairs``.
+    """
+
+    def __init__(
+        self, crystal: Crystal, radius: float, merge: bool, tolerance: float, vectors: bool
+    ) -> None:
+        if not 0 < radius < np.inf:
+            raise ValueError(f"radius must be positive and finite, got {radius!r}")
+        self.input = data = _Input(crystal, tolerance, max_sites=0)
+        self.arrays = _C.SpherePairs()
+        how = data.kernel, radius, merge, vectors
+        count = _C.find_sphere_cpu(*how, MOST_PAIRS, self.arrays)
+        if count == _TOO_MANY:  # lattice points, of which half may be pairs
+            _need_sphere(data, radius)
+            images = _checked(_C.count_sphere_cpu(data.kernel, radius))
+            _need_work(data.sites, images / data.sites, MOST_PAIRS, "images", _SMALLER_SPHERE)
+            count = _C.find_sphere_cpu(*how, np.inf, self.arrays)
+        _checked(count)
+
+
 def _find_in_sphere(
     crystal: Crystal, radius: float, merge: bool, tolerance: float, need_vectors: bool
 ) -> Pairs:
-    if not 0 < radius < np.inf:
-        raise ValueError(f"radius must be positive and finite, got {radius!r}")
-    data = _Input(crystal, tolerance, max_sites=0)
-    _need_sphere(data, radius)
-    room = _checked(_C.count_sphere_cpu(data.kernel, radius))
-    _need_work(data.sites, room / data.sites, MOST_PAIRS, "images", _SMALLER_SPHERE)
-    orbit, leader = data.new_orbits()
-    offsets = torch.empty(data.sites + 1, dtype=torch.int64)
-    sites = torch.empty(room, dtype=torch.int32)
-    distance = torch.empty(room, dtype=torch.float64)
-    multiplicity = torch.empty(room, dtype=torch.int32)
-    vectors = torch.empty((room, 3), dtype=torch.float32) if need_vectors else None
-    outputs = (orbit, leader, offsets, sites, distance, multiplicity, vectors)
-    addresses = (0 if x is None else x.data_ptr() for x in outputs)
-    pairs = _checked(_C.find_sphere_cpu(data.kernel, radius, merge, room, *addresses))
-    if pairs < room:
-        sites, distance, multiplicity = (x[:pairs].clone() for x in (sites, distance, multiplicity))
-    num_rows = int(orbit.max()) + 1
-    rows = data.rows(orbit, leader[:num_rows], images=0)
-    offsets = offsets[: num_rows + 1].clone()
-    if vectors is not None:
-        vectors = vectors[: int(multiplicity.sum())].clone()
-    pairs_of_crystal = Pairs(offsets, sites, distance, multiplicity, **rows, vectors=vectors)
-    return pairs_of_crystal.assume_checked()
+    search = SphereSearch(crystal, radius, merge, tolerance, need_vectors)
+    names = "orbit", "leader", "offsets", "sites", "distance", "multiplicity", "vectors"
+    orbit, leader, offsets, sites, distance, multiplicity, vectors = (
+        torch.from_numpy(getattr(search.arrays, name)) for name in names
+    )
+    rows = search.input.rows(orbit, leader, images=0)
+    pairs = Pairs(offsets, sites, distance, multiplicity, **rows)
+    pairs.vectors = vectors.view(-1, 3) if need_vectors else None
+    return pairs.assume_checked()
 
 
 def _need_sphere(data: _Input, radius: float) -> None:
     """Raise ValueError where the search in spheres would look at too many images.
 
     For every pair of sites, the kernel looks at a box of lattice points around the sphere in the
-    reduced basis. Most cells are cleared by the box in their own basis. For the others, the lattice
-    points in the sphere are counted, n of a small radius first: there are at least 2n - 1 in twice
-    the radius, as sums of two of them, so that a search without end shows early.
+    reduced basis, and refuses a box that is too large. The lattice points in the sphere are then
+    counted, n of a small radius first: there are at least 2n - 1 in twice the radius, as sums of
+    two of them, so that a search without end shows early.
     """
     volume = abs(np.linalg.det(data.cell))
-    if not volume > 0:
-        return  # the kernel says so
-    reach = radius * np.linalg.norm(np.linalg.inv(data.cell), axis=0)
-    if data.sites**2 * float(np.prod(2 * reach + 1)) <= MOST_IMAGES:
-        return
     origin = _Input(Crystal(data.cell, np.zeros((1, 3)), data.numbers[:1]), 0, max_sites=0)
     points = 4 / 3 * np.pi * radius**3 / volume
     for doublings in range(16, -1, -1):

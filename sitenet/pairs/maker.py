@@ -10,8 +10,8 @@ from sitenet.config import SiteNetConfig
 from sitenet.crystal.crystal import Crystal
 from sitenet.crystal.elements import SYMBOLS, element_table, site_features
 from sitenet.data.failures import Unusable
-from sitenet.pairs.columns import Columns, columns_of
-from sitenet.pairs.finder import find_pairs
+from sitenet.pairs.columns import NOT_MIXED, Columns, columns_of
+from sitenet.pairs.finder import SphereSearch, find_pairs
 
 
 def pair_options(
@@ -50,6 +50,7 @@ class PairMaker:
         self, config: SiteNetConfig, max_sites: int | None = None, merge: bool | None = None
     ) -> None:
         self.options = pair_options(config, max_sites, merge)
+        self._sphere = {k: v for k, v in self.options.items() if k != "images"}
         self.missing = config.missing
         self.known = ~np.isnan(element_table(config)).any(1)  # by atomic number
 
@@ -60,8 +61,8 @@ class PairMaker:
 
     def check(self, crystal: Crystal) -> None:
         """Raise ValueError, naming the first, if the model lacks the features of an element."""
-        unusable = self.unusable(crystal.numbers)
-        if unusable:
+        if not self.known[crystal.numbers].all():
+            unusable = self.unusable(crystal.numbers)
             reason = f"the model has no features of {SYMBOLS[unusable[0]]}"
             try:
                 site_features(unusable, self.missing)
@@ -71,4 +72,38 @@ class PairMaker:
 
     def __call__(self, crystal: Crystal) -> Columns:
         self.check(crystal)
+        if "radius" in self.options and crystal.occupancy is None:
+            return sphere_columns(crystal, **self._sphere)
         return columns_of(find_pairs(crystal, **self.options))
+
+
+def sphere_columns(
+    crystal: Crystal, radius: float, merge: bool, tolerance: float, vectors: bool = False
+) -> Columns:
+    """Find the pairs of an ordered crystal in spheres, as columns.
+
+    Compute the same as ``columns_of(find_pairs(...))`` in less time.
+
+    Args:
+        crystal: without partial occupancy.
+        radius: as in ``find_pairs``, like the others.
+    """
+    search = SphereSearch(crystal, radius, merge, tolerance, vectors)
+    arrays, data, leader = search.arrays, search.input, search.arrays.leader
+    rows = len(leader)
+    zeros = np.zeros(rows, np.float32)
+    columns = {
+        "num_sites": np.array([data.sites], np.int32),
+        "images": np.array([0], np.int32),
+        "num_rows": np.array([rows], np.int32),
+        "num_mixed": np.array([0], np.int32),
+        "numbers": data.numbers[leader].astype(np.uint8),
+        "oxidation": zeros if data.oxidation is None else data.oxidation[leader].astype(np.float32),
+        "count": np.bincount(arrays.orbit, minlength=rows).astype(np.int32),
+        "num_pairs": np.diff(arrays.offsets).astype(np.int32),
+        "sites": arrays.sites,
+        "distance": arrays.distance.astype(np.float32),
+        "multiplicity": arrays.multiplicity,
+        **NOT_MIXED,
+    }
+    return columns | ({"vectors": arrays.vectors} if vectors else {})

@@ -150,6 +150,19 @@ def test_elements_that_a_model_does_not_know_are_refused_by_name():
     assert PairMaker(SMALL.replace(site_features=()))(fermium)
 
 
+@pytest.mark.parametrize("merge", [True, False])
+@pytest.mark.parametrize("channels", [0, 4])
+def test_a_maker_finds_the_pairs_of_find_pairs(merge, channels):
+    config = SMALL.replace(images="sphere", radius=4.0, spectrum_channels=channels, merge=merge)
+    make = PairMaker(config)
+    for crystal in (*toy_crystals(), dataclasses.replace(toy_crystals()[0], oxidation=None)):
+        columns, expected = make(crystal), columns_of(find_pairs(crystal, **make.options))
+        assert list(columns) == list(expected)
+        for name, values in expected.items():
+            assert columns[name].dtype == values.dtype, name
+            assert np.array_equal(columns[name], values), name
+
+
 # ---------------------------------------------------------------------------------------------
 # On disk
 

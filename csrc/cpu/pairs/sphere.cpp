@@ -7,8 +7,9 @@
 //
 // which leaves a box of integers for every pair of sites; about half of the box lies within the
 // sphere. A shell on the surface counts as inside (1e-6 angstrom). The colours are refined as in
-// merge.cpp, but on rows that stay in memory, 20 bytes per pair: their length does not grow with
-// the number of sites. Single-threaded and deterministic.
+// merge.cpp, but on rows that stay in memory, 44 bytes per image: their length does not grow with
+// the number of sites. A row is sorted by distance once; each new colouring then takes one pass.
+// Single-threaded and deterministic.
 //
 // With vectors, sites of one orbit must agree in angles, too. Rows that agree in their distances
 // have the same shells: the images that one merged pair stands for. The angles of a row are the
@@ -36,7 +37,7 @@ struct End {
 };
 
 bool nearer(const End &a, const End &b) {
-    return a.colour != b.colour ? a.colour < b.colour : a.distance < b.distance;
+    return a.distance != b.distance ? a.distance < b.distance : a.image < b.image;
 }
 
 struct Sphere {
@@ -64,6 +65,14 @@ struct Sphere {
             transform(input.frac + 3 * i, to_reduced, &points[3 * i]);
     }
 
+    /// An upper bound of the lattice points that `images` looks at for one pair of sites.
+    double box() const {
+        double points = 1;
+        for (double r : reach)
+            points *= 2 * r + 1;
+        return points;
+    }
+
     /// Calls visit(vector, distance) for every image of site j within the radius of site i.
     template <class Visit> void images(int64_t i, int64_t j, const Visit &visit) const {
         double x[3];
@@ -89,33 +98,44 @@ struct Sphere {
 /// All rows before merging, one after another.
 struct Ends {
     Buffer<int64_t> begin; ///< (sites + 1)
-    Buffer<End> ends;
-    Buffer<int32_t> site_of_image;
-    Buffer<float> vectors; ///< (images, 3), from the row's site; empty if not wanted
+    std::vector<End> by_distance;
+    std::vector<int32_t> site_of_image;
+    std::vector<float> vectors; ///< (images, 3), from the row's site; empty if not wanted
+    Buffer<End> ends;           ///< sorted by colour, then by distance
 
-    Ends(const Sphere &sphere, int64_t sites, int64_t size, bool need_vectors)
-        : begin(sites + 1), ends(size), site_of_image(size), vectors(need_vectors ? 3 * size : 0) {
-        int32_t at = 0;
+    Ends(const Sphere &sphere, int64_t sites, bool need_vectors) : begin(sites + 1) {
         for (int64_t i = 0; i < sites; ++i) {
-            begin[i] = at;
             for (int64_t j = 0; j < sites; ++j)
                 sphere.images(i, j, [&](const double *v, double distance) {
-                    ends[at] = {distance, at, 0};
-                    site_of_image[at] = int32_t(j);
-                    if (need_vectors && distance > kSamePlace)
+                    by_distance.push_back({distance, int32_t(site_of_image.size()), 0});
+                    site_of_image.push_back(int32_t(j));
+                    if (need_vectors)
                         for (int k = 0; k < 3; ++k)
-                            vectors[3 * size_t(at) + k] = float(v[k]);
-                    ++at;
+                            vectors.push_back(distance > kSamePlace ? float(v[k]) : 0);
                 });
+            begin[i + 1] = int64_t(site_of_image.size());
         }
-        begin[sites] = at;
     }
-    /// Recolours the rows and sorts them.
-    void colour(const int32_t *colours, int64_t sites) {
-        for (int64_t k = 0; k < begin[sites]; ++k)
-            ends[k].colour = colours[site_of_image[ends[k].image]];
+    void sort_by_distance(int64_t sites) {
         for (int64_t i = 0; i < sites; ++i)
-            std::sort(ends.get() + begin[i], ends.get() + begin[i + 1], nearer);
+            std::sort(by_distance.begin() + begin[i], by_distance.begin() + begin[i + 1], nearer);
+        ends.resize(by_distance.size());
+    }
+    /// Colours the rows, and sorts them by colour.
+    void colour(const int32_t *colours, int64_t num_colours, int64_t sites) {
+        Buffer<int32_t> places(num_colours + 1);
+        for (int64_t i = 0; i < sites; ++i) {
+            std::fill_n(places.get(), num_colours + 1, 0);
+            for (int64_t k = begin[i]; k < begin[i + 1]; ++k)
+                ++places[colours[site_of_image[k]] + 1];
+            for (int64_t c = 1; c < num_colours; ++c)
+                places[c] += places[c - 1];
+            for (int64_t k = begin[i]; k < begin[i + 1]; ++k) {
+                End end = by_distance[k];
+                end.colour = colours[site_of_image[end.image]];
+                ends[begin[i] + places[end.colour]++] = end;
+            }
+        }
     }
     /// Whether two sorted rows agree within the tolerance.
     bool agree(int64_t i, int64_t j, double tolerance) const {
@@ -139,6 +159,11 @@ struct Ends {
     }
     void copy_vector(const End &end, float *to) const {
         std::copy_n(&vectors[3 * size_t(end.image)], 3, to);
+    }
+    void append_vector(const End &end, std::vector<float> &to) const {
+        if (!vectors.empty())
+            to.insert(to.end(), &vectors[3 * size_t(end.image)],
+                      &vectors[3 * size_t(end.image)] + 3);
     }
 };
 
@@ -206,12 +231,13 @@ int64_t split(int64_t sites, int32_t *colour, int32_t *leader, const Agree &agre
 /// Splits the colours by the angles of their rows, which are sorted and agree in distances.
 int64_t split_by_angles(const Ends &rows, int64_t sites, double tolerance, int32_t *colour,
                         int32_t *leader, int64_t colours) {
-    if (colours == sites)
-        return colours;
-    std::vector<Angles> angles;
-    angles.reserve(sites);
+    Buffer<int32_t> members(colours);
     for (int64_t i = 0; i < sites; ++i)
-        angles.emplace_back(rows, i, leader[colour[i]], tolerance);
+        ++members[colour[i]];
+    Buffer<Angles> angles(sites);
+    for (int64_t i = 0; i < sites; ++i)
+        if (members[colour[i]] > 1)
+            angles[i] = Angles(rows, i, leader[colour[i]], tolerance);
     return split(sites, colour, leader,
                  [&](int64_t i, int64_t j) { return angles[i].agree(angles[j]); });
 }
@@ -219,9 +245,10 @@ int64_t split_by_angles(const Ends &rows, int64_t sites, double tolerance, int32
 int64_t find_orbits(const PairInput &input, Ends &rows, int32_t *orbit, int32_t *leader) {
     const int64_t n = input.sites;
     int64_t colours = first_colours(input, orbit, leader);
+    rows.sort_by_distance(n);
     for (int64_t before = 0; colours > before;) {
         before = colours;
-        rows.colour(orbit, n);
+        rows.colour(orbit, colours, n);
         colours = split(n, orbit, leader,
                         [&](int64_t i, int64_t j) { return rows.agree(i, j, input.tolerance); });
         if (colours == before && rows.vectors.size())
@@ -230,10 +257,11 @@ int64_t find_orbits(const PairInput &input, Ends &rows, int32_t *orbit, int32_t 
     return colours;
 }
 
-/// Replaces the row of an orbit's leader by the mean row of its sites, and merges that. `images`
-/// counts the vectors so far. Returns the number of pairs so far, or kCoincident.
-int64_t merge_row(const Ends &rows, const int32_t *orbit, int64_t sites, int64_t leader,
-                  double tolerance, const PairOutput &output, int64_t pairs, int64_t &images) {
+/// Replaces the row of an orbit's leader by the mean row of its sites, and merges that. Returns
+/// whether no two sites coincide.
+bool merge_row(const Ends &rows, int64_t sites, int64_t leader, double tolerance,
+               SpherePairs &pairs) {
+    const int32_t *orbit = pairs.orbit.data();
     const int64_t size = rows.begin[leader + 1] - rows.begin[leader];
     End *mean = rows.ends.get() + rows.begin[leader];
     for (int64_t i = leader + 1, count = 2; i < sites; ++i) {
@@ -249,41 +277,35 @@ int64_t merge_row(const Ends &rows, const int32_t *orbit, int64_t sites, int64_t
         const End first = mean[k];
         const bool own = self && first.colour == orbit[leader];
         if (!own && !(first.distance > kSamePlace))
-            return kCoincident;
+            return false;
         const int64_t next = own ? k + 1 : Ends::shell_end(mean, k, size, tolerance);
         double sum = 0;
         for (int64_t l = k; l < next; ++l) {
             sum += mean[l].distance - first.distance;
-            if (output.vectors)
-                rows.copy_vector(mean[l], output.vectors + 3 * images++);
+            rows.append_vector(mean[l], pairs.vectors);
         }
         self = self && !own;
-        output.sites[pairs] = first.colour;
-        output.distance[pairs] = own ? 0 : first.distance + sum / double(next - k);
-        output.multiplicity[pairs++] = int32_t(next - k);
+        pairs.sites.push_back(first.colour);
+        pairs.distance.push_back(own ? 0 : first.distance + sum / double(next - k));
+        pairs.multiplicity.push_back(int32_t(next - k));
         k = next;
     }
-    return pairs;
+    return true;
 }
 
-/// Copies all rows unmerged. Returns the number of pairs, or kCoincident.
-int64_t copy_rows(const Ends &rows, int64_t sites, const PairOutput &output) {
-    for (int64_t i = 0; i < sites; ++i) {
-        output.offsets[i + 1] = rows.begin[i + 1];
-        int64_t near = 0;
-        for (int64_t k = rows.begin[i]; k < rows.begin[i + 1]; ++k) {
-            const bool zero = !(rows.ends[k].distance > kSamePlace);
-            near += zero;
-            output.sites[k] = rows.site_of_image[rows.ends[k].image];
-            output.distance[k] = zero ? 0 : rows.ends[k].distance;
-            output.multiplicity[k] = 1;
-            if (output.vectors)
-                rows.copy_vector(rows.ends[k], output.vectors + 3 * k);
-        }
-        if (near != 1)
-            return kCoincident;
+/// Copies a row unmerged. Returns whether no two sites coincide.
+bool copy_row(const Ends &rows, int64_t i, SpherePairs &pairs) {
+    int64_t near = 0;
+    for (int64_t k = rows.begin[i]; k < rows.begin[i + 1]; ++k) {
+        const double distance = rows.by_distance[k].distance;
+        const bool zero = !(distance > kSamePlace);
+        near += zero;
+        pairs.sites.push_back(rows.site_of_image[k]);
+        pairs.distance.push_back(zero ? 0 : distance);
+        pairs.multiplicity.push_back(1);
+        rows.append_vector(rows.by_distance[k], pairs.vectors);
     }
-    return rows.begin[sites];
+    return near == 1;
 }
 
 } // namespace
@@ -299,28 +321,32 @@ int64_t count_sphere(const PairInput &input, double radius) {
     return pairs;
 }
 
-int64_t find_sphere(const PairInput &input, double radius, bool merge, int64_t room, int32_t *orbit,
-                    int32_t *leader, const PairOutput &output) {
+int64_t find_sphere(const PairInput &input, const SphereOptions &options, SpherePairs &pairs) {
     const int64_t n = input.sites;
-    const Sphere sphere(input, radius);
+    const Sphere sphere(input, options.radius);
     if (!sphere.good)
         return kBadCell;
-    Ends rows(sphere, n, room, output.vectors != nullptr);
-    output.offsets[0] = 0;
-    if (!merge) {
+    if (!(sphere.box() * double(n) * double(n) <= options.most_searched))
+        return kTooMany;
+    Ends rows(sphere, n, options.vectors);
+    pairs.orbit.resize(n);
+    pairs.leader.resize(n);
+    int64_t orbits = n;
+    if (options.merge)
+        orbits = find_orbits(input, rows, pairs.orbit.data(), pairs.leader.data());
+    else
         for (int64_t i = 0; i < n; ++i)
-            orbit[i] = leader[i] = int32_t(i);
-        return copy_rows(rows, n, output);
+            pairs.orbit[i] = pairs.leader[i] = int32_t(i);
+    pairs.leader.resize(orbits);
+    pairs.offsets.push_back(0);
+    for (int32_t leader : pairs.leader) {
+        const bool apart = options.merge ? merge_row(rows, n, leader, input.tolerance, pairs)
+                                         : copy_row(rows, leader, pairs);
+        if (!apart)
+            return kCoincident;
+        pairs.offsets.push_back(int64_t(pairs.sites.size()));
     }
-    const int64_t orbits = find_orbits(input, rows, orbit, leader);
-    int64_t pairs = 0, images = 0;
-    for (int64_t own = 0; own < orbits; ++own) {
-        pairs = merge_row(rows, orbit, n, leader[own], input.tolerance, output, pairs, images);
-        if (pairs < 0)
-            return pairs;
-        output.offsets[own + 1] = pairs;
-    }
-    return pairs;
+    return orbits;
 }
 
 } // namespace sitenet::SITENET_LEVEL

@@ -6,7 +6,6 @@
 namespace sitenet::SITENET_LEVEL {
 
 int64_t count_sphere(const PairInput &input, double radius);
-int64_t find_sphere(const PairInput &input, double radius, bool merge, int64_t room, int32_t *orbit,
-                    int32_t *leader, const PairOutput &output);
+int64_t find_sphere(const PairInput &input, const SphereOptions &options, SpherePairs &pairs);
 
 } // namespace sitenet::SITENET_LEVEL
