@@ -223,6 +223,34 @@ def test_promises_of_power_spectra(emulated, check):
     check(CPU)
 
 
+# hidden, attention, interaction, width of e, heads: what one warp takes is more than the 48 KiB that
+# a kernel has unasked; 64 KiB of logit sums in the backward pass, 57 KiB of features in the forward.
+LARGE = {"hidden": (1000, 3, 0, 4, 16), "attention": (8, 800, 0, 4, 2)}
+
+
+@pytest.mark.parametrize("dims", LARGE)
+def test_models_beyond_48_kib_of_shared_memory(emulated, dims):
+    check_attention(LARGE[dims], (17, 0, 2), torch.float32)
+
+
+def test_layers_beyond_48_kib_of_shared_memory(emulated):
+    check_pair_embedding(90, 150, "mish", True, torch.float32, CPU)  # 58 KiB a warp
+
+
+@pytest.mark.parametrize(
+    ("dims", "message"),
+    [
+        ((4000, 3, 0, 4, 16), "16 heads x 4000 hidden units take 253 KiB"),
+        ((8, 4000, 5, 4, 2), "2 heads x 4000 attention features and 5 interaction features take"),
+    ],
+    ids=["hidden", "attention"],
+)
+def test_models_beyond_the_shared_memory_of_a_gpu_are_refused(emulated, dims, message):
+    text = f"{message} .*of shared memory, and a block of this GPU has 227 KiB"
+    with pytest.raises(RuntimeError, match=text):
+        check_attention(dims, (2,), torch.float32)
+
+
 def test_two_runs_give_equal_bits(emulated):
     tensors = inputs(DIMS["heads"], (70, 80), torch.float32)
     first, second = (

@@ -44,10 +44,10 @@ void run_slab(const AttentionBackward<T, E> &p, const BackwardScratch<T, E> &scr
     const AttentionShape &s = p.shape;
     const Columns &columns = scratch.packed.columns;
     const int threads = kBlockWarps * kWarp, padded_hidden = scratch.packed.padded_hidden();
-    const int bytes = int(gradient_room(s, padded_hidden) * int64_t(sizeof(T)));
-    const int warps = kSharedBytes / bytes < kBlockWarps ? kSharedBytes / bytes : kBlockWarps;
-    if (warps == 0)
-        throw std::runtime_error("attention_backward: its heads do not fit into shared memory");
+    const int64_t bytes = gradient_room(s, padded_hidden) * int64_t(sizeof(T));
+    const int warps = warps_in_shared(op, bytes, 0, kBlockWarps,
+                                      std::to_string(s.heads) + " heads x " +
+                                          std::to_string(s.hidden) + " hidden units");
     const int64_t groups = divide_up(end - begin, kGroup), blocks = divide_up(groups, warps);
     const int64_t splits = divide_up(end - begin, kSplit);
     const bool accumulate = begin > 0;

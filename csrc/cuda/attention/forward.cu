@@ -325,10 +325,12 @@ void attention_forward(const AttentionForward<T, E> &p, void *memory, void *hand
     Scratch carved(memory);
     const ForwardScratch<T, E> scratch(p.shape, carved);
     const ForwardRoom room(p.shape);
-    const int bytes = room.total * int(sizeof(T));
-    const int warps = kSharedBytes / bytes < kBlockWarps ? kSharedBytes / bytes : kBlockWarps;
-    if (warps == 0)
-        throw std::runtime_error("attention_forward: its columns do not fit into shared memory");
+    const int64_t bytes = room.total * int64_t(sizeof(T));
+    const int warps =
+        warps_in_shared(op, bytes, 0, kBlockWarps,
+                        std::to_string(p.shape.heads) + " heads x " +
+                            std::to_string(p.shape.attention) + " attention features and " +
+                            std::to_string(p.shape.interaction) + " interaction features");
     scratch.packed.fill(op, p, stream);
     const int64_t blocks = divide_up(divide_up(p.shape.pairs, kSpan), warps);
     LAUNCH(op, (attention_forward_kernel<T, E>), grid_of(blocks), warps * kWarp, warps * bytes,
