@@ -7,7 +7,7 @@ OUT=${OUT:-.gpu/out}
 mkdir -p "$OUT"
 S=$PWD/.gpu/shared
 export SITENET_SHARED=$S SITENET_GOLDEN=$S/golden SITENET_GOLDEN_E2E=$S/golden_e2e
-export PYTHONPATH=/tmp/site:$PWD/.gpu
+export PYTHONPATH=/tmp/site
 PYTEST="python3 -m pytest -m cuda -q -W default -p no:cacheprovider"
 chosen=("$@")
 
@@ -54,7 +54,7 @@ part probe && timeout 100 python3 .gpu/probe.py cuda
 
 part times && timeout 60 python3 .gpu/profile_kernels.py time
 
-part eager && bench 60 block -p no_triton -k test_block
+part eager && bench 60 block --no-compiled -k test_block
 
 if part ncu; then
     kernels='regex:attention_forward_kernel|gradient_kernel|grad_e_kernel|grad_weight_kernel|sum_sites_kernel'

@@ -29,7 +29,7 @@ pip download -q --no-deps --only-binary=:all: --python-version 3.12 --implementa
 
 cp -r "$shared/golden" "$shared/golden_e2e" .gpu/shared/
 cp "$shared/data/matbench_mp_gap_sample_4000.parquet" .gpu/shared/data/
-cp "$here"/{first.sh,probe.py,profile_kernels.py,no_triton.py} .gpu/
+cp "$here"/{first.sh,probe.py,profile_kernels.py} .gpu/
 cp .gpu/whl/*.whl .gpu2/whl/
 cp "$here/second.sh" .gpu2/
 python - "$shared/data/matbench_mp_gap_folds1234.parquet" <<'PY'
