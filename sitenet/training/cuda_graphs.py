@@ -183,6 +183,9 @@ class CapturedSteps:
 
     def _give_up(self, error: RuntimeError) -> None:
         """Go on without graphs, whose memory is released."""
+        # Ending a capture that an error has broken off raises another one, which hides the reason.
+        if isinstance(error.__context__, RuntimeError):
+            error = error.__context__
         reason = str(error).partition("\n")[0]
         warnings.warn(
             f"capturing a training step as a CUDA graph failed ({reason}); training continues "

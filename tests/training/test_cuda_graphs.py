@@ -214,7 +214,12 @@ class FakeGraphs:
 
     def capture(self, work):
         if not self.remaining:
-            raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nmore")
+            try:
+                raise RuntimeError(
+                    "CUDA error: operation not permitted when stream is capturing\nso"
+                )
+            finally:
+                raise RuntimeError("CUDA error: operation failed due to a previous error")
         self.remaining -= 1
         return work
 
