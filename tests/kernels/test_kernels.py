@@ -223,8 +223,8 @@ def test_promises_of_power_spectra(emulated, check):
     check(CPU)
 
 
-# hidden, attention, interaction, width of e, heads: what one warp takes is more than the 48 KiB that
-# a kernel has unasked; 64 KiB of logit sums in the backward pass, 57 KiB of features in the forward.
+# hidden, attention, interaction, width of e, heads: one warp takes more than the 48 KiB that a
+# kernel has unasked, for logit sums in the backward pass (65 KiB), or features in the forward (58).
 LARGE = {"hidden": (1000, 3, 0, 4, 16), "attention": (8, 800, 0, 4, 2)}
 
 
