@@ -306,7 +306,7 @@ def captures(run):
 
 @pytest.mark.parametrize("capture", [False, True], ids=["kernels", "graphs"])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("name", ["paper", "sphere"])
+@pytest.mark.parametrize("name", ["paper", "sphere", "density"])
 def test_epoch(name, precision, capture, row, full):
     """Training as ``sitenet train`` does, on Matbench crystals that stay on the GPU."""
     config = load_config(name).replace(precision=precision, capture=capture)
