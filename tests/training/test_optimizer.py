@@ -13,7 +13,8 @@ from toy_crystals import SMALL
 
 from sitenet.config import TrainingConfig
 from sitenet.model.sitenet import SiteNet
-from sitenet.training.optimizer import Average, Muon, Optimizer, batches, learning_rate, orthogonal
+from sitenet.training.muon import Muon, orthogonal
+from sitenet.training.optimizer import Average, Optimizer, batches, learning_rate
 
 
 def model_and_step(config=SMALL, seed=0):
@@ -138,7 +139,7 @@ def test_a_step_of_muon_is_that_of_torch():
 def test_muon_takes_bfloat16_where_the_cpu_has_it(monkeypatch, level, dtype):
     monkeypatch.setattr("sitenet.system.devices._C", SimpleNamespace(level=level))
     seen = []
-    monkeypatch.setattr("sitenet.training.optimizer.orthogonal", lambda x, d: seen.append(d) or x)
+    monkeypatch.setattr("sitenet.training.muon.orthogonal", lambda x, d: seen.append(d) or x)
     (p,) = matrices()[:1]
     p.grad = torch.ones_like(p)
     Muon([p], TrainingConfig()).step()
