@@ -55,7 +55,7 @@ def test_a_build_without_kernels_says_how_to_get_them(monkeypatch, name):
         "pair_embedding_forward": (e, weight, bias, e.dtype, 2, True, 1e-5),
         "pair_embedding_backward": (e, weight, bias, e @ weight.T, 2, True, 1e-5, True),
         "attention_forward": (*tensors, 3, 2, True, 1e-5, False),
-        "attention_backward": (*tensors, y, logsum, y, None, 3, 2, True, 1e-5),
+        "attention_backward": (*tensors, y, logsum, y, None, 3, 2, True, 1e-5, None, None),
     }
     with pytest.raises(RuntimeError, match=r"pip install .*SITENET_CUDA=ON \."):
         attention.CUDA_IMPLEMENTATIONS[name](*arguments[name])
