@@ -261,6 +261,12 @@ template <class T, class E> class ForwardWarp {
     }
 };
 
+template <class T, class E>
+__global__ void __launch_bounds__(kPackThreads)
+    pack_kernel(AttentionInputs<T, E> p, Packed<T, E> packed) {
+    packed.fill(p, blockIdx.x);
+}
+
 /// A warp per span.
 template <class T, class E>
 __global__ void __launch_bounds__(kBlockWarps *kWarp, kMinBlocks<T>)
@@ -331,7 +337,9 @@ void attention_forward(const AttentionForward<T, E> &p, void *memory, void *hand
                         std::to_string(p.shape.heads) + " heads x " +
                             std::to_string(p.shape.attention) + " attention features and " +
                             std::to_string(p.shape.interaction) + " interaction features");
-    scratch.packed.fill(op, p, stream);
+    scratch.packed.check_size(op, p.shape);
+    LAUNCH(op, (pack_kernel<T, E>), grid_of(scratch.packed.blocks(p.shape)), kPackThreads, 0,
+           stream, p, scratch.packed);
     const int64_t blocks = divide_up(divide_up(p.shape.pairs, kSpan), warps);
     LAUNCH(op, (attention_forward_kernel<T, E>), grid_of(blocks), warps * kWarp, warps * bytes,
            stream, p, scratch, room);
