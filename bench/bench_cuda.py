@@ -196,7 +196,7 @@ HEADER = ("case", "way", "ms", "+-", "G pairs/s", "x published fp16", "share of 
 
 @pytest.mark.parametrize("both", [False, True], ids=["forward", "both"])
 @pytest.mark.parametrize("name", CASES)
-def test_block(name, both, row, peak):
+def test_block(name, both, row, peak, request):
     published, block, layer = blocks()
     batch = Batch(*CASES[name])
     ways = {
@@ -205,7 +205,8 @@ def test_block(name, both, row, peak):
         "ours fp32": our_step(block, layer, batch, both, False),
         "ours bf16": our_step(block, layer, batch, both, True),
     }
-    if find_spec("triton"):  # without it torch.compile has no GPU
+    # torch.compile takes about a minute per case, and needs triton on a GPU.
+    if find_spec("triton") and not request.config.getoption("--no-compiled"):
         ways["published fp16, compiled"] = published_step(published, batch, both, True, True)
     with torch.no_grad():
         want = ways["published fp32"][1]()
@@ -305,7 +306,7 @@ def captures(run):
 
 @pytest.mark.parametrize("capture", [False, True], ids=["kernels", "graphs"])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("name", ["paper", "sphere"])
+@pytest.mark.parametrize("name", ["paper", "sphere", "density"])
 def test_epoch(name, precision, capture, row, full):
     """Training as ``sitenet train`` does, on Matbench crystals that stay on the GPU."""
     config = load_config(name).replace(precision=precision, capture=capture)

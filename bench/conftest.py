@@ -14,6 +14,11 @@ def pytest_addoption(parser):
     parser.addoption(
         "--full", action="store_true", help="the sizes of the paper, not the quick ones"
     )
+    parser.addoption(
+        "--no-compiled",
+        action="store_true",
+        help="leave out what torch.compile makes of a baseline",
+    )
     parser.addoption("--threads", type=int, default=1, help="threads of the CPU kernels")
 
 

@@ -193,6 +193,7 @@ PYBIND11_MODULE(_C, m) {
 #ifdef SITENET_WITH_CUDA
     sitenet::cuda::bind(m);
     m.attr("with_cuda") = true;
+    m.attr("cuda_version") = SITENET_WITH_CUDA; // of nvcc, and so of the static runtime
 #else
     m.attr("with_cuda") = false;
 #endif

@@ -1,6 +1,7 @@
 """Folders of shared data and the devices that tests run on."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,24 @@ SHARED = ROOT.parent / "shared"
 GOLDEN = Path(os.environ.get("SITENET_GOLDEN", SHARED / "golden"))
 GOLDEN_E2E = Path(os.environ.get("SITENET_GOLDEN_E2E", SHARED / "golden_e2e"))
 
+# Tests import the installed sitenet where the source tree has no compiled kernels, although
+# "python -m pytest" looks in the working directory first.
+if not any((ROOT / "sitenet").glob("_C.*")):
+    sys.path[:] = [path for path in sys.path if Path(path).resolve() != ROOT]
+
 # Python processes that tests start import the installed sitenet, not the source tree that they may
 # be started in, which has no compiled kernels unless it is the installed one.
 os.environ.setdefault("PYTHONSAFEPATH", "1")
 
 # Their assertions show the values compared, as those of a test do.
 pytest.register_assert_rewrite("attention_checks", "geometry_checks", "rounding")
+
+
+def pytest_collection_modifyitems(items):
+    """Let no warning fail a test on a GPU, where torch is of a version that its image brings."""
+    for item in items:
+        if item.get_closest_marker("cuda"):
+            item.add_marker(pytest.mark.filterwarnings("default"), append=False)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # First run on a GPU, most telling parts first. Each part has its own time limit, and one that fails
-# does not stop the next. All parts take some 6 minutes; name parts to run only those.
-# $OUT receives {paper,sphere}.ncu-rep, ncu.txt, junit.xml and the tables {block,epoch,op}.md.
-export PYTHONUNBUFFERED=1 PYTHONSAFEPATH=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+# does not stop the next. All parts take some 8 minutes; name parts to run only those.
+# $OUT receives {paper,sphere,density}.ncu-rep, ncu.txt, junit.xml and {block,epoch,op}.md.
+carried=.gpu
+. $carried/install.sh
 OUT=${OUT:-.gpu/out}
 mkdir -p "$OUT"
 S=$PWD/.gpu/shared
 export SITENET_SHARED=$S SITENET_GOLDEN=$S/golden SITENET_GOLDEN_E2E=$S/golden_e2e
-export PYTHONPATH=/tmp/site:$PWD/.gpu
 PYTEST="python3 -m pytest -m cuda -q -W default -p no:cacheprovider"
 chosen=("$@")
 
@@ -38,8 +38,7 @@ if part machine; then
 fi
 
 if part install; then
-    python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade \
-        --target /tmp/site .gpu/whl/*.whl
+    install_wheels
     if ! works; then
         echo "the wheel does not run here: building it here"
         rm -rf /tmp/site/sitenet*
@@ -50,17 +49,18 @@ if part install; then
     fi
 fi
 
-part probe && timeout 100 python3 .gpu/probe.py cuda
+part probe && timeout 120 python3 .gpu/probe.py cuda
 
-part times && timeout 60 python3 .gpu/profile_kernels.py time
+part times && timeout 70 python3 .gpu/profile_kernels.py time
 
-part eager && bench 60 block -p no_triton -k test_block
+part eager && bench 60 block --no-compiled -k test_block
 
 if part ncu; then
     kernels='regex:attention_forward_kernel|gradient_kernel|grad_e_kernel|grad_weight_kernel|sum_sites_kernel'
-    for c in paper sphere; do
+    kernels="$kernels|density_kernel|mix_kernel|grad_values_kernel"
+    for c in paper sphere density; do
         timeout 60 ncu --clock-control none --profile-from-start off --set full --import-source yes \
-            -f -o "$OUT/$c" -c 6 -k "$kernels" \
+            -f -o "$OUT/$c" -c 7 -k "$kernels" \
             python3 .gpu/profile_kernels.py run $c bf16 2>&1 | grep -E "rror|Profiling" | tail -8
         ncu -i "$OUT/$c.ncu-rep" --page details >> "$OUT/ncu.txt"
     done
@@ -69,14 +69,14 @@ if part ncu; then
     grep -E "$facts" "$OUT/ncu.txt" | cut -c1-100 | head -80
 fi
 
-part epoch && bench 70 epoch -k "test_epoch and bfloat16 and sphere"
+part epoch && bench 110 epoch -k "test_epoch and bfloat16 and (sphere or density)"
 
 part tests && timeout 130 $PYTEST -n 12 --dist worksteal --tb=line --junitxml="$OUT/junit.xml" \
     -k "not sanitizer" tests/kernels tests/ops tests/published tests/model/test_model.py \
     tests/inference/test_predict.py tests/pairs/test_store.py tests/training 2>&1 | tail -25
 
-part op && [ $SECONDS -lt 330 ] && bench 60 op -k "test_op and bf16 or test_distances"
+part op && [ $SECONDS -lt 430 ] && bench 60 op -k "test_op and bf16 or test_distances"
 
-part compiled && [ $SECONDS -lt 330 ] && bench 110 block -k test_block
+part compiled && [ $SECONDS -lt 460 ] && bench 110 block -k test_block
 
 echo "== done (after $SECONDS s)"

@@ -26,11 +26,16 @@ ROWS = {
     "edges": (100, 3, 0, 31, 32, 33, 47, 48, 49, 1, 200, 0),
     "slabs": (250,) * 280 + (9,) * 1200,
 }
+# channels, radial functions, degrees, mixed channels of a power spectrum
+SPECTRA = {"density": (16, 8, 5, 48), "tiny": (1, 2, 1, 1), "wide": (33, 5, 2, 65)}
 CASES = [
     *(f"attention {d} {t} edges" for d in DIMS for t in ("f32", "bf16", "tf32", "f64")),
     *(f"attention {d} {t} slabs" for d in ("paper", "sphere") for t in ("f32", "bf16", "tf32")),
     *(f"embedding {f} {w} {t}" for f, w in ((2, 48), (18, 32)) for t in ("f32", "bf16", "f64")),
-    *("distances f32", "distances f64", "stream", "graph", "train"),
+    *(f"spectrum {s} {t} edges" for s in SPECTRA for t in ("f32", "f64")),
+    "spectrum density f32 slabs",
+    *("distances f32", "distances f64", "stream", "graph attention", "graph spectrum"),
+    *("train sphere", "train density"),
 ]
 # Largest error allowed, relative to the largest entry: rounding of each format, summed over a row.
 LIMIT = {"f64": 1e-11, "f32": 2e-5, "tf32": 1e-2, "bf16": 4e-2}
@@ -119,6 +124,48 @@ def embedding_case(features, width, kind):
     return errors, LIMIT[kind], True
 
 
+def spectrum_inputs(sizes, rows, seed):
+    """Values, mix, radial functions and vectors in float64, offsets and sites, on the device."""
+    import torch
+
+    channels, radial, degrees, mixed = sizes
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(DEVICE)
+
+    offsets = torch.tensor((0, *rows)).cumsum(0)
+    images, sites, products = int(offsets[-1]), len(rows) + 2, channels * radial
+    vectors = 3 * random(images, 3)
+    vectors[::7] = 0  # images at the site itself, which have no direction
+    index = torch.randint(0, sites, (images,), generator=generator, dtype=torch.int32)
+    mix = random(degrees, products, mixed) / products**0.5
+    inputs = [random(sites, channels), mix, random(images, radial), vectors]
+    return inputs, (offsets.to(DEVICE), index.to(DEVICE)), random(len(rows), degrees, mixed)
+
+
+def spectrum_case(sizes, kind, rows):
+    import torch
+
+    from sitenet import reference
+    from sitenet.ops.power_spectrum import power_spectrum
+
+    inputs, rest, grad = spectrum_inputs(SPECTRA[sizes], ROWS[rows], os.getpid())
+
+    def run(function, dtype):
+        values, mix, radial, vectors = (x.to(dtype) for x in inputs)
+        leaves = values.requires_grad_(), mix.requires_grad_()
+        y = function(*leaves, radial, vectors, *rest)
+        return [y, *torch.autograd.grad(y, leaves, grad.to(dtype))]
+
+    want = run(reference.power_spectrum, torch.float64)
+    dtype = torch.float64 if kind == "f64" else torch.float32
+    got, again = (run(power_spectrum, dtype) for _ in range(2))
+    same = all(torch.equal(p, q) for p, q in zip(got, again, strict=True))
+    errors = dict(zip(("y", "d_values", "d_mix"), map(gap, got, want), strict=True))
+    return errors, LIMIT[kind], same
+
+
 def distances_case(kind):
     import numpy as np
     import torch
@@ -175,13 +222,12 @@ def stream_case():
     return {"other stream": gap(got, want)}, 0.0, True
 
 
-def graph_case():
-    """A captured step replayed on changed inputs equals the same step run eagerly."""
+def attention_step():
+    """Both passes of the attention ops under autocast, and the tensor that changes their result."""
     import torch
 
     from sitenet.ops.attention import attention, pair_embedding
 
-    torch.manual_seed(0)
     features = torch.randn(40000, 18, device=DEVICE)
     shapes = (800, 96), (800, 96), (96, 32), (4, 64), (32, 18), (32,)
     inputs = [torch.randn(*s, device=DEVICE) / 6 for s in shapes]
@@ -199,20 +245,48 @@ def graph_case():
             y = attention(site_i, site_j, e, weight, logit_weight, *rest, attention_dim=32)[0]
         return [y, *torch.autograd.grad(y.square().sum(), leaves)]
 
+    return step, features
+
+
+def spectrum_step():
+    """Both passes of the power spectrum, and the tensor that changes their result."""
+    import torch
+
+    from sitenet.ops.power_spectrum import power_spectrum
+
+    inputs, rest, _ = spectrum_inputs(SPECTRA["density"], (40,) * 800, 0)
+    values, mix, radial, vectors = (x.float() for x in inputs)
+
+    def step():
+        leaves = [x.detach().requires_grad_() for x in (values, mix)]
+        y = power_spectrum(*leaves, radial, vectors, *rest, check_indices=False)
+        return [y, *torch.autograd.grad(y.square().sum(), leaves)]
+
+    return step, radial
+
+
+def graph_case(op):
+    """A captured step replayed on changed inputs equals the same step run eagerly."""
+    import torch
+
+    torch.manual_seed(0)
+    step, changing = globals()[f"{op}_step"]()
     stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
     with torch.cuda.stream(stream):
         step()
     stream.synchronize()
     with torch.cuda.graph(graph, stream=stream):
         got = step()
-    features.mul_(-0.7)
+    changing.mul_(-0.7)
     graph.replay()
     pairs = zip(got, step(), strict=True)
     return {str(k): gap(p, q) for k, (p, q) in enumerate(pairs)}, 0.0, True
 
 
-def train_case():
-    """Losses of four epochs of `sphere`: on the CPU, eagerly on the GPU, and from CUDA graphs."""
+def train_case(name):
+    """Losses of four epochs of a config: on the CPU, eagerly on the GPU, and from CUDA graphs."""
+    import warnings
+
     import numpy as np
     import torch
 
@@ -227,6 +301,7 @@ def train_case():
     from sitenet.training.data import TrainingData
     from sitenet.training.trainer import Trainer
 
+    warnings.filterwarnings("error", "capturing a training step")
     rng, crystals = np.random.default_rng(0), []
     for _ in range(96):
         n = int(rng.integers(2, 9))
@@ -235,21 +310,16 @@ def train_case():
     targets = np.arange(96.0)[:, None] % 4
     parts = Split(np.arange(96), np.empty(0, int), np.empty(0, int))
     losses = {}
-    graphs = DEVICE == "cuda"
-    for name, device, capture in (
-        ("cpu", "cpu", False),
-        ("eager", DEVICE, False),
-        ("graphs", DEVICE, graphs),
-    ):
-        config = load_config("sphere").replace(
-            capture=capture, precision="float32", batch_crystals=24
+    for way, device in (("cpu", "cpu"), ("eager", DEVICE), ("graphs", DEVICE)):
+        config = load_config(name).replace(
+            capture=way == "graphs" and DEVICE == "cuda", precision="float32", batch_crystals=24
         )
         pairs = [find_pairs(c, **pair_options(config)) for c in crystals]
         store = PairStore.of([columns_of(p) for p in pairs])
         torch.manual_seed(0)
         data = TrainingData(store.to(device), targets, parts)
         trainer = Trainer(SiteNet(config).to(device), data)
-        losses[name] = [trainer.train_epoch() for _ in range(4)]
+        losses[way] = [trainer.train_epoch() for _ in range(4)]
     want = np.array(losses["cpu"])
     return {k: float(np.abs(np.array(v) / want - 1).max()) for k, v in losses.items()}, 0.05, True
 

@@ -1,4 +1,4 @@
-"""The attention kernels at the published size and that of `sphere`, for the clock and for ncu.
+"""The kernels of attention and power spectra at the sizes of the configs, for clock and ncu.
 
 python3 profile_kernels.py time                      a table per case: forward, both, per kernel
 ncu ... python3 profile_kernels.py run paper bf16    one warm call, then one that is profiled
@@ -9,6 +9,7 @@ import sys
 import torch
 
 from sitenet.ops.attention import attention
+from sitenet.ops.power_spectrum import power_spectrum
 
 # hidden, attention, interaction, width of e, heads, rows, pairs per row, sites per crystal
 CASES = {
@@ -17,10 +18,45 @@ CASES = {
     "sphere": (64, 32, 0, 32, 4, 16000, 36, 13),  # 576,000 pairs: many mini-batches at once
     "step": (64, 32, 0, 32, 4, 820, 32, 13),  # one mini-batch of 64 crystals
 }
+# rows, images per row, sites per crystal of the power spectra of `density`, always in float32
+SPECTRA = {"density": (16000, 39, 13), "density step": (820, 39, 13)}
+CHANNELS, RADIAL, DEGREES, MIXED = 16, 8, 5, 48
 
 
 def prepare(name, kind):
-    """A function that calls the op, forward alone or both ways, and the number of pairs."""
+    """A function that calls the op, forward alone or both ways, and the number of its pairs or
+    images."""
+    return prepare_spectrum(name) if name in SPECTRA else prepare_attention(name, kind)
+
+
+def near(rows, per_row, sites):
+    """The site of each pair or image: sites of the row's crystal in turn."""
+    row = torch.arange(rows, device="cuda").repeat_interleave(per_row)
+    column = torch.arange(rows * per_row, device="cuda") % per_row
+    return (row // sites * sites + column * sites // per_row).clamp(max=rows - 1).int()
+
+
+def prepare_spectrum(name):
+    rows, per_row, sites = SPECTRA[name]
+    torch.manual_seed(0)
+    images, products = rows * per_row, RADIAL * CHANNELS
+    values = torch.randn(rows, CHANNELS, device="cuda")
+    mix = torch.randn(DEGREES, products, MIXED, device="cuda") / products**0.5
+    radial, vectors = (torch.randn(images, n, device="cuda") for n in (RADIAL, 3))
+    offsets = torch.arange(rows + 1, device="cuda") * per_row
+    leaves = values.requires_grad_(), mix.requires_grad_()
+    rest = radial, vectors, offsets, near(rows, per_row, sites)
+
+    def call(both=True):
+        with torch.set_grad_enabled(both):
+            y = power_spectrum(*leaves, *rest, check_indices=False)
+        if both:
+            torch.autograd.grad(y, leaves, y.detach())
+
+    return call, images
+
+
+def prepare_attention(name, kind):
     hidden, a_dim, interaction, width, heads, rows, per_row, sites = CASES[name]
     torch.manual_seed(0)
     pairs, columns = rows * per_row, hidden + a_dim + interaction
@@ -28,11 +64,8 @@ def prepare(name, kind):
     inputs = [torch.randn(*s, device="cuda") / 6 for s in shapes]
     if kind == "bf16":
         inputs[2] = inputs[2].bfloat16()
-    row = torch.arange(rows, device="cuda").repeat_interleave(per_row)
-    column = torch.arange(pairs, device="cuda") % per_row
-    near = (row // sites * sites + column * sites // per_row).clamp(max=rows - 1)
     offsets = torch.arange(rows + 1, device="cuda") * per_row
-    rest = torch.zeros(pairs, device="cuda"), offsets, near.int()
+    rest = torch.zeros(pairs, device="cuda"), offsets, near(rows, per_row, sites)
     leaves = [x.requires_grad_() for x in inputs]
     torch.set_float32_matmul_precision("high" if kind == "tf32" else "highest")
 
@@ -83,16 +116,18 @@ def print_peaks():
 
 def print_times():
     print_peaks()
-    for name in CASES:
-        for kind in ("bf16", "tf32", "fp32"):
+    kinds = {name: ("bf16", "tf32", "fp32") for name in CASES} | dict.fromkeys(SPECTRA, ("fp32",))
+    for name in kinds:
+        for kind in kinds[name]:
             call, pairs = prepare(name, kind)
             forward, both = seconds(lambda: call(False)), seconds(call)  # noqa: B023
+            what = "images" if name in SPECTRA else "pairs"
             times = "   ".join(
-                f"{title} {t * 1e6:8.1f} us {pairs / t / 1e9:6.3f} G pairs/s"
+                f"{title} {t * 1e6:8.1f} us {pairs / t / 1e9:6.3f} G {what}/s"
                 for title, t in (("forward", forward), ("both", both))
             )
-            print(f"{name:7}{kind:5} {times}", flush=True)
-            if kind == "bf16":
+            print(f"{name:13}{kind:5} {times}", flush=True)
+            if kind == kinds[name][0]:
                 print_kernels(call)
 
 

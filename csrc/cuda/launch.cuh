@@ -3,7 +3,8 @@
 //
 // LAUNCH(op, kernel, grid, block, shared, stream, arguments...) launches a kernel on the given
 // stream and throws std::runtime_error if that fails. An empty grid launches nothing. A kernel with
-// several template arguments must stand in parentheses.
+// several template arguments must stand in parentheses. A block may have more than 48 KiB of shared
+// memory: 227 KiB on H100 and H200, 163 KiB on A100.
 #pragma once
 
 #include <cstdint>
@@ -28,6 +29,7 @@
     do {                                                                                           \
         const dim3 blocks_of_grid = grid;                                                          \
         if (blocks_of_grid.x && blocks_of_grid.y && blocks_of_grid.z) {                            \
+            sitenet::allow_shared(op, kernel, shared);                                             \
             SITENET_START(kernel, blocks_of_grid, block, shared, stream, __VA_ARGS__);             \
             sitenet::throw_if_failed(op);                                                          \
         }                                                                                          \
@@ -35,16 +37,50 @@
 
 namespace sitenet {
 
-/// Throws std::runtime_error if the last launch failed.
-inline void throw_if_failed(const char *op) {
-    const cudaError_t error = cudaGetLastError();
+constexpr int kWarp = 32;
+constexpr unsigned kAllLanes = 0xffffffffu;
+constexpr int kSharedBytes = 48 << 10; // per block, unless the kernel is allowed more
+
+inline void throw_if(cudaError_t error, const char *op) {
     if (error != cudaSuccess)
         throw std::runtime_error(std::string(op) + ": " + cudaGetErrorString(error));
 }
 
-constexpr int kWarp = 32;
-constexpr unsigned kAllLanes = 0xffffffffu;
-constexpr int kSharedBytes = 48 << 10; // per block, without opting in to more
+/// Throws std::runtime_error if the last launch failed.
+inline void throw_if_failed(const char *op) { throw_if(cudaGetLastError(), op); }
+
+/// Lets the blocks of a kernel have that much shared memory on the current device. Nothing is
+/// queued on a stream, so this may happen while a CUDA graph is captured.
+template <class... P> void allow_shared(const char *op, void (*kernel)(P...), int64_t bytes) {
+    if (bytes > kSharedBytes)
+        throw_if(cudaFuncSetAttribute(reinterpret_cast<const void *>(kernel),
+                                      cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes)),
+                 op);
+}
+
+/// The warps of a block, at most `most`, if each takes that much shared memory beside the block's
+/// own. Stays within 48 KiB, so that several blocks fit a multiprocessor, unless one warp alone
+/// needs more.
+///
+/// Throws std::runtime_error if the current device does not have that much; `needs` names what the
+/// memory is for.
+inline int warps_in_shared(const char *op, int64_t bytes_of_warp, int64_t bytes_of_block, int most,
+                           const std::string &needs) {
+    const int64_t fitting = (kSharedBytes - bytes_of_block) / bytes_of_warp;
+    if (fitting >= 1)
+        return fitting < most ? int(fitting) : most;
+    int device = 0, available = 0;
+    throw_if(cudaGetDevice(&device), op);
+    throw_if(cudaDeviceGetAttribute(&available, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
+             op);
+    const int64_t bytes = bytes_of_block + bytes_of_warp;
+    if (bytes > available)
+        throw std::runtime_error(
+            std::string(op) + ": " + needs + " take " + std::to_string((bytes + 1023) >> 10) +
+            " KiB of shared memory, and a block of this GPU has " +
+            std::to_string(available >> 10) + " KiB: choose a smaller model, or device cpu");
+    return 1;
+}
 
 __host__ __device__ constexpr int64_t divide_up(int64_t n, int64_t by) { return (n + by - 1) / by; }
 __host__ __device__ constexpr int64_t round_up(int64_t n, int64_t to) {

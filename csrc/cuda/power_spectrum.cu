@@ -3,7 +3,7 @@
 // A block takes one row at a time, and densities travel through scratch memory, which the
 // second-level cache holds: 6.4 KB per row with 4 radial functions, 16 channels and l = 0 to 4 in
 // float. So no size is limited by shared memory. The kernels:
-//   density       stages kStage images, and each thread adds them to its entries of the density
+//   density       stages up to 16 images, and each thread adds them to its entries of the density
 //   mix           one entry of mixed per thread, then the norms; in the backward pass, its gradient
 //   grad_density  grad_mixed mix^T, one entry per thread
 //   grad_mix      one warp per eighth of the rows sums an entry of mix per lane
@@ -18,8 +18,8 @@ namespace sitenet::cuda {
 namespace {
 
 constexpr int kRowThreads = 128;
-constexpr int kStage = 16;    // images in shared memory at a time
-constexpr int kRowGroups = 8; // warps that share a sum over rows
+constexpr int kMostStaged = 16; // images in shared memory at a time
+constexpr int kRowGroups = 8;   // warps that share a sum over rows
 
 /// Scratch memory; without a base address, it only measures.
 template <class T> struct SpectrumScratch {
@@ -56,17 +56,19 @@ __device__ void image_harmonics(const PowerSpectrumInputs<T> &p, int64_t image, 
                            [&](int lm, T y) { to[lm] = lm == 0 || has_direction ? y : T(0); });
 }
 
-template <class T> __global__ void density_kernel(PowerSpectrumInputs<T> p, T *density) {
+/// `staged` images at a time are in shared memory.
+template <class T>
+__global__ void density_kernel(PowerSpectrumInputs<T> p, int staged, T *density) {
     DYNAMIC_SHARED(T, shared);
     const PowerSpectrumShape &s = p.shape;
     const int harmonics = s.degrees * s.degrees, products = s.radial * s.channels;
-    T *stage = shared, *radial = stage + kStage * harmonics, *values = radial + kStage * s.radial;
+    T *stage = shared, *radial = stage + staged * harmonics, *values = radial + staged * s.radial;
     T *row = density + int64_t(blockIdx.x) * harmonics * products;
     const int64_t end = p.offsets[blockIdx.x + 1];
     for (int e = threadIdx.x; e < harmonics * products; e += blockDim.x)
         row[e] = 0;
-    for (int64_t first = p.offsets[blockIdx.x]; first < end; first += kStage) {
-        const int count = int(end - first < kStage ? end - first : kStage);
+    for (int64_t first = p.offsets[blockIdx.x]; first < end; first += staged) {
+        const int count = int(end - first < staged ? end - first : staged);
         __syncthreads();
         if (int(threadIdx.x) < count)
             image_harmonics(p, first + threadIdx.x, stage + threadIdx.x * harmonics);
@@ -210,8 +212,11 @@ template <class T>
 void mix_density(const char *op, const PowerSpectrumInputs<T> &p, const SpectrumScratch<T> &scratch,
                  T *out, const T *grad_out, cudaStream_t stream) {
     const PowerSpectrumShape &s = p.shape;
-    const int staged = kStage * (s.degrees * s.degrees + s.radial + s.channels) * int(sizeof(T));
-    LAUNCH(op, density_kernel<T>, grid_of(s.rows), kRowThreads, staged, stream, p, scratch.density);
+    const int bytes = (s.degrees * s.degrees + s.radial + s.channels) * int(sizeof(T));
+    const int fitting = kSharedBytes / bytes; // 5 at least, as radial * channels <= 1024
+    const int staged = fitting < kMostStaged ? fitting : kMostStaged;
+    LAUNCH(op, density_kernel<T>, grid_of(s.rows), kRowThreads, staged * bytes, stream, p, staged,
+           scratch.density);
     LAUNCH(op, mix_kernel<T>, grid_of(s.rows), kRowThreads, 0, stream, p, scratch.density,
            scratch.mixed, out, grad_out);
 }

@@ -14,19 +14,20 @@ from sitenet.config import SiteNetConfig
 from sitenet.model.layers import Layer, norm_of
 from sitenet.model.spectrum import Images, Spectrum
 from sitenet.ops.attention import attention
-from sitenet.ops.rows import EPSILON, row_of_pair, row_softmax, weighted_sums
+from sitenet.ops.rows import EPSILON, BySite, row_of_pair, row_softmax, weighted_sums
 
 
 @dataclass
 class Rows:
     """The pairs as the blocks see them: CSR offsets (rows + 1,), each pair's site (pairs,), and
     ln(multiplicity), (pairs,), -inf beyond the cutoff; the images that they stand for, if the model
-    has a power spectrum."""
+    has a power spectrum; and the pairs by site, for the backward pass on a GPU."""
 
     offsets: Tensor
     sites: Tensor
     log_multiplicity: Tensor
     images: Images | None = None
+    by_site: BySite | None = None
 
 
 class Block(nn.Module):
@@ -163,6 +164,7 @@ class Block(nn.Module):
             eps=EPSILON,
             need_logits=need_weights,
             check_indices=False,  # Pairs.check has
+            by_site=rows.by_site,
         )
         if not need_weights:
             return y, renewed, None

@@ -35,7 +35,7 @@ from sitenet.model.layers import Embedding, Layer, norm_of, with_gradient_of
 from sitenet.model.spectrum import Images
 from sitenet.model.target import Target as Target
 from sitenet.ops.attention import pair_embedding
-from sitenet.ops.rows import EPSILON, row_of_pair
+from sitenet.ops.rows import EPSILON, by_site_for_backward, row_of_pair
 from sitenet.pairs.features import gaussians, log_envelope, pair_features
 from sitenet.pairs.finder import PairFinder
 from sitenet.pairs.pairs import Pairs
@@ -250,7 +250,8 @@ class SiteNet(nn.Module):
         images = None
         if self.config.spectrum_channels:
             images = Images.of(pairs, self.config, features.dtype)
-        return Rows(pairs.offsets, pairs.sites, log_multiplicity, images)
+        by_site = by_site_for_backward(pairs.sites, pairs.num_rows)
+        return Rows(pairs.offsets, pairs.sites, log_multiplicity, images, by_site)
 
     def embed_sites(self, x: Tensor) -> Tensor:
         """Site inputs -> the first states, (rows, D); in full precision, which elemental features

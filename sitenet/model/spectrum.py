@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from sitenet.config import SiteNetConfig
 from sitenet.model.layers import Layer
 from sitenet.ops.power_spectrum import power_spectrum
+from sitenet.ops.rows import BySite, by_site_for_backward
 from sitenet.pairs.features import radial_functions
 from sitenet.pairs.pairs import Pairs
 
@@ -19,12 +20,14 @@ SCALE = 0.25  # some 40 images within 5 angstrom add up: brings their sums near 
 @dataclass
 class Images:
     """The images around each row's site: radial functions (images, radial), vectors (images, 3) in
-    angstrom, CSR offsets (rows + 1,), and each image's row, (images,)."""
+    angstrom, CSR offsets (rows + 1,), each image's row, (images,), and the images by that row, for
+    the backward pass on a GPU."""
 
     radial: Tensor
     vectors: Tensor
     offsets: Tensor
     sites: Tensor
+    by_site: BySite
 
     @classmethod
     def of(cls, pairs: Pairs, config: SiteNetConfig, dtype: torch.dtype) -> Images:
@@ -36,7 +39,8 @@ class Images:
         vectors = pairs.vectors.to(dtype)
         distance = torch.linalg.vector_norm(vectors, dim=1)
         radial = radial_functions(distance, config.spectrum_radial, config.reach or 0)
-        return cls(SCALE * radial, vectors, offsets, sites)
+        by_site = by_site_for_backward(sites, pairs.num_rows)
+        return cls(SCALE * radial, vectors, offsets, sites, by_site)
 
 
 class Spectrum(nn.Module):
@@ -79,5 +83,6 @@ class Spectrum(nn.Module):
             images.offsets,
             images.sites,
             check_indices=False,  # Pairs.check has
+            by_site=images.by_site,
         )
         return self.layer(spectrum.flatten(1))

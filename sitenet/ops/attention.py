@@ -19,9 +19,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from sitenet.ops import _C, checks, library, need_cuda
-from sitenet.ops.kernel_calls import Run, flat, run_cpu, run_cuda, schema
+from sitenet.ops.kernel_calls import Run, by_site_for, flat, run_cpu, run_cuda, schema
 from sitenet.ops.kernel_calls import allows_tf32 as allows_tf32
-from sitenet.ops.rows import EPSILON, sorted_by_site
+from sitenet.ops.rows import EPSILON, BySite
 
 ACTIVATIONS = {"none": 0, "relu": 1, "mish": 2}
 
@@ -111,7 +111,7 @@ def _attention_outputs(
 
 
 def _attention_gradients(
-    block: Block, gradients: BlockGradients, options: BlockOptions
+    block: Block, gradients: BlockGradients, options: BlockOptions, by_site: BySite
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     site_i, site_j, e, weight, logit_weight = map(torch.empty_like, block.differentiable)
     return site_i, site_j, e, weight, logit_weight
@@ -196,10 +196,10 @@ def _attention_forward(
 
 def _attention_backward(
     run: Run,
-    pairs_by_site: Callable[[Block], tuple[Tensor | None, Tensor | None]],
     block: Block,
     gradients: BlockGradients,
     options: BlockOptions,
+    by_site: BySite,
 ) -> tuple[Tensor, ...]:
     grad_y = gradients.grad_y.contiguous()
     grad_e_out = None if gradients.grad_e_out is None else gradients.grad_e_out.contiguous()
@@ -208,35 +208,26 @@ def _attention_backward(
     checks.check_attention_gradients(
         block.site_i, block.e, block.logit_weight, *gradients, options.attention_dim
     )
-    results = _attention_gradients(block, gradients, options)
+    by_site = by_site_for(run, by_site, block.sites, block.site_j.shape[0])
+    results = _attention_gradients(block, gradients, options, by_site)
     dtypes = block.site_i.dtype, block.e.dtype
-    tensors = (*block, *gradients, *results, *pairs_by_site(block))
+    tensors = (*block, *gradients, *results, *by_site)
     run("attention_backward", dtypes, _block_shape(block, options), tensors)
     return results
 
 
-def _not_sorted(block: Block) -> tuple[None, None]:
-    return None, None
-
-
-def _sorted_by_site(block: Block) -> tuple[Tensor, Tensor]:
-    return sorted_by_site(block.sites, block.site_j.shape[0])
-
-
-def _implementations(run: Run, pairs_by_site: Callable) -> dict[str, Callable]:
-    calls: dict[str, tuple[Callable, ...]] = {
-        "pair_embedding_forward": (_pair_embedding_forward, run),
-        "pair_embedding_backward": (_pair_embedding_backward, run),
-        "attention_forward": (_attention_forward, run),
-        "attention_backward": (_attention_backward, run, pairs_by_site),
+def _implementations(run: Run) -> dict[str, Callable]:
+    functions: dict[str, Callable] = {
+        "pair_embedding_forward": _pair_embedding_forward,
+        "pair_embedding_backward": _pair_embedding_backward,
+        "attention_forward": _attention_forward,
+        "attention_backward": _attention_backward,
     }
-    return {
-        name: flat(function, _OUTPUTS[name], *first) for name, (function, *first) in calls.items()
-    }
+    return {name: flat(function, _OUTPUTS[name], run) for name, function in functions.items()}
 
 
-CPU_IMPLEMENTATIONS = _implementations(run_cpu, _not_sorted)
-CUDA_IMPLEMENTATIONS = _implementations(run_cuda, _sorted_by_site)
+CPU_IMPLEMENTATIONS = _implementations(run_cpu)
+CUDA_IMPLEMENTATIONS = _implementations(run_cuda)
 for _device, _functions in (("CPU", CPU_IMPLEMENTATIONS), ("CUDA", CUDA_IMPLEMENTATIONS)):
     for _name, _function in _functions.items():
         library.impl(_name, _function, _device)
@@ -247,6 +238,7 @@ _ops = torch.ops.sitenet
 # Gradients, and the public functions.
 
 _NUM_TENSORS = len(Block._fields)
+_NUM_ARGUMENTS = _NUM_TENSORS + len(BlockOptions._fields) + 1  # of the forward op
 
 
 class _PairEmbedding(torch.autograd.Function):
@@ -270,8 +262,9 @@ class _PairEmbedding(torch.autograd.Function):
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+        arguments, by_site = arguments[:_NUM_ARGUMENTS], arguments[_NUM_ARGUMENTS:]
         y, e_out, logsum, logits = _ops.attention_forward(*arguments)
-        ctx.save_for_backward(*arguments[:_NUM_TENSORS], y, logsum)
+        ctx.save_for_backward(*arguments[:_NUM_TENSORS], y, logsum, *by_site)
         ctx.options = arguments[_NUM_TENSORS:-1]
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(logits)
@@ -282,13 +275,15 @@ class _Attention(torch.autograd.Function):
     def backward(
         ctx: Any, grad_y: Tensor | None, grad_e_out: Tensor | None, _: None
     ) -> tuple[Tensor | None, ...]:
-        *block, y, logsum = ctx.saved_tensors
+        *block, y, logsum, of_site, offsets_of_site = ctx.saved_tensors
+        by_site = BySite(of_site, offsets_of_site)
         if grad_y is None:
             grad_y = torch.zeros_like(y)
         if grad_e_out is not None and grad_e_out.shape[1] == 0:
             grad_e_out = None
-        gradients = _ops.attention_backward(*block, y, logsum, grad_y, grad_e_out, *ctx.options)
-        return *gradients, *[None] * (len(block) + len(ctx.options) + 1 - len(gradients))
+        read = y, logsum, grad_y, grad_e_out
+        gradients = _ops.attention_backward(*block, *read, *ctx.options, *by_site)
+        return *gradients, *[None] * (_NUM_ARGUMENTS + len(by_site) - len(gradients))
 
 
 def _need_grad(*tensors: Tensor) -> bool:
@@ -366,6 +361,7 @@ def attention(
     eps: float = EPSILON,
     need_logits: bool = False,
     check_indices: bool = True,
+    by_site: BySite | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """One attention block over CSR rows of pairs.
 
@@ -392,6 +388,8 @@ def attention(
         check_indices: check the values of ``offsets`` and ``sites``, which waits for a GPU. False
             only if they have been checked (``Pairs.check``): the kernels would access foreign
             memory. Values are never read while a CUDA graph is captured.
+        by_site: what ``sorted_by_site`` returns for ``sites``, so that several blocks share it. A
+            GPU's backward pass needs it, and makes it if it is not given.
 
     Returns:
         y (rows, attention_dim * heads), the attention-weighted sums, with feature a of head h at
@@ -423,9 +421,10 @@ def attention(
     if check_indices:
         checks.check_attention(*block, attention_dim, eps)
         checks.check_indices(offsets, sites, site_j.shape[0])
+        checks.check_by_site(by_site or BySite(), sites, site_j.shape[0], read=True)
     arguments = (*block, *options, need_logits)
     if _need_grad(*block.differentiable):
-        y, e_out, logits = _Attention.apply(*arguments)
+        y, e_out, logits = _Attention.apply(*arguments, *(by_site or BySite()))
     else:
         y, e_out, _, logits = _ops.attention_forward(*arguments)
     return y, e_out if e_out.shape[1] else None, logits if need_logits else None

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sitenet.ops import check
+from sitenet.ops.rows import BySite, sorted_by_site
 
 
 def can_read(x: object) -> bool:
@@ -132,6 +133,21 @@ def check_indices(
     if can_read(sites):
         check_offsets(offsets, sites.shape[0], of=entries)
         check_range(sites, num_sites, "sites", f"rows of {of}")
+
+
+def check_by_site(by_site: BySite, sites: Tensor, num_sites: int, read: bool = False) -> None:
+    """Raise TypeError or ValueError unless a list of pairs by site has the sizes for these sites
+    or, if it is to be read, is their list; without a list, do nothing."""
+    pairs, offsets = by_site
+    if pairs is None or offsets is None:
+        return
+    check(pairs, "pairs_of_site", (sites.shape[0],), torch.int64, like=sites)
+    check(offsets, "offsets_of_site", (num_sites + 1,), torch.int64, like=sites)
+    check_contiguous(pairs_of_site=pairs, offsets_of_site=offsets)
+    if read and can_read(sites):
+        want = sorted_by_site(sites, num_sites)
+        if not all(map(torch.equal, (pairs, offsets), want)):  # type: ignore[arg-type]
+            raise ValueError("by_site must be sorted_by_site(sites, sites of site_j), got another")
 
 
 def _check_not_empty(x: Tensor, name: str) -> None:

@@ -13,7 +13,8 @@ from typing import Any, get_args, get_type_hints
 import torch
 from torch import Tensor
 
-from sitenet.ops import _C, launch, need_cuda, scratch
+from sitenet.ops import _C, checks, launch, need_cuda, scratch
+from sitenet.ops.rows import BySite, sorted_by_site
 
 _SCHEMA_TYPES = {
     Tensor: "Tensor",
@@ -109,6 +110,17 @@ def run_cuda(
     memory = scratch(getattr(_C, f"{name}_scratch_{suffix}_cuda")(shape), like)
     kernel = getattr(_C, f"{name}_{suffix}_cuda")
     launch(kernel, like, shape, _addresses(tensors), memory.data_ptr())
+
+
+def by_site_for(run: Run, by_site: BySite, sites: Tensor, num_sites: int) -> BySite:
+    """The list of pairs by site that a backward kernel reads: on a GPU the one given, or one made
+    here; none on a CPU."""
+    if run is not run_cuda:
+        return BySite()
+    if by_site.pairs_of_site is None or by_site.offsets_of_site is None:
+        return sorted_by_site(sites, num_sites)
+    checks.check_by_site(by_site, sites, num_sites)
+    return by_site
 
 
 def allows_tf32() -> bool:

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from sitenet.ops import _C, check, checks, library, need_cuda
-from sitenet.ops.kernel_calls import Run, flat, run_cpu, run_cuda, schema
-from sitenet.ops.rows import sorted_by_site
+from sitenet.ops.kernel_calls import Run, by_site_for, flat, run_cpu, run_cuda, schema
+from sitenet.ops.rows import BySite
 
 MOST_DEGREES = 5  # l = 0 to 4
 MOST_WIDTH = 1024  # of channels times radial functions, and of mixed channels
@@ -39,7 +39,7 @@ def _outputs(neighbours: Neighbours) -> Tensor:
     return neighbours.values.new_empty((neighbours.offsets.shape[0] - 1, degrees, mixed))
 
 
-def _gradients(neighbours: Neighbours, grad_out: Tensor) -> tuple[Tensor, Tensor]:
+def _gradients(neighbours: Neighbours, grad_out: Tensor, by_site: BySite) -> tuple[Tensor, Tensor]:
     return torch.empty_like(neighbours.values), torch.empty_like(neighbours.mix)
 
 
@@ -96,14 +96,14 @@ def _forward(run: Run, neighbours: Neighbours) -> Tensor:
     return out
 
 
-def _backward(run: Run, neighbours: Neighbours, grad_out: Tensor) -> tuple[Tensor, Tensor]:
+def _backward(
+    run: Run, neighbours: Neighbours, grad_out: Tensor, by_site: BySite
+) -> tuple[Tensor, Tensor]:
     _check(neighbours)
     rows, (degrees, _, mixed) = neighbours.offsets.shape[0] - 1, neighbours.mix.shape
     check(grad_out, "grad_out", (rows, degrees, mixed), like=neighbours.values)
-    gradients = _gradients(neighbours, grad_out)
-    by_site: tuple[Tensor | None, Tensor | None] = (None, None)
-    if run is run_cuda:
-        by_site = sorted_by_site(neighbours.sites, neighbours.values.shape[0])
+    by_site = by_site_for(run, by_site, neighbours.sites, neighbours.values.shape[0])
+    gradients = _gradients(neighbours, grad_out, by_site)
     dtypes = neighbours.values.dtype, neighbours.values.dtype
     tensors = (*neighbours, grad_out.contiguous(), *gradients, *by_site)
     run("power_spectrum_backward", dtypes, _shape(neighbours), tensors)
@@ -129,17 +129,22 @@ _ops = torch.ops.sitenet
 # Gradients, and the public function.
 
 
+_NUM_TENSORS = len(Neighbours._fields)
+
+
 class _PowerSpectrum(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, *neighbours: Tensor) -> Tensor:
-        ctx.save_for_backward(*neighbours)
-        return _ops.power_spectrum_forward(*neighbours)
+    def forward(ctx: Any, *tensors: Tensor | None) -> Tensor:
+        ctx.save_for_backward(*tensors)
+        return _ops.power_spectrum_forward(*tensors[:_NUM_TENSORS])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-        gradients = _ops.power_spectrum_backward(*ctx.saved_tensors, grad_out)
-        return *gradients, None, None, None, None
+        tensors = ctx.saved_tensors
+        neighbours, by_site = tensors[:_NUM_TENSORS], tensors[_NUM_TENSORS:]
+        gradients = _ops.power_spectrum_backward(*neighbours, grad_out, *by_site)
+        return *gradients, *[None] * (len(tensors) - len(gradients))
 
 
 def power_spectrum(
@@ -151,6 +156,7 @@ def power_spectrum(
     sites: Tensor,
     *,
     check_indices: bool = True,
+    by_site: BySite | None = None,
 ) -> Tensor:
     """Compute power spectra of the density of neighbours around each site.
 
@@ -169,6 +175,8 @@ def power_spectrum(
         check_indices: check the values of ``offsets`` and ``sites``, which waits for a GPU. False
             only if they have been checked (``Pairs.check``): the kernels would access foreign
             memory.
+        by_site: what ``sorted_by_site`` returns for ``sites``, so that several calls share it. A
+            GPU's backward pass needs it, and makes it if it is not given.
 
     Returns:
         (rows, degrees, mixed).
@@ -190,6 +198,7 @@ def power_spectrum(
         checks.check_indices(
             neighbours.offsets, neighbours.sites, values.shape[0], "values", "images"
         )
+        checks.check_by_site(by_site or BySite(), neighbours.sites, values.shape[0], read=True)
     if torch.is_grad_enabled() and (values.requires_grad or mix.requires_grad):
-        return _PowerSpectrum.apply(*neighbours)
+        return _PowerSpectrum.apply(*neighbours, *(by_site or BySite()))
     return _ops.power_spectrum_forward(*neighbours)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -51,17 +53,32 @@ def weighted_sums(weights: Tensor, values: Tensor, rows: Tensor, num_rows: int) 
     return products.new_zeros(num_rows, *products.shape[1:]).index_add(0, rows, products).flatten(1)
 
 
-def sorted_by_site(sites: Tensor, num_sites: int) -> tuple[Tensor, Tensor]:
-    """List the pairs by site, so that sums over the pairs of a site have one order.
+class BySite(NamedTuple):
+    """The pairs of each site, so that sums over them have one order; none where no kernel reads it.
+
+    ``pairs_of_site`` (pairs,) int64, sorted by site and ascending within a site;
+    ``offsets_of_site`` (sites + 1,) int64, where those of each site begin.
+    """
+
+    pairs_of_site: Tensor | None = None
+    offsets_of_site: Tensor | None = None
+
+
+def sorted_by_site(sites: Tensor, num_sites: int) -> BySite:
+    """List the pairs by site.
 
     Args:
         sites: (pairs,) the site of each pair.
         num_sites: number of sites.
-
-    Returns:
-        (pairs,) the pairs, sorted by site and ascending within a site; (num_sites + 1,) where those
-        of each site begin.
     """
     sorted_sites, pairs_of_site = torch.sort(sites, stable=True)
     bounds = torch.arange(num_sites + 1, dtype=sites.dtype, device=sites.device)
-    return pairs_of_site, torch.searchsorted(sorted_sites, bounds)
+    return BySite(pairs_of_site, torch.searchsorted(sorted_sites, bounds))
+
+
+def by_site_for_backward(sites: Tensor, num_sites: int) -> BySite:
+    """List the pairs by site if a backward pass on a GPU may follow, whose kernels read the list;
+    once for all ops over the same pairs."""
+    if sites.is_cuda and torch.is_grad_enabled():
+        return sorted_by_site(sites, num_sites)
+    return BySite()

@@ -15,7 +15,7 @@ import warnings
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sitenet.ops.rows import row_of_pair
-from sitenet.pairs.columns import COLUMNS, OPTIONAL_COLUMNS, Columns, dtype_of
+from sitenet.pairs.columns import COLUMNS, Columns, dtype_of
 from sitenet.pairs.pairs import Pairs
 
 FORMAT = 2
@@ -51,6 +51,20 @@ def _ranges(starts: Tensor, lengths: Tensor, total: int) -> Tensor:
 def _begins(lengths: Tensor) -> Tensor:
     """The beginnings of parts of these lengths, and the end of the last: (n + 1,) int64."""
     return F.pad(lengths.long().cumsum(0), (1, 0))
+
+
+def _share(place: Tensor, places: Tensor, total: Tensor) -> Tensor:
+    """What each place gets if some places share a number evenly, in whole parts."""
+    places = places.clamp(min=1)
+    return (place + 1) * total // places - place * total // places
+
+
+class Room(NamedTuple):
+    """Sizes of the arrays of a batch."""
+
+    rows: int
+    pairs: int
+    images: int = 0  # of which there are none without vectors
 
 
 class PairStore:
@@ -138,54 +152,80 @@ class PairStore:
             batch.mixed_shares = c["mixed_shares"][species]
         return batch.assume_checked()
 
-    def room(self, crystals: Sequence[int] | np.ndarray) -> tuple[int, int]:
-        """Rows and pairs of some crystals together."""
-        sizes = self._sizes[:2, np.asarray(crystals, dtype=np.int64)]
-        rows, pairs = sizes.sum(1).tolist()
-        return rows, pairs
+    def room(self, crystals: Sequence[int] | np.ndarray) -> Room:
+        """Rows, pairs and images of some crystals together."""
+        rows, pairs, _, images = self._sizes[:, np.asarray(crystals, dtype=np.int64)].sum(1)
+        return Room(int(rows), int(pairs), int(images))
 
-    def padded_batch(self, index: Tensor, num_rows: int, num_pairs: int) -> Pairs:
+    def padded_batch(self, index: Tensor, room: Room) -> Pairs:
         """The pairs of some crystals in arrays of fixed sizes, computed without reading a value,
         so that a CUDA graph can repeat it for other crystals.
 
         Unused places of ``index`` become padding crystals of one row; the last one takes all
         remaining rows. Their rows share the remaining pairs evenly, pairs of a row with itself at
-        1 A, and repeat the values of the batch's first row.
+        1 A, and repeat the values of the batch's first row. Those pairs share the remaining images
+        evenly, as their multiplicity.
 
         Args:
             index: (crystals,) int64 on the store's device; at least one -1 at its end for padding.
-            num_rows: rows of the arrays; at least the crystals' and one for each padding crystal.
-            num_pairs: pairs of the arrays; at least the crystals'.
+            room: sizes of the arrays. At least the crystals' rows and one for each padding crystal;
+                at least the crystals' pairs; at least the crystals' images and one for each further
+                pair, if the store holds vectors, and at least one further pair then.
 
         Raises:
-            ValueError: the store holds disordered crystals, sine distances or vectors.
+            ValueError: the store holds disordered crystals or sine distances.
         """
-        c = self.columns
-        if len(c["mixed_rows"]) or any(name in c for name in OPTIONAL_COLUMNS):
-            raise ValueError("disordered crystals, sine distances and vectors cannot be padded")
+        c, device = self.columns, index.device
+        if len(c["mixed_rows"]) or "sine_distance" in c:
+            raise ValueError("disordered crystals and sine distances cannot be padded")
         padding = index < 0
         index = torch.where(padding, index[0], index)
         first_row = self._row_of_crystal[index]
         lengths = torch.where(padding, 1, self._row_of_crystal[index + 1] - first_row)
-        lengths[-1] += num_rows - lengths.sum()
+        lengths[-1] += room.rows - lengths.sum()
         begin = _begins(lengths)
-        crystal = row_of_pair(begin, num_rows)
-        row = torch.arange(num_rows, device=index.device)
+        crystal = row_of_pair(begin, room.rows)
+        row = torch.arange(room.rows, device=device)
         added_rows = padding[crystal]
         rows = torch.where(added_rows, first_row[0], first_row[crystal] + row - begin[crystal])
         lengths = torch.where(added_rows, 0, c["num_pairs"][rows].long())
-        missing, places = num_pairs - lengths.sum(), added_rows.sum()
-        place = row - (num_rows - places)  # of a padding row among the padding rows
-        share = (place + 1) * missing // places - place * missing // places
+        missing, places = room.pairs - lengths.sum(), added_rows.sum()
+        share = _share(row - (room.rows - places), places, missing)
         offsets = _begins(torch.where(added_rows, share, lengths))
-        row = row_of_pair(offsets, num_pairs)
+        row = row_of_pair(offsets, room.pairs)
         added = added_rows[row]
         pairs = self._pair_of_row[rows[row]] - offsets[row]
-        pairs += torch.arange(num_pairs, device=index.device)
+        pairs += torch.arange(room.pairs, device=device)
         batch = self._take(index, rows, torch.where(added, 0, pairs), offsets, begin)
         batch.sites = torch.where(added, row, batch.sites + begin[crystal[row]]).int()
         batch.distance = torch.where(added, 1.0, batch.distance)
+        if "vectors" in c:
+            self._add_images(batch, index, padding, room, missing)
         return batch.assume_checked()
+
+    def _add_images(
+        self, batch: Pairs, index: Tensor, padding: Tensor, room: Room, missing: Tensor
+    ) -> None:
+        """Give a padded batch its vectors, and the pairs that it lacked their multiplicity.
+
+        Args:
+            batch: with its pairs.
+            index: (crystals,) numbers of the crystals.
+            padding: (crystals,) which of them are none.
+            room: sizes of the arrays.
+            missing: (), pairs that were added, at the end.
+        """
+        first = self._image_of_crystal[index]
+        lengths = torch.where(padding, 0, self._image_of_crystal[index + 1] - first)
+        begin = _begins(lengths)
+        image = torch.arange(room.images, device=index.device)
+        added = image >= begin[-1]
+        crystal = row_of_pair(begin, room.images).clamp(max=len(index) - 1)
+        source = torch.where(added, 0, first[crystal] + image - begin[crystal])
+        batch.vectors = self.columns["vectors"].view(-1, 3)[source]
+        place = torch.arange(room.pairs, device=index.device) - (room.pairs - missing)
+        share = _share(place, missing, room.images - begin[-1])
+        batch.multiplicity = torch.where(place >= 0, share, batch.multiplicity).int()
 
     def _take(
         self, index: Tensor, rows: Tensor, pairs: Tensor, offsets: Tensor, begin: Tensor

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 import sitenet
-from sitenet.system import waiting
+from sitenet.system import devices, waiting
 from sitenet.system.compiled import _C
 
 
@@ -20,8 +20,10 @@ def info() -> dict[str, Any]:
         CPU kernels were built with it; if not, they run on one thread), ``threads``, ``waiting``
         (how idle threads wait: "short spin"; "sleep" where torch was imported before sitenet;
         "environment" where OMP_WAIT_POLICY, GOMP_SPINCOUNT or KMP_BLOCKTIME is set), ``torch``,
-        ``cuda_kernels`` (whether this build has them), ``cuda_runtime`` (of torch, or None) and
-        ``device`` (name of the GPU, or None).
+        ``cuda_kernels`` (whether this build has them), ``cuda_driver_needed`` (by the kernels, or
+        None without them), ``cuda_driver`` (the highest version of CUDA that the installed driver
+        supports, or None), ``cuda_runtime`` (of torch, or None) and ``device`` (name of the GPU, or
+        None).
     """
     has_device = torch.cuda.is_available()
     return {
@@ -34,6 +36,8 @@ def info() -> dict[str, Any]:
         "waiting": waiting.POLICY,
         "torch": torch.__version__,
         "cuda_kernels": _C.with_cuda,
+        "cuda_driver_needed": devices.driver_needed(),
+        "cuda_driver": devices.driver_cuda(),
         "cuda_runtime": torch.version.cuda,
         "device": torch.cuda.get_device_name() if has_device else None,
     }

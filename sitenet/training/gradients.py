@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sitenet.model.sitenet import SiteNet
 from sitenet.pairs.pairs import Pairs
-from sitenet.pairs.store import placed
+from sitenet.pairs.store import Room, placed
 from sitenet.system.devices import multiplies_bfloat16
 from sitenet.system.distributed import rank, world
 from sitenet.training.data import TrainingData
@@ -74,14 +74,12 @@ class Gradients:
         self._sum_over_ranks()
         return total
 
-    def of_padded_batch(self, index: Tensor, num_rows: int, num_pairs: int) -> Tensor:
+    def of_padded_batch(self, index: Tensor, room: Room) -> Tensor:
         """Add the gradients of a batch of ``PairStore.padded_batch``; returns its loss. Nothing
         here waits for the device or copies from the host."""
         truth = self.data.known[index.clamp(min=0)].masked_fill((index < 0)[:, None], torch.nan)
         counts = (~truth.isnan()).sum(0)
-        return self._backward(
-            self.data.store.padded_batch(index, num_rows, num_pairs), truth, counts
-        )
+        return self._backward(self.data.store.padded_batch(index, room), truth, counts)
 
     def _backward(self, pairs: Pairs, truth: Tensor, counts: Tensor) -> Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sitenet.data.units import titled
 from sitenet.model.sitenet import SiteNet
+from sitenet.pairs.store import Room
 from sitenet.system.distributed import is_first, world
 from sitenet.system.progress import Reporter, duration
 from sitenet.training.cuda_graphs import CapturedSteps, CudaGraphs, Graphs, check_capture
@@ -177,10 +178,10 @@ class Trainer:
             self.average.update(self.progress.step)
         return loss
 
-    def padded_step(self, index: Tensor, num_rows: int, num_pairs: int) -> Tensor:
+    def padded_step(self, index: Tensor, room: Room) -> Tensor:
         """Take one optimiser step on a batch of ``PairStore.padded_batch``; returns its loss.
         Nothing here waits for the device or copies from the host."""
-        loss = self.gradients.of_padded_batch(index, num_rows, num_pairs)
+        loss = self.gradients.of_padded_batch(index, room)
         self.optimizer.step(self.rate)
         return loss
 

@@ -40,11 +40,13 @@ SPHERE = load_config("sphere").replace(
     batch_crystals=4,
     radius=4.0,
 )
+DENSITY = SPHERE.replace(spectrum_channels=3, spectrum_radial=2, spectrum_mixed=4)
 CONFIGS = {  # configs whose steps can be captured as CUDA graphs
     "published": SMALL.replace(batch_sites=9),
     "crystals": FAST,
     "max pooling": SMALL.replace(pooling="max", batch_sites=9),
     "sphere": SPHERE,
+    "density": DENSITY,
 }
 
 

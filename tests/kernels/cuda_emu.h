@@ -5,7 +5,7 @@
 // instructions (as in the PTX manual), and allows gcc's sanitizers and gdb inside a kernel. With
 // -fsanitize=thread, each CUDA thread is a thread to the sanitizer, and only barriers and the ends
 // of launches order memory. So a race between lanes, warps or blocks is reported although they run
-// in turn. It does not cover speed or the limits of a launch; those need a GPU.
+// in turn. Of the limits of a launch it knows only that of shared memory. Speed needs a GPU.
 #pragma once
 
 #include <algorithm>
@@ -15,6 +15,7 @@
 #include <cstring>
 #include <deque>
 #include <functional>
+#include <map>
 #include <memory>
 #include <stdexcept>
 #include <ucontext.h>
@@ -33,9 +34,39 @@ struct dim3 {
 };
 inline dim3 threadIdx, blockIdx, blockDim, gridDim;
 using cudaStream_t = void *;
-enum cudaError_t { cudaSuccess };
-inline cudaError_t cudaGetLastError() { return cudaSuccess; }
-inline const char *cudaGetErrorString(cudaError_t) { return "no error"; }
+enum cudaError_t { cudaSuccess, cudaErrorInvalidValue };
+inline const char *cudaGetErrorString(cudaError_t error) {
+    return error == cudaSuccess ? "no error" : "invalid argument";
+}
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
+enum cudaDeviceAttr { cudaDevAttrMaxSharedMemoryPerBlockOptin };
+
+namespace emu {
+// Shared memory per block, as on an H100: what a kernel may have, and what it may be allowed.
+constexpr int kSharedBytes = 48 << 10, kMostSharedBytes = 227 << 10;
+inline std::map<const void *, int> allowed; // by kernel
+inline cudaError_t last_error = cudaSuccess;
+} // namespace emu
+
+inline cudaError_t cudaGetLastError() {
+    const cudaError_t error = emu::last_error;
+    emu::last_error = cudaSuccess;
+    return error;
+}
+inline cudaError_t cudaFuncSetAttribute(const void *kernel, cudaFuncAttribute, int bytes) {
+    if (bytes > emu::kMostSharedBytes)
+        return cudaErrorInvalidValue;
+    emu::allowed[kernel] = bytes;
+    return cudaSuccess;
+}
+inline cudaError_t cudaGetDevice(int *device) {
+    *device = 0;
+    return cudaSuccess;
+}
+inline cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr, int) {
+    *value = emu::kMostSharedBytes;
+    return cudaSuccess;
+}
 
 struct uint2 {
     unsigned x, y;
@@ -259,6 +290,11 @@ EMU_OWN inline void run_block(dim3 block, unsigned number) {
 template <class... P, class... A>
 EMU_OWN void launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t bytes, cudaStream_t,
                     A... args) {
+    const auto more = allowed.find(reinterpret_cast<const void *>(kernel));
+    if (int64_t(bytes) > (more == allowed.end() ? kSharedBytes : more->second)) {
+        last_error = cudaErrorInvalidValue;
+        return;
+    }
     gridDim = grid;
     blockDim = block;
     body = [=] { kernel(args...); };

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import geometry_checks
@@ -54,7 +55,7 @@ def test_a_build_without_kernels_says_how_to_get_them(monkeypatch, name):
         "pair_embedding_forward": (e, weight, bias, e.dtype, 2, True, 1e-5),
         "pair_embedding_backward": (e, weight, bias, e @ weight.T, 2, True, 1e-5, True),
         "attention_forward": (*tensors, 3, 2, True, 1e-5, False),
-        "attention_backward": (*tensors, y, logsum, y, None, 3, 2, True, 1e-5),
+        "attention_backward": (*tensors, y, logsum, y, None, 3, 2, True, 1e-5, None, None),
     }
     with pytest.raises(RuntimeError, match=r"pip install .*SITENET_CUDA=ON \."):
         attention.CUDA_IMPLEMENTATIONS[name](*arguments[name])
@@ -66,6 +67,14 @@ def test_a_build_without_kernels_says_so_of_distances(monkeypatch):
         geometry._forward_cuda(
             torch.eye(3)[None], torch.rand(2, 3), torch.rand(4, 3), *2 * [None], 8
         )
+
+
+@cuda
+def test_warnings_of_a_newer_torch_fail_no_test_on_a_gpu():
+    """An "error" filter would raise here."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.warn("this function has a new name", FutureWarning, stacklevel=1)
+    assert len(caught) == 1
 
 
 # ------------------------------------------------------------------------------------------------

@@ -43,8 +43,10 @@ from spectrum_checks import (
     check_spectrum_gradcheck,
     check_spectrum_sliced_inputs,
 )
+from spectrum_checks import inputs as spectrum_inputs
 
 from sitenet.ops import _C, attention, geometry, kernel_calls, power_spectrum
+from sitenet.ops.rows import sorted_by_site
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted((ROOT / "csrc" / "cuda").rglob("*.cu"))
@@ -221,6 +223,59 @@ def test_power_spectrum(emulated, sizes, rows, dtype):
 )
 def test_promises_of_power_spectra(emulated, check):
     check(CPU)
+
+
+# hidden, attention, interaction, width of e, heads: one warp takes more than the 48 KiB that a
+# kernel has unasked, for logit sums in the backward pass (65 KiB), or features in the forward (58).
+LARGE = {"hidden": (1000, 3, 0, 4, 16), "attention": (8, 800, 0, 4, 2)}
+
+
+@pytest.mark.parametrize("dims", LARGE)
+def test_models_beyond_48_kib_of_shared_memory(emulated, dims):
+    check_attention(LARGE[dims], (17, 0, 2), torch.float32)
+
+
+def test_layers_beyond_48_kib_of_shared_memory(emulated):
+    check_pair_embedding(90, 150, "mish", True, torch.float32, CPU)  # 58 KiB a warp
+
+
+@pytest.mark.parametrize(
+    ("dims", "message"),
+    [
+        ((4000, 3, 0, 4, 16), "16 heads x 4000 hidden units take 253 KiB"),
+        ((8, 4000, 5, 4, 2), "2 heads x 4000 attention features and 5 interaction features take"),
+    ],
+    ids=["hidden", "attention"],
+)
+def test_models_beyond_the_shared_memory_of_a_gpu_are_refused(emulated, dims, message):
+    text = f"{message} .*of shared memory, and a block of this GPU has 227 KiB"
+    with pytest.raises(RuntimeError, match=text):
+        check_attention(dims, (2,), torch.float32)
+
+
+def test_blocks_share_the_list_of_pairs_by_site(emulated, monkeypatch):
+    """It is made once, by whoever knows that several calls need it, and gives the same bits."""
+    made = []
+
+    def counted(sites, num_sites):
+        made.append(len(sites))
+        return sorted_by_site(sites, num_sites)
+
+    monkeypatch.setattr(kernel_calls, "sorted_by_site", counted)
+    block = inputs(DIMS["tiny"], (70, 9), torch.float32)
+    spectrum = spectrum_inputs((3, 2, 3, 5), (7, 2), torch.float32)
+    for function, tensors, leaves, options in (
+        (attention.attention, block, 5, {"attention_dim": 3}),
+        (power_spectrum.power_spectrum, spectrum, 2, {}),
+    ):
+        without = outputs_and_gradients(function, tensors, leaves, **options)
+        assert made.pop() == len(tensors[-1]) and not made
+        num_sites = len(tensors[1 if leaves == 5 else 0])
+        by_site = sorted_by_site(tensors[-1], num_sites)
+        given = outputs_and_gradients(function, tensors, leaves, **options, by_site=by_site)
+        assert not made
+        for x, y in zip(without, given, strict=True):
+            assert x is y is None or torch.equal(x, y)
 
 
 def test_two_runs_give_equal_bits(emulated):

@@ -216,7 +216,8 @@ def test_opcheck(device):
     torch.library.opcheck(torch.ops.sitenet.attention_forward.default, forward)
     y, e, logsum, _ = torch.ops.sitenet.attention_forward(*forward)
     for grad_e in (e, None):
-        backward = (*tensors, y, logsum, y, grad_e, 3, ops.ACTIVATIONS["mish"], True, 1e-5)
+        options = (3, ops.ACTIVATIONS["mish"], True, 1e-5)
+        backward = (*tensors, y, logsum, y, grad_e, *options, None, None)
         torch.library.opcheck(torch.ops.sitenet.attention_backward.default, backward)
     features, weight, bias = tensors[2], tensors[3], tensors[3][:, 0].contiguous()
     options = (ops.ACTIVATIONS["relu"], False, 1e-5)

@@ -11,6 +11,7 @@ from toy_crystals import toy_crystals, toy_model
 from sitenet import Pairs, find_pairs, minimum_image_distances
 from sitenet.ops import attention as ops
 from sitenet.ops.geometry import minimum_image_distances_batch
+from sitenet.ops.rows import sorted_by_site
 
 NAMES = "site_i site_j e weight logit_weight log_multiplicity offsets sites".split()
 LIMIT = 2**31 - 1
@@ -100,7 +101,37 @@ def test_the_raw_backward_op_checks_sizes(name, change):
     read = {"y": y, "logsum": logsum, "grad_y": y.clone(), "grad_e_out": e}
     read[name] = change(read[name]).contiguous()
     with pytest.raises(ValueError, match=f"{name} must have shape"):
-        torch.ops.sitenet.attention_backward(*arguments, *read.values(), *options)
+        torch.ops.sitenet.attention_backward(*arguments, *read.values(), *options, None, None)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (
+            lambda x: x._replace(pairs_of_site=x[0][1:]),
+            ValueError,
+            "pairs_of_site must have",
+        ),
+        (
+            lambda x: x._replace(offsets_of_site=x[1][1:]),
+            ValueError,
+            "offsets_of_site must have shape",
+        ),
+        (
+            lambda x: x._replace(pairs_of_site=x[0].int()),
+            TypeError,
+            "pairs_of_site must be int64",
+        ),
+        (lambda x: x._replace(pairs_of_site=x[0].flip(0)), ValueError, "must be sorted_by_site"),
+        (lambda x: x._replace(offsets_of_site=0 * x[1]), ValueError, "must be sorted_by_site"),
+    ],
+)
+def test_a_wrong_list_of_pairs_by_site_is_refused(change, error, message):
+    arguments = block()
+    by_site = sorted_by_site(arguments["sites"], len(arguments["site_j"]))
+    ops.attention(**arguments, attention_dim=3, by_site=by_site)
+    with pytest.raises(error, match=message):
+        ops.attention(**arguments, attention_dim=3, by_site=change(by_site))
 
 
 @pytest.mark.parametrize(

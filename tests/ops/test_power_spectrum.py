@@ -82,7 +82,7 @@ def test_opcheck(device):
     tensors = inputs((3, 2, 3, 5), (4, 0, 2), torch.float32, device)
     torch.library.opcheck(torch.ops.sitenet.power_spectrum_forward.default, tuple(tensors))
     out = power_spectrum(*tensors)
-    arguments = (*tensors, out)
+    arguments = (*tensors, out, None, None)
     torch.library.opcheck(torch.ops.sitenet.power_spectrum_backward.default, arguments)
 
 

@@ -9,12 +9,22 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from toy_crystals import SMALL, toy_crystals, toy_dataset
-from trainers import CONFIGS, FAST, SPHERE, out_of_memory, padded, store_of, trainer_of, weights
+from trainers import (
+    CONFIGS,
+    DENSITY,
+    FAST,
+    SPHERE,
+    out_of_memory,
+    padded,
+    store_of,
+    trainer_of,
+    weights,
+)
 
 from sitenet.config import InteractionFeature, SiteNetConfig
 from sitenet.crystal.crystal import Crystal
 from sitenet.model.sitenet import SiteNet
-from sitenet.pairs.store import PairStore
+from sitenet.pairs.store import PairStore, Room
 from sitenet.training.cuda_graphs import check_capture, padded_size, rounded
 from sitenet.training.optimizer import Optimizer
 from sitenet.training.train import train
@@ -32,10 +42,21 @@ def test_sizes_are_few_and_little_is_added(parts):
 
 def test_every_place_of_padding_has_a_row():
     for crystals, rows in ((1, 1), (3, 60), (64, 800), (63, 64)):
-        places, all_rows, pairs = padded_size(crystals, rows, 9 * rows)
+        places, room = padded_size(crystals, Room(rows, 9 * rows))
         assert places > crystals
-        assert rows + places - crystals <= all_rows <= 1.25 * (rows + crystals) + 1
-        assert places <= 2 * crystals and 9 * rows <= pairs <= 9 / 8 * 9 * rows
+        assert rows + places - crystals <= room.rows <= 1.25 * (rows + crystals) + 1
+        assert places <= 2 * crystals and 9 * rows <= room.pairs <= 9 / 8 * 9 * rows
+        assert room.images == 0
+
+
+@pytest.mark.parametrize("images", [11, 16, 17, 700, 1024])
+def test_every_pair_of_padding_has_an_image(images):
+    """And there is one, which takes the images left over."""
+    for pairs in {1, 8, images // 2, images}:
+        _, room = padded_size(3, Room(7, pairs, images))
+        assert pairs < room.pairs <= 9 / 8 * (pairs + 1)
+        assert room.images - images >= room.pairs - pairs
+        assert room.images <= 1.25 * (images + room.pairs - pairs)
 
 
 @pytest.mark.parametrize("extra", [(0, 0), (1, 0), (5, 40)], ids=str)
@@ -48,16 +69,20 @@ def test_padding_changes_no_crystal(config: SiteNetConfig, places, extra):
     model = SiteNet(config).double()
     crystals = np.array([7, 2, 5])
     index = torch.tensor([*crystals, *[-1] * places])
-    rows, pairs = store.room(crystals)
+    rows, pairs, images = store.room(crystals)
+    has_images = config.spectrum_channels > 0
+    assert (images > 0) == has_images
+    room = Room(rows + places + extra[0], pairs + extra[1] + has_images)
+    if has_images:
+        room = room._replace(images=images + room.pairs - pairs + 3 * extra[0])
     results = []
-    for batch in (
-        store.batch(crystals),
-        store.padded_batch(index, rows + places + extra[0], pairs + extra[1]),
-    ):
+    for batch in (store.batch(crystals), store.padded_batch(index, room)):
         y = model(batch)[: len(crystals)]
         results.append([y, *torch.autograd.grad(y.square().sum(), trained(model))])
-    assert batch.num_pairs == pairs + extra[1] and batch.num_rows == rows + places + extra[0]
+    assert batch.num_pairs == room.pairs and batch.num_rows == room.rows
     assert batch.num_crystals == len(index)
+    batch._checked = None
+    batch.check()
     for got, want in zip(*results, strict=True):  # distances are float32
         torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-8)
 
@@ -118,17 +143,18 @@ def test_losses_are_those_without_padding(config):
     assert padded(other).train_epoch() == pytest.approx(plain.train_epoch(), rel=1e-6)
 
 
-def test_nothing_in_a_step_looks_at_values():
+@pytest.mark.parametrize("config", [SPHERE, DENSITY], ids=["sphere", "density"])
+def test_nothing_in_a_step_looks_at_values(config):
     """A step on tensors without values; code that needs a value, and so would wait for the GPU,
     raises."""
-    run = trainer_of(SPHERE, toy_dataset(9))
+    run = trainer_of(config, toy_dataset(9))
     mode = FakeTensorMode()
     make_fake(run, mode)
     with mode:
         with pytest.raises(DataDependentOutputException):
             torch.ones(1).item()
         for _ in range(2):  # the first one makes the optimiser's state
-            loss = run.padded_step(torch.full((5,), -1), 64, 512)
+            loss = run.padded_step(torch.full((5,), -1), Room(64, 512, 600))
     assert loss.shape == ()
 
 
@@ -143,13 +169,10 @@ def make_fake(run, mode):
     run.optimizer = Optimizer(run.model, run.config)
     store = run.data.store
     store.columns = {k: mode.from_tensor(x) for k, x in store.columns.items()}
-    for owner, name in (
-        (store, "_row_of_crystal"),
-        (store, "_pair_of_row"),
-        (run.data, "known"),
-        (run, "rate"),
-    ):
-        setattr(owner, name, mode.from_tensor(getattr(owner, name)))
+    for owner in (store, run.data, run):
+        for name, value in list(vars(owner).items()):
+            if isinstance(value, torch.Tensor):
+                setattr(owner, name, mode.from_tensor(value))
 
 
 def test_a_cpu_is_refused():
@@ -192,7 +215,7 @@ def test_what_cannot_be_captured_is_refused(config, crystals, reason):
 def test_a_store_that_cannot_be_padded_says_so(config, crystals):
     store = store_of(config, crystals)
     with pytest.raises(ValueError, match="cannot be padded"):
-        store.padded_batch(torch.tensor([0, -1]), 100, 1000)
+        store.padded_batch(torch.tensor([0, -1]), Room(100, 1000))
 
 
 def test_out_of_memory_advises_nothing_that_capture_refuses(monkeypatch):
@@ -214,7 +237,12 @@ class FakeGraphs:
 
     def capture(self, work):
         if not self.remaining:
-            raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nmore")
+            try:
+                raise RuntimeError(
+                    "CUDA error: operation not permitted when stream is capturing\nso"
+                )
+            finally:
+                raise RuntimeError("CUDA error: operation failed due to a previous error")
         self.remaining -= 1
         return work
 

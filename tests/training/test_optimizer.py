@@ -13,7 +13,9 @@ from toy_crystals import SMALL
 
 from sitenet.config import TrainingConfig
 from sitenet.model.sitenet import SiteNet
-from sitenet.training.optimizer import Average, Muon, Optimizer, batches, learning_rate, orthogonal
+from sitenet.training import muon
+from sitenet.training.muon import Muon, orthogonal
+from sitenet.training.optimizer import Average, Optimizer, batches, learning_rate
 
 
 def model_and_step(config=SMALL, seed=0):
@@ -115,18 +117,60 @@ def matrices():
     return [nn.Parameter(torch.randn(shape)) for shape in shapes]
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_padding_changes_no_step(monkeypatch, dtype):
+    """One batch of all matrices, as on a GPU, gives what batches of one shape do.
+
+    Sums of products over zeros alone may take another order: a relative 2^-24 of a weight, or
+    2^-53, in each of some 20 products per step.
+    """
+    training = TrainingConfig(learning_rate=0.02, weight_decay=0.1)
+    results = []
+    for overhead in (0.0, 1e12):
+        monkeypatch.setitem(muon.OVERHEAD, "cpu", overhead)
+        monkeypatch.setattr(muon, "multiplies_bfloat16", lambda device: False)
+        parameters = [nn.Parameter(p.to(dtype)) for p in matrices()]
+        optimizer = Muon(parameters, training)
+        for k in range(3):
+            generator = torch.Generator().manual_seed(k)
+            for p in parameters[: 4 + k % 2]:  # the last one has no gradient at first
+                p.grad = torch.randn(p.shape, generator=generator, dtype=dtype)
+            optimizer.step()
+        results.append(parameters)
+        batches = next(iter(optimizer._batches.values()))
+        assert [len(x.members) for x in batches] == ([1, 3] if overhead == 0 else [4])
+    tolerance = 60 * torch.finfo(dtype).eps
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+
+
+def test_matrices_are_divided_into_the_cheapest_batches():
+    shapes = [(256, 256), (18, 32), (32, 20), (256, 256), (128, 64)]
+    everything = [sorted(x) for x in muon.grouped(shapes, 1e12)]
+    assert everything == [[0, 1, 2, 3, 4]]
+    assert sorted(map(sorted, muon.grouped(shapes, 0))) == [[0, 3], [1], [2], [4]]
+    # Padding the smallest to (20, 32) costs 5 (2 (20^2 - 18^2) 32 + 20^3 - 18^3) products.
+    extra = 5 * (2 * (20**2 - 18**2) * 32 + 20**3 - 18**3)
+    for overhead, want in (
+        (extra - 1, [[0, 3], [1], [2], [4]]),
+        (extra + 1, [[0, 3], [1, 2], [4]]),
+    ):
+        assert sorted(map(sorted, muon.grouped(shapes, overhead))) == want
+    assert muon.grouped([], 1.0) == []
+
+
 def test_a_step_of_muon_is_that_of_torch():
     if not hasattr(torch.optim, "Muon"):
         pytest.skip("torch >= 2.9 has a Muon to compare with")
     training = TrainingConfig(learning_rate=0.02, weight_decay=0.1)
     ours, theirs = matrices(), matrices()
     torch_muon = torch.optim.Muon(theirs, lr=0.02, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
-    muon = Muon(ours, training)
+    our_muon = Muon(ours, training)
     for _ in range(4):
         for a, b in zip(ours[:-1], theirs[:-1], strict=True):
             a.grad = torch.randn_like(a)
             b.grad = a.grad.clone()
-        muon.step()
+        our_muon.step()
         torch_muon.step()
     for a, b, start in zip(ours, theirs, matrices(), strict=True):
         # torch multiplies in bfloat16; 4 steps of 0.2 sqrt(9) 0.02 move a weight by some 0.02.
@@ -138,7 +182,7 @@ def test_a_step_of_muon_is_that_of_torch():
 def test_muon_takes_bfloat16_where_the_cpu_has_it(monkeypatch, level, dtype):
     monkeypatch.setattr("sitenet.system.devices._C", SimpleNamespace(level=level))
     seen = []
-    monkeypatch.setattr("sitenet.training.optimizer.orthogonal", lambda x, d: seen.append(d) or x)
+    monkeypatch.setattr("sitenet.training.muon.orthogonal", lambda x, d: seen.append(d) or x)
     (p,) = matrices()[:1]
     p.grad = torch.ones_like(p)
     Muon([p], TrainingConfig()).step()

@@ -2,7 +2,8 @@
 //
 // Everything is computed again from e and the states of sites. Pairs go in slabs of 65,536, because
 // dz (the gradient of z, in bfloat16 or T) is as wide as the columns: 42 MB per slab in bfloat16,
-// which stays in the second-level cache. Per slab, in this order on the stream:
+// which stays in the second-level cache. pack_backward_kernel lays out what all slabs read
+// (backward_packing.cuh). Then, per slab, in this order on the stream:
 //   1. gradient_kernel, a warp per 16 pairs (backward_gradient.cuh): the columns once for norms and
 //      logits, then again for dz; one partial sum of grad_logit_weight per block.
 //   2. grad_e_kernel, a warp per 16 pairs (backward_products.cuh): dz W.
@@ -30,6 +31,7 @@
 //
 // No atomics. Results are bitwise reproducible and do not depend on the number of multiprocessors.
 #include "backward_gradient.cuh"
+#include "backward_packing.cuh"
 #include "backward_products.cuh"
 #include "backward_sums.cuh"
 
@@ -44,10 +46,10 @@ void run_slab(const AttentionBackward<T, E> &p, const BackwardScratch<T, E> &scr
     const AttentionShape &s = p.shape;
     const Columns &columns = scratch.packed.columns;
     const int threads = kBlockWarps * kWarp, padded_hidden = scratch.packed.padded_hidden();
-    const int bytes = int(gradient_room(s, padded_hidden) * int64_t(sizeof(T)));
-    const int warps = kSharedBytes / bytes < kBlockWarps ? kSharedBytes / bytes : kBlockWarps;
-    if (warps == 0)
-        throw std::runtime_error("attention_backward: its heads do not fit into shared memory");
+    const int64_t bytes = gradient_room(s, padded_hidden) * int64_t(sizeof(T));
+    const int warps = warps_in_shared(op, bytes, 0, kBlockWarps,
+                                      std::to_string(s.heads) + " heads x " +
+                                          std::to_string(s.hidden) + " hidden units");
     const int64_t groups = divide_up(end - begin, kGroup), blocks = divide_up(groups, warps);
     const int64_t splits = divide_up(end - begin, kSplit);
     const bool accumulate = begin > 0;
@@ -90,25 +92,10 @@ void attention_backward(const AttentionBackward<T, E> &p, void *memory, void *ha
     const auto stream = static_cast<cudaStream_t>(handle);
     Scratch carved(memory);
     const BackwardScratch<T, E> scratch(s, carved);
-    const Columns &columns = scratch.packed.columns;
-    const int threads = 128;
-    scratch.packed.fill(op, p, stream);
-    if constexpr (kBfloat16<E>)
-        LAUNCH(op, pack_back_fragments_kernel, grid_of(columns.steps), threads, 0, stream, p.weight,
-               s.width, columns, static_cast<uint32_t *>(scratch.back_weight));
-    else if constexpr (kTf32<E>)
-        LAUNCH(op, pack_tf32_back_fragments_kernel, grid_of(columns.steps), threads, 0, stream,
-               p.weight, s.width, columns, static_cast<uint32_t *>(scratch.back_weight));
-    else
-        LAUNCH(op, pack_back_weight_kernel<T>, grid_of(columns.padded()), threads, 0, stream,
-               p.weight, s.width, scratch.padded_width, columns,
-               static_cast<T *>(scratch.back_weight));
-    LAUNCH(op, pack_grad_y_kernel<T>, grid_of(divide_up(int64_t(s.rows) * s.heads, threads)),
-           threads, 0, stream, p.y, p.grad_y, s.rows, s.attention, s.heads, scratch.grad_y,
-           scratch.y_dot, scratch.grad_y_sums);
-    LAUNCH(op, site_ranges_kernel, grid_of(divide_up(s.pairs, kSlab)), kRangeThreads,
-           2 * kRangeThreads * int(sizeof(int32_t)), stream, p.sites_of_pair, s.pairs,
-           scratch.site_ranges);
+    scratch.packed.check_size(op, s);
+    const PackBlocks<T, E> blocks(s, scratch.packed);
+    LAUNCH(op, (pack_backward_kernel<T, E>), grid_of(blocks.total()), kPackThreads, kPackShared,
+           stream, p, scratch, blocks);
     for (int64_t begin = 0; begin == 0 || begin < s.pairs; begin += kSlab)
         run_slab(p, scratch, begin, begin + kSlab < s.pairs ? begin + kSlab : s.pairs, stream);
     const int padded_hidden = scratch.packed.padded_hidden();

@@ -14,7 +14,6 @@ constexpr int64_t kSlab = SITENET_SLAB;     // pairs per slab
 constexpr int kSplit = 512;                 // pairs per warp of grad_weight_kernel
 constexpr int kWeightSteps = 2;             // steps of columns per warp of grad_weight_kernel
 constexpr int kTileWidth = 8 * kTiles;      // columns of e per warp of grad_weight_kernel
-constexpr int kRangeThreads = 256;          // threads per block of site_ranges_kernel
 constexpr int kSumBlocks = int(kSlab / 64); // most blocks of sum_sites_kernel
 constexpr int kSumThreads = 8 * kWarp; // threads per block of the kernels that add partial sums
 constexpr int kLogitParts = 8;         // blocks that share one long sum for grad_logit_weight
@@ -57,37 +56,6 @@ template <class T, class E> struct BackwardScratch {
         site_ranges = scratch.take<int32_t>(2 * slabs_of(s));
     }
 };
-
-/// A thread per row and head: packs grad_y, sums it and multiplies it with y.
-template <class T>
-__global__ void pack_grad_y_kernel(const T *__restrict__ y, const T *__restrict__ grad_y, int rows,
-                                   int attention, int heads, T *__restrict__ packed,
-                                   T *__restrict__ y_dot, T *__restrict__ sums) {
-    const int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
-    if (i >= int64_t(rows) * heads)
-        return;
-    const int64_t begin = i / heads * attention * heads + i % heads;
-    const int padded = int(round_up(attention, kStep));
-    T dot = 0, sum = 0;
-    for (int a = 0; a < padded; ++a) {
-        const T g = a < attention ? grad_y[begin + int64_t(a) * heads] : T(0);
-        packed[i * padded + a] = g;
-        dot += a < attention ? g * y[begin + int64_t(a) * heads] : T(0);
-        sum += g;
-    }
-    y_dot[i] = dot;
-    sums[i] = sum;
-}
-
-/// A block packs one padded column of the weight for plain products.
-template <class T>
-__global__ void pack_back_weight_kernel(const T *__restrict__ weight, int width, int padded_width,
-                                        Columns columns, T *__restrict__ packed) {
-    const int dense = columns.dense_of(blockIdx.x);
-    for (int k = threadIdx.x; k < padded_width; k += blockDim.x)
-        packed[int64_t(blockIdx.x) * padded_width + k] =
-            dense < 0 || k >= width ? T(0) : weight[dense * width + k];
-}
 
 } // namespace
 } // namespace sitenet::cuda

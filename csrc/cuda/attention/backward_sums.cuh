@@ -19,37 +19,6 @@ __device__ inline int64_t lower_bound(const int64_t *list, int64_t begin, int64_
     return begin;
 }
 
-/// Writes [min, max + 1) of each slab's site indices, so that later slabs skip all other sites. A
-/// block per slab.
-__global__ void __launch_bounds__(kRangeThreads)
-    site_ranges_kernel(const int32_t *__restrict__ sites_of_pair, int64_t pairs,
-                       int32_t *__restrict__ ranges) {
-    DYNAMIC_SHARED(int32_t, shared); // lowest, then highest of each thread
-    const int64_t begin = blockIdx.x * kSlab;
-    const int64_t end = begin + kSlab < pairs ? begin + kSlab : pairs;
-    int32_t low = sites_of_pair[begin], high = low;
-    for (int64_t pair = begin + threadIdx.x; pair < end; pair += kRangeThreads) {
-        const int32_t site = sites_of_pair[pair];
-        low = site < low ? site : low;
-        high = site > high ? site : high;
-    }
-    int32_t *lows = shared, *highs = shared + kRangeThreads;
-    lows[threadIdx.x] = low;
-    highs[threadIdx.x] = high;
-    for (int half = kRangeThreads / 2; half > 0; half /= 2) {
-        __syncthreads();
-        if (int(threadIdx.x) >= half)
-            continue;
-        const int i = threadIdx.x, other = i + half;
-        lows[i] = lows[other] < lows[i] ? lows[other] : lows[i];
-        highs[i] = highs[other] > highs[i] ? highs[other] : highs[i];
-    }
-    if (threadIdx.x > 0)
-        return;
-    ranges[2 * blockIdx.x] = lows[0];
-    ranges[2 * blockIdx.x + 1] = highs[0] + 1;
-}
-
 /// Adds dz to the rows of grad_site_i, or of grad_site_j, that have pairs in the slab. The first
 /// slab visits all rows, so that those without pairs become 0. Blocks share the rows; the warps of
 /// a block share the pairs of a row.

@@ -261,6 +261,12 @@ template <class T, class E> class ForwardWarp {
     }
 };
 
+template <class T, class E>
+__global__ void __launch_bounds__(kPackThreads)
+    pack_kernel(AttentionInputs<T, E> p, Packed<T, E> packed) {
+    packed.fill(p, blockIdx.x);
+}
+
 /// A warp per span.
 template <class T, class E>
 __global__ void __launch_bounds__(kBlockWarps *kWarp, kMinBlocks<T>)
@@ -325,11 +331,15 @@ void attention_forward(const AttentionForward<T, E> &p, void *memory, void *hand
     Scratch carved(memory);
     const ForwardScratch<T, E> scratch(p.shape, carved);
     const ForwardRoom room(p.shape);
-    const int bytes = room.total * int(sizeof(T));
-    const int warps = kSharedBytes / bytes < kBlockWarps ? kSharedBytes / bytes : kBlockWarps;
-    if (warps == 0)
-        throw std::runtime_error("attention_forward: its columns do not fit into shared memory");
-    scratch.packed.fill(op, p, stream);
+    const int64_t bytes = room.total * int64_t(sizeof(T));
+    const int warps =
+        warps_in_shared(op, bytes, 0, kBlockWarps,
+                        std::to_string(p.shape.heads) + " heads x " +
+                            std::to_string(p.shape.attention) + " attention features and " +
+                            std::to_string(p.shape.interaction) + " interaction features");
+    scratch.packed.check_size(op, p.shape);
+    LAUNCH(op, (pack_kernel<T, E>), grid_of(scratch.packed.blocks(p.shape)), kPackThreads, 0,
+           stream, p, scratch.packed);
     const int64_t blocks = divide_up(divide_up(p.shape.pairs, kSpan), warps);
     LAUNCH(op, (attention_forward_kernel<T, E>), grid_of(blocks), warps * kWarp, warps * bytes,
            stream, p, scratch, room);

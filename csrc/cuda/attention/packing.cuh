@@ -1,11 +1,14 @@
 // The inputs of the attention block as its kernels read them: columns padded to whole steps,
-// weights in the order of fragments, and the row of each pair. Packing takes a few microseconds of
-// launches and 8 bytes per column and site, which is little beside the work per pair.
+// weights in the order of fragments, and the row of each pair. One kernel packs everything: its
+// blocks divide among the arrays. It moves 8 bytes per column and site, which is little beside the
+// work per pair.
 #pragma once
 
 #include "fragments.cuh"
 
 namespace sitenet::cuda {
+
+constexpr int kPackThreads = 128; // per block of the kernels that pack
 
 /// The three groups of columns, dense in the tensors and padded to whole steps in the kernels.
 struct Columns {
@@ -38,21 +41,21 @@ namespace {
 
 /// A block packs one row of site_i or site_j.
 template <class T>
-__global__ void pack_rows_kernel(const T *__restrict__ from, Columns columns, T *__restrict__ to) {
+__device__ void pack_row(const T *__restrict__ from, const Columns &columns, int64_t row,
+                         T *__restrict__ to) {
     const int padded = columns.padded();
     for (int c = threadIdx.x; c < padded; c += blockDim.x) {
         const int dense = columns.dense_of(c);
-        to[int64_t(blockIdx.x) * padded + c] =
-            dense < 0 ? T(0) : from[int64_t(blockIdx.x) * columns.num_dense + dense];
+        to[row * padded + c] = dense < 0 ? T(0) : from[row * columns.num_dense + dense];
     }
 }
 
 /// A block packs one step of the weight for plain products: (padded width, 16), with the width
 /// padded to fours.
 template <class T>
-__global__ void pack_weight_kernel(const T *__restrict__ weight, int width, Columns columns,
-                                   T *__restrict__ packed) {
-    const int size = (width + 3) / 4 * 4 * kStep, step = blockIdx.x;
+__device__ void pack_weight(const T *__restrict__ weight, int width, const Columns &columns,
+                            int step, T *__restrict__ packed) {
+    const int size = (width + 3) / 4 * 4 * kStep;
     for (int i = threadIdx.x; i < size; i += blockDim.x) {
         const int k = i / kStep, dense = columns.dense_of(kStep * step + i % kStep);
         packed[int64_t(step) * size + i] =
@@ -70,9 +73,9 @@ __device__ inline uint32_t two_weights(const float *weight, const Columns &colum
 
 /// A block packs one step for W e in bfloat16: per 16 columns of e, 16 bytes per lane for the two
 /// halves of the step.
-__global__ void pack_fragments_kernel(const float *__restrict__ weight, int width, Columns columns,
-                                      uint32_t *__restrict__ packed) {
-    const int words = products_of(width) * kWarp * 4, step = blockIdx.x;
+__device__ void pack_fragments(const float *__restrict__ weight, int width, const Columns &columns,
+                               int step, uint32_t *__restrict__ packed) {
+    const int words = products_of(width) * kWarp * 4;
     for (int i = threadIdx.x; i < words; i += blockDim.x) {
         const int word = i % 4, lane = i / 4 % kWarp, t = i / (4 * kWarp);
         const int column = kStep * step + column_of(word / 2, lane / 4);
@@ -88,10 +91,12 @@ __device__ inline uint32_t tf32_weight(const float *weight, const Columns &colum
     const int dense = columns.dense_of(column);
     return to_tf32(dense < 0 || k >= width ? 0 : weight[dense * width + k]);
 }
+
 /// A block packs one step for W e in tf32: per 8 columns of e, 16 bytes per lane.
-__global__ void pack_tf32_fragments_kernel(const float *__restrict__ weight, int width,
-                                           Columns columns, uint32_t *__restrict__ packed) {
-    const int words = (width + 7) / 8 * kWarp * 4, step = blockIdx.x;
+__device__ void pack_tf32_fragments(const float *__restrict__ weight, int width,
+                                    const Columns &columns, int step,
+                                    uint32_t *__restrict__ packed) {
+    const int words = (width + 7) / 8 * kWarp * 4;
     for (int i = threadIdx.x; i < words; i += blockDim.x) {
         const int word = i % 4, lane = i / 4 % kWarp, t = i / (4 * kWarp);
         packed[int64_t(step) * words + i] =
@@ -99,51 +104,30 @@ __global__ void pack_tf32_fragments_kernel(const float *__restrict__ weight, int
                         8 * t + 2 * (lane % 4) + word % 2);
     }
 }
-/// A block packs one step for dz W in tf32: per 8 columns of e, 16 bytes per lane.
-__global__ void pack_tf32_back_fragments_kernel(const float *__restrict__ weight, int width,
-                                                Columns columns, uint32_t *__restrict__ packed) {
-    const int words = (width + 7) / 8 * kWarp * 4, step = blockIdx.x;
-    for (int i = threadIdx.x; i < words; i += blockDim.x) {
-        const int lane = i / 4 % kWarp, n = 8 * (i / (4 * kWarp)) + lane / 4;
-        packed[int64_t(step) * words + i] =
-            tf32_weight(weight, columns, width, kStep * step + 4 * (lane % 4) + i % 4, n);
-    }
-}
 
-/// A block packs one step for dz W in bfloat16: per 8 columns of e, 8 bytes per lane.
-__global__ void pack_back_fragments_kernel(const float *__restrict__ weight, int width,
-                                           Columns columns, uint32_t *__restrict__ packed) {
-    const int words = (width + 7) / 8 * kWarp * 2, step = blockIdx.x;
-    for (int i = threadIdx.x; i < words; i += blockDim.x) {
-        const int word = i % 2, lane = i / 2 % kWarp, n = 8 * (i / (2 * kWarp)) + lane / 4;
-        const int column = kStep * step + 4 * (lane % 4) + 2 * word;
-        packed[int64_t(step) * words + i] =
-            two_weights(weight, columns, width, column, column + 1, n, n);
-    }
-}
-
-/// A warp packs one head of logit_weight as (padded hidden / 4, heads, 4), and sums it.
+/// The first warp of a block packs one head of logit_weight as (padded hidden / 4, heads, 4), and
+/// sums it.
 template <class T>
-__global__ void pack_logit_weight_kernel(const T *__restrict__ weight, int hidden, int padded,
-                                         T *__restrict__ packed, T *__restrict__ sums) {
+__device__ void pack_head(const T *__restrict__ weight, int hidden, int padded, int heads, int head,
+                          T *__restrict__ packed, T *__restrict__ sums) {
+    if (threadIdx.x >= kWarp)
+        return;
     T sum = 0;
     for (int c = threadIdx.x; c < padded; c += kWarp) {
-        const T w = c < hidden ? weight[int64_t(blockIdx.x) * hidden + c] : T(0);
-        packed[(int64_t(c / 4) * gridDim.x + blockIdx.x) * 4 + c % 4] = w;
+        const T w = c < hidden ? weight[int64_t(head) * hidden + c] : T(0);
+        packed[(int64_t(c / 4) * heads + head) * 4 + c % 4] = w;
         sum += w;
     }
     sum = warp_sum(sum);
     if (threadIdx.x == 0)
-        sums[blockIdx.x] = sum;
+        sums[head] = sum;
 }
 
 /// A warp writes the row of each pair of one row.
-__global__ void row_of_pair_kernel(const int64_t *__restrict__ offsets, int num_rows,
-                                   int32_t *__restrict__ row_of_pair) {
-    const int row = blockIdx.x * (blockDim.x / kWarp) + threadIdx.x / kWarp;
-    if (row < num_rows)
-        for (int64_t p = offsets[row] + threadIdx.x % kWarp; p < offsets[row + 1]; p += kWarp)
-            row_of_pair[p] = row;
+__device__ inline void write_row_of_pair(const int64_t *__restrict__ offsets, int64_t row,
+                                         int32_t *__restrict__ row_of_pair) {
+    for (int64_t p = offsets[row] + threadIdx.x % kWarp; p < offsets[row + 1]; p += kWarp)
+        row_of_pair[p] = int32_t(row);
 }
 
 } // namespace
@@ -173,29 +157,42 @@ template <class T, class E> struct Packed {
         row_of_pair = scratch.take<int32_t>(s.pairs);
     }
 
-    /// Launches the kernels that fill it.
-    void fill(const char *op, const AttentionInputs<T, E> &p, cudaStream_t stream) const {
+    /// Blocks that fill it.
+    SITENET_HD int64_t blocks(const AttentionShape &s) const {
+        return int64_t(s.rows) + s.sites + columns.steps + s.heads +
+               divide_up(s.rows, kPackThreads / kWarp);
+    }
+
+    /// The work of one of those blocks.
+    __device__ void fill(const AttentionInputs<T, E> &p, int64_t block) const {
         const AttentionShape &s = p.shape;
-        const int threads = 128;
+        if (block < s.rows)
+            return pack_row(p.site_i, columns, block, site_i);
+        if ((block -= s.rows) < s.sites)
+            return pack_row(p.site_j, columns, block, site_j);
+        if ((block -= s.sites) < columns.steps) {
+            if constexpr (kBfloat16<E>)
+                pack_fragments(p.weight, s.width, columns, int(block),
+                               static_cast<uint32_t *>(weight));
+            else if constexpr (kTf32<E>)
+                pack_tf32_fragments(p.weight, s.width, columns, int(block),
+                                    static_cast<uint32_t *>(weight));
+            else
+                pack_weight(p.weight, s.width, columns, int(block), static_cast<T *>(weight));
+            return;
+        }
+        if ((block -= columns.steps) < s.heads)
+            return pack_head(p.logit_weight, s.hidden, padded_hidden(), s.heads, int(block),
+                             logit_weight, logit_sums);
+        const int64_t row = (block - s.heads) * (kPackThreads / kWarp) + threadIdx.x / kWarp;
+        if (row < s.rows)
+            write_row_of_pair(p.offsets, row, row_of_pair);
+    }
+
+    /// Throws std::runtime_error where the kernels' indices would overflow.
+    void check_size(const char *op, const AttentionShape &s) const {
         if (int64_t(s.rows > s.sites ? s.rows : s.sites) * columns.padded() > UINT32_MAX)
             throw std::runtime_error(std::string(op) + ": more sites than a call takes");
-        LAUNCH(op, pack_rows_kernel<T>, grid_of(s.rows), threads, 0, stream, p.site_i, columns,
-               site_i);
-        LAUNCH(op, pack_rows_kernel<T>, grid_of(s.sites), threads, 0, stream, p.site_j, columns,
-               site_j);
-        if constexpr (kBfloat16<E>)
-            LAUNCH(op, pack_fragments_kernel, grid_of(columns.steps), threads, 0, stream, p.weight,
-                   s.width, columns, static_cast<uint32_t *>(weight));
-        else if constexpr (kTf32<E>)
-            LAUNCH(op, pack_tf32_fragments_kernel, grid_of(columns.steps), threads, 0, stream,
-                   p.weight, s.width, columns, static_cast<uint32_t *>(weight));
-        else
-            LAUNCH(op, pack_weight_kernel<T>, grid_of(columns.steps), threads, 0, stream, p.weight,
-                   s.width, columns, static_cast<T *>(weight));
-        LAUNCH(op, pack_logit_weight_kernel<T>, grid_of(s.heads), kWarp, 0, stream, p.logit_weight,
-               s.hidden, padded_hidden(), logit_weight, logit_sums);
-        LAUNCH(op, row_of_pair_kernel, grid_of(divide_up(s.rows, threads / kWarp)), threads, 0,
-               stream, p.offsets, s.rows, row_of_pair);
     }
 };
 

@@ -25,10 +25,10 @@ constexpr int kBlockPairs = kBlockRounds * kBlockWarps * kWarpPairs;
 
 /// Numbers of weight and bias that a block keeps in shared memory, of which its warps take `bytes`:
 /// all, or none if they are too many.
-template <class T> int staged_size(const PairEmbeddingShape &s, int bytes) {
+template <class T> int staged_size(const PairEmbeddingShape &s, int64_t bytes) {
     const int64_t size = int64_t(s.width) * (s.num_features + 1);
-    const int room =
-        kSharedBytes / 4 < kSharedBytes - bytes ? kSharedBytes / 4 : kSharedBytes - bytes;
+    const int64_t left = kSharedBytes - bytes,
+                  room = left < kSharedBytes / 4 ? left : kSharedBytes / 4;
     return size * int64_t(sizeof(T)) <= room ? int(size) : 0;
 }
 
@@ -256,13 +256,11 @@ template <class T, class E>
 void pair_embedding_backward(const PairEmbeddingBackward<T, E> &p, void *scratch, void *handle) {
     const char *op = "pair_embedding_backward";
     const auto stream = static_cast<cudaStream_t>(handle);
-    const int bytes = pair_embedding_room(p.shape) * int(sizeof(T));
+    const int64_t bytes = pair_embedding_room(p.shape) * int64_t(sizeof(T));
     const int stage = staged_size<T>(p.shape, bytes);
-    const int most = (kSharedBytes - stage * int(sizeof(T))) / bytes;
-    const int warps = most < kBlockWarps ? most : kBlockWarps;
-    if (warps == 0)
-        throw std::runtime_error(
-            "pair_embedding_backward: its width does not fit into shared memory");
+    const int warps = warps_in_shared(op, bytes, stage * int64_t(sizeof(T)), kBlockWarps,
+                                      std::to_string(p.shape.width) + " outputs x " +
+                                          std::to_string(p.shape.num_features) + " pair features");
     const int64_t blocks = divide_up(p.shape.pairs, kBlockPairs);
     T *partials = static_cast<T *>(scratch);
     LAUNCH(op, (pair_embedding_backward_kernel<T, E>), grid_of(blocks), warps * kWarp,
