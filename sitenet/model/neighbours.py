@@ -163,7 +163,9 @@ class TrainingIndex:
 
     def of_volume(self, crystal: Crystal) -> list[int]:
         """The training crystals of the same composition and volume, the nearest in volume first."""
-        composition = _lower_bits(composition_hash(crystal), self.compositions.dtype)
+        kind = self.compositions.dtype
+        # Of another type, searchsorted would copy the array.
+        composition = _lower_bits(composition_hash(crystal), kind)[()]
         ends = (
             np.searchsorted(self.compositions, composition, side, sorter=self._order)
             for side in ("left", "right")
