@@ -79,7 +79,7 @@ def learned_from(
     scaled: list[tuple[int, int]] = []
     for k, (crystal, encoding) in enumerate(zip(crystals, encodings, strict=True)):
         candidates = index.of_volume(crystal)
-        equal = [c for c in candidates if index.is_encoding_of(c, encoding)]
+        equal = index.of_encoding(candidates, encoding)
         if len(equal) != 1 or not index.has_volume_of(equal[0], crystal):
             candidates = index.of_symmetry(candidates, crystal)  # takes longer than all the rest
             equal = [c for c in equal if c in candidates]

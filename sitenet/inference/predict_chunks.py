@@ -33,29 +33,46 @@ from sitenet.inference.table import (
     structure_warnings,
 )
 from sitenet.model.ensemble import Model
-from sitenet.pairs.columns import Columns
+from sitenet.pairs.columns import Columns, joined, separated
 from sitenet.pairs.maker import PairMaker
 from sitenet.pairs.store import PairStore
 from sitenet.system.files import cell_text, fingerprint, write_csv
 from sitenet.system.workers import in_order
 
-CHUNK = 32  # crystals that a process takes at a time
+CHUNK = 64  # crystals that a process takes at a time
 SENT_PAIRS = 100_000  # of a crystal that may have more, a worker sends the crystal instead
 PROBABILITY = "probability"  # column with the probability of meeting a condition
-FORMAT = 3  # of ``Chunk.plain``
+FORMAT = 4  # of the chunks in a log
 
 NumberedRecords = tuple[int, list[Record]]
 
 
 class _Ready(NamedTuple):
     """What a worker made of a record: pairs, the crystal if it is large or to be drawn from, or a
-    failure; and the crystal."""
+    failure; and the crystal if the model compares it with those of its training."""
 
     record: Record
     content: Columns | Crystal | LeftOut
     formula: str
     warnings: str
     crystal: Crystal | None
+
+
+class _Packed(list[_Ready]):
+    """What a worker made of a chunk; sent with the pairs of all crystals in one, as fewer arrays
+    are pickled faster."""
+
+    def __reduce__(self) -> Any:
+        columns = [one.content for one in self if isinstance(one.content, dict)]
+        rest = [one._replace(content={}) if isinstance(one.content, dict) else one for one in self]
+        return _unpacked, (rest, joined(columns))
+
+
+def _unpacked(rest: list[_Ready], columns: Columns) -> list[_Ready]:
+    parts = iter(separated(columns))
+    return [
+        one._replace(content=next(parts)) if isinstance(one.content, dict) else one for one in rest
+    ]
 
 
 class Chunk(NamedTuple):
@@ -94,12 +111,15 @@ class Chunk(NamedTuple):
 class _Worker:
     """Read a numbered chunk of records and find their pairs; picklable."""
 
-    def __init__(self, how: Preparation, make: PairMaker, sampled: bool) -> None:
+    def __init__(
+        self, how: Preparation, make: PairMaker, sampled: bool, send_crystals: bool
+    ) -> None:
         self.how, self.make, self.sampled = how, make, sampled
+        self.send_crystals = send_crystals
 
     def __call__(self, chunks: list[NumberedRecords]) -> tuple[int, int, list[_Ready]]:
         ((number, records),) = chunks
-        ready = []
+        ready = _Packed()
         for record, content in read_records(records, self.how):
             crystal = content if isinstance(content, Crystal) else None
             formula = warnings = ""
@@ -108,7 +128,8 @@ class _Worker:
                 is_open = self.sampled and content.occupancy is not None
                 if not is_open and most_pairs(content, self.make.options) <= SENT_PAIRS:
                     content = _attempt(self.make, record, content)
-            ready.append(_Ready(record, content, formula, warnings, crystal))
+            sent = crystal if self.send_crystals else None
+            ready.append(_Ready(record, content, formula, warnings, sent))
         return number, len(records), ready
 
 
@@ -166,7 +187,9 @@ class Predictor:
         self, records: Iterator[tuple[int, list[Record]]], workers: int
     ) -> Generator[Chunk, None, None]:
         """Yield the results of numbered chunks of records, in order."""
-        worker = _Worker(self.how, self.make, self.sampling is not None)
+        calibration = self.model.calibration
+        has_index = calibration is not None and calibration.index is not None
+        worker = _Worker(self.how, self.make, self.sampling is not None, has_index)
         for result in in_order(worker, records, workers, chunk=1):
             yield self._chunk(*result)
 

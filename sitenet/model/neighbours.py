@@ -163,7 +163,9 @@ class TrainingIndex:
 
     def of_volume(self, crystal: Crystal) -> list[int]:
         """The training crystals of the same composition and volume, the nearest in volume first."""
-        composition = _lower_bits(composition_hash(crystal), self.compositions.dtype)
+        kind = self.compositions.dtype
+        # Of another type, searchsorted would copy the array.
+        composition = _lower_bits(composition_hash(crystal), kind)[()]
         ends = (
             np.searchsorted(self.compositions, composition, side, sorter=self._order)
             for side in ("left", "right")
@@ -189,9 +191,16 @@ class TrainingIndex:
 
     def is_encoding_of(self, candidate: int, encoding: np.ndarray) -> bool:
         """Whether an encoding is that of a training crystal, as far as its code can tell."""
+        return bool(self.of_encoding([candidate], encoding))
+
+    def of_encoding(self, candidates: list[int], encoding: np.ndarray) -> list[int]:
+        """Those of some training crystals that have an encoding, as far as their codes can tell."""
+        if not candidates:
+            return []
         point = (encoding - self.mean) @ self.axes
-        apart = np.linalg.norm(point - self.codes[candidate] * self.steps)
-        return bool(apart <= np.linalg.norm(self.steps) / 2 + SAME)
+        apart = np.linalg.norm(point - self.codes[candidates] * self.steps, axis=1)
+        near = apart <= np.linalg.norm(self.steps) / 2 + SAME
+        return [c for c, is_near in zip(candidates, near.tolist(), strict=True) if is_near]
 
     def volume(self, candidate: int) -> float:
         """The volume of a training crystal, in cubic angstrom per atom."""

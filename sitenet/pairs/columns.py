@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
@@ -66,3 +68,34 @@ def columns_of(pairs: Pairs) -> Columns:
 def dtype_of(name: str) -> type:
     """The dtype of a column."""
     return np.float32 if name in OPTIONAL_COLUMNS else COLUMNS[name][1]
+
+
+def joined(parts: Sequence[Columns]) -> Columns:
+    """Join the columns of crystals; of none, they are empty."""
+    names = parts[0] if parts else COLUMNS
+    return {
+        name: np.concatenate([p[name] for p in parts]) if parts else np.empty(0, dtype_of(name))
+        for name in names
+    }
+
+
+def separated(columns: Columns) -> list[Columns]:
+    """Take joined columns apart, crystal by crystal; the arrays are views."""
+    row = _begins(columns["num_rows"])
+    pair = _begins(columns["num_pairs"])[row]
+    ends = {"row": row, "pair": pair, "species": _begins(columns["num_mixed"])}
+    ends["crystal"] = np.arange(len(row))
+    of = {name: kind for name, (kind, _) in COLUMNS.items()} | {"sine_distance": "pair"}
+    if "vectors" in columns:
+        ends["vectors"] = 3 * _begins(columns["multiplicity"])[pair]
+        of["vectors"] = "vectors"
+    parts: list[Columns] = [{} for _ in columns["num_rows"]]
+    for name, values in columns.items():
+        end = ends[of[name]].tolist()
+        for k, part in enumerate(parts):
+            part[name] = values[end[k] : end[k + 1]]
+    return parts
+
+
+def _begins(lengths: np.ndarray) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sitenet.ops.rows import row_of_pair
-from sitenet.pairs.columns import COLUMNS, Columns, dtype_of
+from sitenet.pairs.columns import COLUMNS, Columns, dtype_of, joined
 from sitenet.pairs.pairs import Pairs
 
 FORMAT = 2
@@ -292,13 +292,7 @@ class PairStore:
     @classmethod
     def of(cls, parts: Sequence[Columns]) -> PairStore:
         """Join the columns of single crystals (``columns_of``) into a store."""
-        names = parts[0] if parts else COLUMNS
-        return cls(
-            {
-                k: np.concatenate([p[k] for p in parts]) if parts else np.empty(0, dtype_of(k))
-                for k in names
-            }
-        )
+        return cls(joined(parts))
 
     @classmethod
     def open(cls, folder: str | Path, key: str) -> PairStore:

@@ -14,7 +14,7 @@ from toy_crystals import SMALL, toy_crystals
 from sitenet.config import InteractionFeature
 from sitenet.crystal.crystal import Crystal
 from sitenet.model.sitenet import SiteNet
-from sitenet.pairs.columns import columns_of
+from sitenet.pairs.columns import columns_of, joined, separated
 from sitenet.pairs.finder import find_pairs
 from sitenet.pairs.maker import PairMaker, pair_options
 from sitenet.pairs.pairs import Pairs
@@ -161,6 +161,18 @@ def test_a_maker_finds_the_pairs_of_find_pairs(merge, channels):
         for name, values in expected.items():
             assert columns[name].dtype == values.dtype, name
             assert np.array_equal(columns[name], values), name
+
+
+@pytest.mark.parametrize("name", [*OPTIONS, "vectors"])
+def test_joined_columns_come_apart_again(name):
+    options = OPTIONS.get(name, OPTIONS["sphere"] | {"vectors": True})
+    parts = [columns_of(p) for p in store_of(options)[0]]
+    again = separated(joined(parts))
+    assert len(again) == len(parts)
+    for got, expected in zip(again, parts, strict=True):
+        assert list(got) == list(expected)
+        assert all(np.array_equal(got[column], expected[column]) for column in expected)
+    assert separated(joined([])) == []
 
 
 # ---------------------------------------------------------------------------------------------
