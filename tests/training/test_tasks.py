@@ -1,6 +1,8 @@
 """The bench that trains and tests the models of all properties that ship."""
 
+import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -50,7 +52,7 @@ def runs(tmp_path_factory):
             "energy",
             "energy_eV",
             "eV",
-            without={"columns": ["other_fold"], "formulas": ["modulus"]},
+            without=("other_fold",),
             settings=SETTINGS,
         ),
         "modulus": Task(
@@ -88,9 +90,7 @@ def parts(dataset):
 
 def test_the_tested_model_learns_from_no_crystal_that_it_must_not_know(runs):
     rows = parquet.read_table(runs.data / "energies.parquet").to_pylist()
-    moduli = parquet.read_table(runs.data / "moduli.parquet").to_pylist()
-    tested = {r["reduced_formula"] for r in moduli if r["matbench_fold"] == 1}
-    forbidden = {r["id"] for r in rows if r["other_fold"] == 1 or r["reduced_formula"] in tested}
+    forbidden = {r["id"] for r in rows if r["other_fold"] == 1}
     own = {r["id"] for r in rows if r["matbench_fold"] == 1}
     split = parts(runs.dataset(runs.tasks["energy"], shipped=False))
     assert split["test"] == own
@@ -125,6 +125,59 @@ def test_the_start_is_chosen_on_validation_and_used_for_both_models(runs):
     rival = runs.result("modulus", "rival")
     assert rival["start"] == "energy" and rival["test"]["crystals"] == 20
     assert runs.result("energy", "rival") == {}
+
+
+def test_the_error_on_formulas_new_to_the_starts_stands_beside_that_on_all(runs, tmp_path):
+    learned = parts(runs.dataset(runs.tasks["energy"], shipped=False))
+    table = parquet.read_table(runs.data / "energies.parquet").to_pylist()
+    known = {r["reduced_formula"] for r in table if r["id"] in learned["train"] | learned["valid"]}
+    assert runs.formulas("energy") == known and runs.formulas("random") == set()
+    result = runs.result("energy", "tested")
+    assert result["chain"] == []
+    want = result["scores"]["test"]["energy_eV"]
+    assert result["unknown"]["mae"] == pytest.approx(want["mae"], rel=1e-5)  # decimals of the file
+    assert result["unknown"]["coverage"] == pytest.approx(want["coverage"])
+    task = runs.tasks["modulus"]
+    tested = parts(runs.dataset(task, shipped=False))["test"]
+    new = {r["id"] for r in table if r["reduced_formula"] not in known} & tested
+    assert 0 < len(new) < len(tested)
+    path = runs.folder / "modulus" / "tested" / "energy" / "predictions.csv"
+    with path.open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["id"] in new]
+    pairs = [[float(r[f"modulus_GPa{x}"]) for x in ("", "_predicted")] for r in rows]
+    scores = runs._unknown(task, "energy")
+    assert scores["crystals"] == len(new) == len(rows)
+    error = np.mean([abs(np.log10(y / x)) for x, y in pairs])
+    assert scores["mae_log10"] == pytest.approx(error)
+    with_start = Runs(runs.folder, runs.data, runs.tasks)
+    assert with_start.chain("energy") == ["energy"]
+
+
+def test_a_model_file_can_be_the_tested_start_of_a_property(runs, tmp_path):
+    file = runs.folder / "energy" / "shipped" / "model.safetensors"
+    whole = parquet.read_table(runs.data / "energies.parquet", columns=["id", "reduced_formula"])
+    some = whole.slice(0, 30)
+    parquet.write_table(some, tmp_path / "formulas.parquet")
+    parquet.write_table(some.select(["id"]), tmp_path / "ids.parquet")
+    for name in ("formulas", "ids"):
+        tables = {"energy": tmp_path / f"{name}.parquet"}
+        given = Runs(
+            tmp_path / name, runs.data, runs.tasks, "cpu", None, None, {"energy": file}, tables
+        )
+        assert given.formulas("energy") == set(some["reduced_formula"].to_pylist())
+        assert given.chain("energy") == ["energy"]
+    start = given._start("energy", "tested")
+    assert start.calibration.index is not None  # of the file, as no run is in this folder
+    task = replace(runs.tasks["modulus"], starts=("energy",))
+    given.tasks = {**runs.tasks, "modulus": task}
+    given.work(["modulus"], ["tested"])
+    result = given.result("modulus", "tested")
+    assert result["start"] == "energy" and result["chain"] == ["energy"]
+    assert 0 < result["unknown"]["crystals"] < result["rows"]["test"]
+    other = pa.table({"id": ["c0", "elsewhere"]})
+    parquet.write_table(other, tmp_path / "ids.parquet")
+    with pytest.raises(ValueError, match=r"energies\.parquet, which lacks elsewhere"):
+        given.formulas("energy")
 
 
 def test_finished_steps_are_not_done_again(runs, monkeypatch):
@@ -167,6 +220,17 @@ def test_a_shipped_file_says_how_it_was_tested(runs, tmp_path, monkeypatch):
         bench.ship(runs, ["energy-of-none"])
 
 
+def test_a_model_without_what_training_leaves_is_not_shipped(runs, tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "weights_folder", lambda: tmp_path)
+    folder = tmp_path / "metal" / "shipped"
+    folder.mkdir(parents=True)
+    model = sitenet.load(runs.folder / "metal" / "tested" / "random")
+    model.calibration.index = None
+    model.save(folder / "model.safetensors")
+    with pytest.raises(ValueError, match="or no index"):
+        bench.ship(Runs(tmp_path, tmp_path, runs.tasks), ["metal"])
+
+
 def test_ridge_is_the_least_squares_solution_with_a_penalty():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(50, 4)) * [1, 10, 0.1, 0] + [5, 0, 0, 3]  # the last one is constant
@@ -195,7 +259,6 @@ def test_the_listed_tasks_are_sound(tmp_path):
     for task in tasks.values():
         assert not task.matbench or task.matbench in set(TASKS) & set(ANCHORS)
         assert task.settings["bits"] == 10
-        assert set(task.without.get("formulas", ())) <= set(tasks)
         sitenet.load_config(task.settings["config"]).replace(
             **{k: v for k, v in task.settings.items() if k not in ("config", "bits")}
         )
@@ -213,6 +276,9 @@ def test_the_command_refuses_an_unknown_property(tmp_path, capsys):
         bench.main(["run", str(tmp_path), "--data", str(tmp_path), "--only", "mp-gapp"])
     assert stop.value.code == 2
     assert "no property mp-gapp; there is mp-eform" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        bench.main(["run", str(tmp_path), "--data", str(tmp_path), "--start", "mp-eform=x"])
+    assert "mp-eform needs both --start and --start-table" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
