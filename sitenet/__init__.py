@@ -41,6 +41,7 @@ _MODULE_OF = {
     "predict_files": "inference.predict_files",
     "predict_table": "inference.prediction_table",
     "PredictionTable": "inference.prediction_table",
+    "JoinedTable": "inference.prediction_table",
     "predict_arrangements": "inference.arrangements",
     "what_changes": "inference.changes",
     "Changes": "inference.changes",
@@ -110,6 +111,7 @@ if TYPE_CHECKING:
     from sitenet.inference.explanation import Explanation as Explanation
     from sitenet.inference.predict import predict as predict
     from sitenet.inference.predict_files import predict_files as predict_files
+    from sitenet.inference.prediction_table import JoinedTable as JoinedTable
     from sitenet.inference.prediction_table import PredictionTable as PredictionTable
     from sitenet.inference.prediction_table import predict_table as predict_table
     from sitenet.inference.screen import Screening as Screening

@@ -122,6 +122,14 @@ Model = Annotated[
         "--model", help="Model file, run folder of sitenet train, or name of shipped weights."
     ),
 ]
+Models = Annotated[
+    list[str],
+    typer.Option(
+        "--model",
+        help="Model file, run folder of sitenet train, or name of shipped weights; repeat for "
+        "several in one table, or name all for all weights that ship.",
+    ),
+]
 Coverage = Annotated[
     float,
     typer.Option(
