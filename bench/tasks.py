@@ -289,7 +289,13 @@ class Runs:
             result.scores["test"][task.target] |= scores
         epochs = [entry["epoch"] for entry in result.history]
         seconds = round(time.monotonic() - begin)
-        return {"scores": result.scores, "epochs": max(epochs), "seconds": seconds}
+        calibrated = {name: vars(one) for name, one in result.probabilities.items()}
+        return {
+            "scores": result.scores,
+            "probabilities": calibrated,
+            "epochs": max(epochs),
+            "seconds": seconds,
+        }
 
     def _settings(self, task: Task) -> dict[str, Any]:
         return {**task.settings, **self.changes}

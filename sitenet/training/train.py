@@ -38,6 +38,7 @@ from sitenet.system.progress import Reporter
 from sitenet.system.workers import default_workers
 from sitenet.training.data import TrainingData
 from sitenet.training.plan import Member, Start, make_plan, refuse_other_layout
+from sitenet.training.platt import Platt, calibrate_probabilities
 from sitenet.training.state import write_config
 from sitenet.training.targets import (
     negative_targets,
@@ -46,7 +47,7 @@ from sitenet.training.targets import (
     targets_of,
 )
 from sitenet.training.trainer import MODEL, AfterEpoch, Trainer
-from sitenet.training.validation import outputs
+from sitenet.training.validation import outputs, properties
 
 SAMPLE = 5000  # training crystals that calibrate the distance to the training set
 
@@ -66,6 +67,7 @@ class Result:
         scores: Split -> target -> error measures (``sitenet.inference.metrics``) of the best model.
         left_out: Structures that could not be used.
         folder: Run folder, or None.
+        probabilities: How the probabilities of each class were calibrated.
     """
 
     model: Model
@@ -73,6 +75,7 @@ class Result:
     scores: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
     left_out: list[LeftOut] = field(default_factory=list)
     folder: Path | None = None
+    probabilities: dict[str, Platt] = field(default_factory=dict)
 
 
 def train(
@@ -364,9 +367,9 @@ def _finish(
     and its predictions."""
     parts = trainers[0].data.parts
     best, history = _combined(trainers)
-    if bits is not None:
-        best.load_state_dict(unpack(pack(best.state_dict(), bits)))
-    y, encodings = _calibrate(best, trainers[0].data)
+    y, encodings, probabilities = _calibrate(best, trainers[0].data, bits)
+    for name, one in probabilities.items():
+        reporter.say(one.described(name))
     if best.calibration is not None and len(parts.train):
         best.calibration.index = _index(best, dataset, trainers[0].data)
     evaluated = {"valid": parts.valid, "test": parts.test}
@@ -381,6 +384,8 @@ def _finish(
             "crystals": {k: len(v) for k, v in vars(parts).items()},
             "scores": scores,
         }
+        if probabilities:
+            facts["probabilities"] = {name: vars(one) for name, one in probabilities.items()}
         if len(trainers) > 1:
             write_config(folder, config)
         best.save(folder / MODEL, facts, bits)
@@ -388,7 +393,7 @@ def _finish(
         predictions.plot(folder, history if len(trainers) == 1 else [], reporter)
     for line in no_better_than_a_constant(scores, config.training, len(parts.train)):
         reporter.say(line)
-    return Result(best, history, scores, dataset.left_out, folder)
+    return Result(best, history, scores, dataset.left_out, folder, probabilities)
 
 
 def _combined(trainers: Sequence[Trainer]) -> tuple[Model, list[dict[str, Any]]]:
@@ -403,10 +408,17 @@ def _combined(trainers: Sequence[Trainer]) -> tuple[Model, list[dict[str, Any]]]
     return Ensemble([each.best for each in trainers]).eval(), history
 
 
-def _calibrate(model: Model, data: TrainingData) -> tuple[np.ndarray, np.ndarray]:
-    """Calibrate a model; returns its properties and encodings of the validation and then the test
-    crystals."""
+def _calibrate(
+    model: Model, data: TrainingData, bits: int | None
+) -> tuple[np.ndarray, np.ndarray, dict[str, Platt]]:
+    """Round a model to so many bits and calibrate it.
+
+    Returns:
+        Properties and encodings of the validation and then the test crystals, and how the
+        probabilities of classes were calibrated.
+    """
     parts = data.parts
+    _round(model, bits)
     sample = parts.train
     if len(sample) > SAMPLE:
         sample = np.random.default_rng(0).choice(sample, SAMPLE, replace=False)
@@ -414,6 +426,10 @@ def _calibrate(model: Model, data: TrainingData) -> tuple[np.ndarray, np.ndarray
     evaluated = np.concatenate([parts.valid, parts.test]).astype(int)
     y, encodings = outputs(model, data.store, evaluated)
     count = len(parts.valid)
+    probabilities = calibrate_probabilities(model, encodings[:count], data.targets[parts.valid])
+    if probabilities:
+        _round(model, bits)
+        y = properties(model, encodings)
     model.calibration = calibrate(
         data.targets[parts.valid],
         learned_values(model.targets, y[:count]),
@@ -425,7 +441,12 @@ def _calibrate(model: Model, data: TrainingData) -> tuple[np.ndarray, np.ndarray
     )
     if count:
         model.calibration.errors = errors_of(model, encodings[:count], data.targets[parts.valid])
-    return y, encodings
+    return y, encodings, probabilities
+
+
+def _round(model: Model, bits: int | None) -> None:
+    if bits is not None:
+        model.load_state_dict(unpack(pack(model.state_dict(), bits)))
 
 
 def _index(model: Model, dataset: Dataset, data: TrainingData) -> TrainingIndex:
