@@ -34,7 +34,6 @@ import pyarrow.compute as compute
 import pyarrow.parquet as parquet
 import yaml
 from rich.console import Console
-from ridge import ridge_scores
 from tasks_list import RANDOM, Task, read_tasks
 from tasks_scores import Tested
 from tasks_table import write_table
@@ -50,6 +49,7 @@ from sitenet.pairs.cache import pairs_of_dataset
 from sitenet.system.files import fingerprint, new_file, write_text
 from sitenet.system.model_files import weights_folder
 from sitenet.system.progress import Reporter
+from sitenet.training.ridge import ridge_scores
 from sitenet.training.train import train
 from sitenet.training.validation import outputs
 

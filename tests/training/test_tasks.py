@@ -10,7 +10,6 @@ import pyarrow.parquet as parquet
 import pytest
 import tasks as bench
 import yaml
-from ridge import ridge, ridge_scores
 from tasks import Runs, Task, read_tasks
 from tasks_table import write_table
 from toy_crystals import cif_of, toy_crystals, toy_targets
@@ -21,6 +20,7 @@ from sitenet.model.checkpoint import read_metadata
 from sitenet.system.model_files import shipped_weights
 from sitenet.training.leaderboard import ANCHORS
 from sitenet.training.matbench import TASKS
+from sitenet.training.ridge import ridge, ridge_scores
 
 SETTINGS = {"config": FAST, "bits": 10, "valid": 0.1, "group": "none", "epochs": 2}
 
