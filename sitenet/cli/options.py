@@ -107,7 +107,8 @@ Start = Annotated[
     typer.Option(
         "--start",
         metavar="MODEL",
-        help="Fine-tune this model file or shipped model; repeat to fine-tune an ensemble.",
+        help="Fine-tune this model file or shipped model; repeat to fine-tune an ensemble, or name "
+        "auto to choose among the weights that ship by the validation crystals.",
     ),
 ]
 Freeze = Annotated[

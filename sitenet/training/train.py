@@ -32,6 +32,7 @@ from sitenet.system.progress import Reporter
 from sitenet.training.data import TrainingData
 from sitenet.training.finish import Result, finish
 from sitenet.training.plan import Member, Start, make_plan, refuse_other_layout
+from sitenet.training.start import Choice, any_start, choose_start, is_auto
 from sitenet.training.state import write_config
 from sitenet.training.targets import (
     negative_targets,
@@ -93,7 +94,8 @@ def train(
         fold: Value of the split column whose crystals are the test set.
         split_column: Column of the source that names the split or fold.
         start: Model to fine-tune: a SiteNet or Ensemble, a file or a shipped name. Every member of
-            an ensemble is fine-tuned. Several models become the members of one ensemble.
+            an ensemble is fine-tuned. Several models become the members of one ensemble. "auto"
+            chooses among the weights that ship (``sitenet.training.start``) and says which.
         member: Number of the only member to train, from 1, so that each can have a process of its
             own. The same call without it then combines them.
         freeze: Train only the layers after pooling and the decoder.
@@ -125,11 +127,16 @@ def train(
         check_bits(bits)
     inputs = {"primitive": primitive, "disorder": disorder}
     changes |= {name: value for name, value in inputs.items() if value is not None}
+    undecided = False
+    if is_auto(start):
+        earlier = Choice.read(None if out is None else Path(out))
+        undecided = earlier is None
+        start = any_start() if earlier is None else earlier.start
     plan = make_plan(config, start, changes, freeze, member)
     if member is not None and out is None:
         raise ValueError("a member alone needs a run folder, from which the ensemble takes it")
     folder = None if out is None else writable_folder(out)
-    if folder is not None:
+    if folder is not None and not undecided:
         refuse_other_layout(folder, plan.config)
     with process_group(device):
         reporter = Reporter() if reporter is None or not is_first() else reporter
@@ -145,6 +152,13 @@ def train(
         )
         plan = plan.for_dataset(dataset, reporter)
         dataset = _at_most(dataset, plan.config.training)
+        if undecided:
+            parts = _split(dataset, plan.config.training, fold, refit)
+            choice = _choose_start(dataset, parts, classes, log, reporter)
+            plan = make_plan(config, choice.start, vars(plan.preparation) | changes, freeze, member)
+            if folder is not None:
+                refuse_other_layout(folder, plan.config)
+                choice.write(folder)
         dataset, store = _find_pairs(dataset, plan.config, workers, reporter)
         parts = _split(dataset, plan.config.training, fold, refit)
         plan = plan.for_size(len(parts.train), folder, reporter)
@@ -228,6 +242,22 @@ def _report_data(
             f"{len(dataset.left_out)} structures left out ({counts_by_kind(dataset.left_out)})"
             f"{where}; the first: {first.where}: {first.reason}"
         )
+
+
+def _choose_start(
+    dataset: Dataset,
+    parts: Split,
+    classes: Sequence[str],
+    log: Sequence[str],
+    reporter: Reporter,
+) -> Choice:
+    """Choose a model to start from, in one process."""
+    if world() > 1:
+        raise ValueError(
+            "start auto is for one process: run the command without torchrun until it says which "
+            "start it chose, and name that one"
+        )
+    return choose_start(dataset, parts, classes, log, reporter)
 
 
 # ---------------------------------------------------------------------------------------------
