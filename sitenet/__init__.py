@@ -61,6 +61,7 @@ _MODULE_OF = {
     "tune": "training.tune",
     "crossval": "training.crossval",
     "matbench": "training.matbench",
+    "matbench_tasks": "training.matbench_tasks",
     "plot_attention": "report.plots",
     "crystal_report": "report.crystal_page",
     "run_report": "report.run_page",
@@ -138,6 +139,7 @@ if TYPE_CHECKING:
     from sitenet.system.environment import info as info
     from sitenet.training.crossval import crossval as crossval
     from sitenet.training.matbench import matbench as matbench
+    from sitenet.training.matbench_tasks import matbench_tasks as matbench_tasks
     from sitenet.training.train import train as train
     from sitenet.training.tune import tune as tune
 
