@@ -4,6 +4,7 @@
         [--start NAME=FILE --start-table NAME=PARQUET] ...
     python bench/tasks.py table RUNS
     python bench/tasks.py ship RUNS NAME ...
+    python bench/tasks.py card RUNS NAME ...
 
 ``run`` works through the properties in order, those that others start from first. *Tested* models
 learn from all folds at hand but one, less a few percent for validation: one per start, of which the
@@ -11,7 +12,8 @@ validation crystals choose. The *rival* is a ridge regression on the encodings o
 models learn from all folds, from the shipped model of the start that was chosen. What is finished
 is not done again, and an interrupted run goes on where it was. ``--start`` names a model file to
 use as the tested start of a property, and ``--start-table`` the rows it learned from. ``table``
-writes ``results/tasks.md``, and ``ship`` puts shipped models into ``sitenet/weights``.
+writes ``results/tasks.md``, ``ship`` puts shipped models into ``sitenet/weights``, and ``card``
+writes their cards, ``docs/models/NAME.md``.
 
 RUNS/NAME holds the dataset with its pairs, a run folder per start in ``tested`` (as sitenet train
 leaves it), one in ``shipped``, and ``tested.json``, ``rival.json`` and ``shipped.json``.
@@ -34,6 +36,7 @@ import pyarrow.compute as compute
 import pyarrow.parquet as parquet
 import yaml
 from rich.console import Console
+from tasks_card import write_card
 from tasks_list import RANDOM, Task, read_tasks
 from tasks_scores import Tested
 from tasks_table import write_table
@@ -199,6 +202,11 @@ class Runs:
             return [start]
         return [start, *self.chain(self.result(start, "tested")["start"])]
 
+    def _tables_of(self, chain: Sequence[str]) -> dict[str, list[Any]]:
+        """Name and rows of the tables that the model files in a chain of starts learned from."""
+        own = {name: self.start_tables[name] for name in chain if name in self.starts}
+        return {k: [path.name, parquet.read_metadata(path).num_rows] for k, path in own.items()}
+
     def _source(self, name: str) -> Path:
         return self.folder / name / "source.parquet"
 
@@ -218,6 +226,7 @@ class Runs:
         return {
             "start": chosen,
             "chain": self.chain(chosen),
+            "start_tables": self._tables_of(self.chain(chosen)),
             "valid_errors": errors,
             "rows": rows,
             **results[chosen],
@@ -356,9 +365,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     table = commands.add_parser("table", help="write the table of results")
     table.add_argument("runs", type=Path)
     table.add_argument("--out", type=Path, default=HERE / "results" / "tasks.md")
-    shipping = commands.add_parser("ship", help="put models into sitenet/weights")
-    shipping.add_argument("runs", type=Path)
-    shipping.add_argument("names", nargs="+", metavar="NAME")
+    for name, text in (
+        ("ship", "put models into sitenet/weights"),
+        ("card", "write the cards of models that ship"),
+    ):
+        command = commands.add_parser(name, help=text)
+        command.add_argument("runs", type=Path)
+        command.add_argument("names", nargs="+", metavar="NAME")
     chosen = parser.parse_args(arguments)
     if unknown := set(getattr(chosen, "names", ())) - set(tasks):
         parser.error(f"no property {min(unknown)}; there is {', '.join(tasks)}")
@@ -385,8 +398,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         runs.work(chosen.names, chosen.steps)
     elif chosen.command == "table":
         write_table(chosen.runs, tasks, chosen.out)
-    else:
+    elif chosen.command == "ship":
         ship(Runs(chosen.runs, Path(), tasks), chosen.names)
+    else:
+        for name in chosen.names:
+            print(write_card(Runs(chosen.runs, Path(), tasks), name))
 
 
 def _named(parser: argparse.ArgumentParser, pairs: Sequence[str]) -> dict[str, str]:

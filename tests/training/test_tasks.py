@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 import tasks as bench
+import tasks_card
 import yaml
 from tasks import Runs, Task, read_tasks
 from tasks_table import write_table
@@ -17,6 +18,7 @@ from trainers import FAST
 
 import sitenet
 from sitenet.model.checkpoint import read_metadata
+from sitenet.system import model_files
 from sitenet.system.model_files import shipped_weights
 from sitenet.training.leaderboard import ANCHORS
 from sitenet.training.matbench import TASKS
@@ -125,6 +127,7 @@ def test_the_start_is_chosen_on_validation_and_used_for_both_models(runs):
     rival = runs.result("modulus", "rival")
     assert rival["start"] == "energy" and rival["test"]["crystals"] == 20
     assert runs.result("energy", "rival") == {}
+    assert result["start_tables"] == {}
 
 
 def test_the_error_on_formulas_new_to_the_starts_stands_beside_that_on_all(runs, tmp_path):
@@ -172,6 +175,7 @@ def test_a_model_file_can_be_the_tested_start_of_a_property(runs, tmp_path):
     given.tasks = {**runs.tasks, "modulus": task}
     given.work(["modulus"], ["tested"])
     result = given.result("modulus", "tested")
+    assert result["start_tables"] == {"energy": ["ids.parquet", 30]}
     assert result["start"] == "energy" and result["chain"] == ["energy"]
     assert 0 < result["unknown"]["crystals"] < result["rows"]["test"]
     other = pa.table({"id": ["c0", "elsewhere"]})
@@ -218,6 +222,98 @@ def test_a_shipped_file_says_how_it_was_tested(runs, tmp_path, monkeypatch):
     np.testing.assert_allclose(sitenet.load(path).predict(crystals), want, rtol=1e-6)
     with pytest.raises(FileNotFoundError):
         bench.ship(runs, ["energy-of-none"])
+
+
+FACTS = {
+    "property": "a modulus",
+    "tags": ["elasticity"],
+    "licence": "none",
+    "data": "Random crystals.",
+    "not_for": ["Anything."],
+}
+
+
+def shipped_card(runs, name, folder, monkeypatch):
+    """The card of a property, shipped into a folder."""
+    monkeypatch.setattr(bench, "weights_folder", lambda: folder)
+    monkeypatch.setattr(model_files, "weights_folder", lambda: folder)
+    (folder / "task_cards.yaml").write_text(yaml.safe_dump({name: FACTS}))
+    (folder / "task_card.md").write_text((tasks_card.HERE / "task_card.md").read_text())
+    monkeypatch.setattr(tasks_card, "HERE", folder)
+    bench.ship(runs, [name])
+    return tasks_card.write_card(runs, name, folder / "docs").read_text()
+
+
+def test_a_card_gives_the_figures_of_the_runs(runs, tmp_path, monkeypatch):
+    page = shipped_card(runs, "modulus", tmp_path, monkeypatch)
+    tested, rival = (runs.result("modulus", step) for step in ("tested", "rival"))
+    scores = tested["scores"]["test"]["modulus_GPa"]
+    _, front, text = page.split("---\n", 2)
+    assert text.startswith("\n# modulus\n\nPredicts a modulus (GPa)") and "$" not in text
+    (entry,) = yaml.safe_load(front)["model-index"]
+    (result,) = entry["results"]
+    assert result["dataset"]["name"] == "matbench_log_kvrh v0.1, fold 1"
+    assert {m["type"] for m in result["metrics"]} == {"mae", "rmse", "r2"}
+    assert f"| **{scores['mae']:.3f} GPa**; predicting the mean everywhere: " in page
+    assert f"| error of the decimal logarithm | **{scores['mae_log10']:.4f}** |" in page
+    assert "| interval |" not in page and "coverage" not in scores  # too few crystals validate
+    assert (
+        f"| trained on | {tested['rows']['train']} crystals; {tested['rows']['valid']} valid"
+        in page
+    )
+    assert f"| modulus | {scores['mae_log10']:.4g} | fold 1 |" in page
+    assert f"| ridge on the encodings of energy | {rival['test']['mae']:.4g} | the same |" in page
+    assert "| coGN | 0.0547 | fold 1 |" in page and "| coNGN | 0.0491 | all five folds |" in page
+    # 10,987 rows in five folds, the first two of them with one more.
+    assert f"has 2,198 official rows, of which {2198 - 20:,} are missing here" in page
+    assert "- Anything.\n" in page and "--only energy modulus\n" in page
+    assert ("on formulas new to the starts" in page) == (tested["start"] == "energy")
+    for name, error in tested["valid_errors"].items():
+        assert f"{name} {error:.4g}" in page
+
+
+def test_a_card_of_a_class_and_one_of_a_start_of_ones_own(runs, tmp_path, monkeypatch):
+    runs.work(["metal"], ["rival", "shipped"])
+    page = shipped_card(runs, "metal", tmp_path, monkeypatch)
+    scores = runs.result("metal", "tested")["scores"]["test"]["is_metal"]
+    assert f"| area under the ROC curve | **{scores['roc_auc']:.3f}**, of labels " in page
+    assert "## Probabilities" in page and "Matbench has no such task." in page
+    assert "mean absolute error" not in page.partition("## Errors by similarity")[0]
+    task = runs.tasks["modulus"]
+    with_interval = dict(tasks_card._scores(runs.tasks["energy"], runs.result("energy", "tested")))
+    scores = runs.result("energy", "tested")["scores"]["test"]["energy_eV"]
+    assert f"which covers {scores['coverage']:.1%} of the test" in with_interval["interval"]
+    tested = {
+        **runs.result("modulus", "tested"),
+        "start": "energy",
+        "chain": ["energy"],
+        "start_tables": {"energy": ["own.parquet", 1234]},
+        "unknown": {"crystals": 7, "mae": 1.5, "mae_log10": 0.25, "coverage": 0.5},
+    }
+    rows = dict(tasks_card._scores(task, tested))
+    want = "7 test crystals: 1.500 GPa (0.2500 of the logarithm), intervals hold 50.0%"
+    assert rows["on formulas new to the starts"] == want
+    assert "apart, on the 1,234 rows of `own.parquet`" in tasks_card._protocol(task, tested, runs)
+    options = tasks_card._options(task, tested, runs)
+    assert options.endswith("--start energy=FILE --start-table energy=own.parquet")
+
+
+def test_no_card_is_on_weights_that_do_not_ship(runs, tmp_path, monkeypatch):
+    monkeypatch.setattr(model_files, "weights_folder", lambda: tmp_path)
+    with pytest.raises(ValueError, match="no weights modulus ship"):
+        tasks_card.write_card(runs, "modulus", tmp_path)
+    model = sitenet.load(runs.folder / "modulus" / "shipped")
+    model.save(tmp_path / "modulus.safetensors", {"tested": {"other": 1}})
+    with pytest.raises(ValueError, match="was not shipped from the runs"):
+        tasks_card.write_card(runs, "modulus", tmp_path)
+    assert not list(tmp_path.glob("*.md"))
+
+
+def test_there_are_facts_of_every_property():
+    facts = yaml.safe_load((tasks_card.HERE / "task_cards.yaml").read_text(encoding="utf-8"))
+    assert set(facts) == set(read_tasks())
+    for name, entry in facts.items():
+        assert set(entry) == set(FACTS), name
 
 
 def test_a_model_without_what_training_leaves_is_not_shipped(runs, tmp_path, monkeypatch):
