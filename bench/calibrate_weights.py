@@ -4,9 +4,9 @@
     python bench/calibrate_weights.py mp-eform mp2018_formation_energy.parquet --cache CACHE
 
 The table is the one that the model's card names, and its split is drawn again as in training. The
-present code computes again what the file keeps beside the weights: the errors on the validation
-crystals, the statistics and the index of the training crystals, and the validation scores in the
-metadata. A stopped run goes on where it was, from the files in CACHE.
+weights are kept in ten bits. The present code computes again what the file keeps beside them: the
+errors on the validation crystals, the statistics and the index of the training crystals, and the
+validation scores in the metadata. A stopped run goes on where it was, from the files in CACHE.
 
 ``--judge`` writes nothing: it leaves the crystals of the card's test out of the statistics and
 prints which share of them, and of ruined crystals, counts as like the training crystals.
@@ -35,10 +35,12 @@ from sitenet.model.calibration import Calibration, calibrate, errors_of, spread
 from sitenet.model.checkpoint import read_metadata, shipped_weights
 from sitenet.model.ensemble import Model
 from sitenet.model.neighbours import Fingerprints, TrainingIndex
+from sitenet.model.packing import pack, unpack
 from sitenet.model.surroundings import Surroundings
 from sitenet.pairs.maker import PairMaker
 from sitenet.pairs.store import PairStore
 
+BITS = 10  # per weight of the file
 ENCODED = 5000  # training crystals that are encoded, as in training
 RUINED = 1000  # crystals of each kind that are judged
 ENERGIES = "formation_energy_eV_per_atom", "megnet2018_e_form_eV_per_atom"
@@ -165,6 +167,7 @@ def main() -> None:
     options = parser.parse_args()
     model = sitenet.load(options.name)
     model.uses_oxidation = False  # no CIF of either table states any
+    model.load_state_dict(unpack(pack(model.state_dict(), BITS)))  # calibrate what is kept
     table, target, folds, how = TABLES[options.name](options.table)
     ids = table["id"].to_pylist()
     data = Dataset(ids, [], np.empty((len(ids), 0)), (), (), folds)
@@ -186,7 +189,7 @@ def main() -> None:
     each = {"valid": np.arange(count)}
     predictions = Predictions.of(model, data, each, of_valid.values, of_valid.encodings)
     facts["scores"]["valid"][target] |= predictions.scores()["valid"][target]
-    model.save(path, facts)
+    model.save(path, facts, BITS)
     print(f"{path}: {path.stat().st_size} bytes, {facts['scores']['valid'][target]}")
 
 

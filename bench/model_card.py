@@ -24,6 +24,7 @@ import judge_errors
 import numpy as np
 import yaml
 
+from sitenet.crystal.crystal import Crystal
 from sitenet.crystal.elements import SYMBOLS
 from sitenet.data.prepared import load_dataset
 from sitenet.inference.metrics import regression_scores
@@ -47,9 +48,7 @@ The column that ends in `_zero_probability` is the probability that the property
 On the {crystals} validation crystals ({zeros} are zero), each judged by a calibration on the other
 crystals, its ROC AUC is {auc} and its Brier score {brier} (`bench/judge_errors.py`).
 [Uncertainty](../uncertainty.md#metal-or-not) explains it.
-
-![Reliability diagram](../images/reliability-{name}.svg)
-
+{image}
 {table}
 """
 NO_OXIDATION = (
@@ -60,7 +59,8 @@ USED_OXIDATION = "Oxidation states in a file change the prediction."
 
 @dataclass
 class Predictions:
-    """Predictions of one target for the tested crystals; every array is (crystals,)."""
+    """Predictions of one target for the tested crystals; every array is (crystals,). ``covered`` is
+    NaN without an interval."""
 
     split: str
     ids: np.ndarray
@@ -78,16 +78,17 @@ class Predictions:
         rows = [row for row in rows if row["split"] == split and row[target]]
 
         def numbers(name: str) -> np.ndarray:
-            return np.array([float(row[name] or "nan") for row in rows])
+            return np.array([float(row.get(name) or "nan") for row in rows])
 
         truth = numbers(target)
         low, high = numbers(f"{target}_low"), numbers(f"{target}_high")
+        covered = np.where(np.isfinite(low), (low <= truth) & (truth <= high), np.nan)
         return cls(
             split,
             np.array([row["id"] for row in rows]),
             truth,
             numbers(f"{target}_predicted"),
-            (low <= truth) & (truth <= high),
+            covered,
             np.array([row["like_training"] == "yes" for row in rows]),
         )
 
@@ -97,7 +98,8 @@ class Predictions:
             return ("0", "", "", "")
         error = self.predicted[chosen] - self.truth[chosen]
         mean = f"{np.abs(error).mean():.3f}", f"{error.mean():+.3f}"
-        return (str(int(chosen.sum())), *mean, f"{self.covered[chosen].mean():.0%}")
+        share = self.covered[chosen].mean()
+        return (str(int(chosen.sum())), *mean, f"{share:.0%}" if np.isfinite(share) else "")
 
 
 COUNTED = ("crystals", "MAE", "mean error", "coverage")
@@ -133,6 +135,14 @@ def by_range(p: Predictions, unit: str, edges: Sequence[float] | None) -> str:
                 name = f"below {high:g} {unit}"
             rows.append((name, *p.cells(inside)))
     return markdown(("true value", *COUNTED), rows)
+
+
+def elements_of(crystals: Sequence[Crystal]) -> dict[str, np.ndarray]:
+    """Which crystals hold an element, (crystals,) bool each, by its symbol."""
+    numbers = [set(c.numbers.tolist()) for c in crystals]
+    return {
+        SYMBOLS[z]: np.array([z in each for each in numbers]) for z in sorted(set().union(*numbers))
+    }
 
 
 def by_element(p: Predictions, holds: dict[str, np.ndarray], least: int) -> str:
@@ -177,8 +187,10 @@ def by_zero(run: Path, name: str) -> str:
         return ""
     judged = judge_errors.held_out(errors, 0.9)
     scores = judge_errors.scores_of_zeros(errors, judged)
+    image = Path("images") / f"reliability-{name}.svg"
+    is_drawn = (TEMPLATE.parent / image).is_file()
     return ZERO.format(
-        name=name,
+        image=f"\n![Reliability diagram](../{image.as_posix()})\n" if is_drawn else "",
         crystals=f"{len(errors.truth):,}",
         zeros=f"{(errors.truth == 0).mean():.1%}",
         auc=f"{scores['roc_auc']:.3f}",
@@ -201,7 +213,8 @@ def _describe_index(run: Path) -> str:
 def largest(p: Predictions, formulas: Sequence[str], unit: str) -> str:
     """Tabulate the crystals with the largest errors."""
     order = np.argsort(-np.abs(p.predicted - p.truth), kind="stable")[:SHOWN]
-    header = ("id", "formula", f"true ({unit})", f"predicted ({unit})")
+    in_unit = f" ({unit})" if unit else ""
+    header = ("id", "formula", f"true{in_unit}", f"predicted{in_unit}")
     return markdown(
         header,
         ((p.ids[i], formulas[i], f"{p.truth[i]:.3f}", f"{p.predicted[i]:.3f}") for i in order),
@@ -263,12 +276,7 @@ def card(run: Path, dataset: Path, facts: dict, refit: Path | None = None) -> st
     if unknown := [i for i in p.ids if i not in place]:
         raise ValueError(f"{dataset} lacks {unknown[0]}, which {run} predicts")
     crystals = [data.crystals[place[i]] for i in p.ids]
-    holds = {
-        SYMBOLS[z]: np.array(
-            [z in numbers for numbers in (set(c.numbers.tolist()) for c in crystals)]
-        )
-        for z in sorted({int(z) for c in crystals for z in c.numbers})
-    }
+    holds = elements_of(crystals)
     least = max(5, len(crystals) // 200)
     scores = about["scores"][p.split][target["name"]] | regression_scores(p.truth, p.predicted)
     counts = about["crystals"]

@@ -1,15 +1,19 @@
 """Train and test the models of every property that ships, from ``tasks.yaml``.
 
     python bench/tasks.py run RUNS --data TABLES [--only NAME ...] [--steps STEP ...]
+        [--start NAME=FILE --start-table NAME=PARQUET] ...
     python bench/tasks.py table RUNS
     python bench/tasks.py ship RUNS NAME ...
+    python bench/tasks.py card RUNS NAME ...
 
 ``run`` works through the properties in order, those that others start from first. *Tested* models
 learn from all folds at hand but one, less a few percent for validation: one per start, of which the
 validation crystals choose. The *rival* is a ridge regression on the encodings of a start. *Shipped*
 models learn from all folds, from the shipped model of the start that was chosen. What is finished
-is not done again, and an interrupted run goes on where it was. ``table`` writes
-``results/tasks.md``, and ``ship`` puts shipped models into ``sitenet/weights``.
+is not done again, and an interrupted run goes on where it was. ``--start`` names a model file to
+use as the tested start of a property, and ``--start-table`` the rows it learned from. ``table``
+writes ``results/tasks.md``, ``ship`` puts shipped models into ``sitenet/weights``, and ``card``
+writes their cards, ``docs/models/NAME.md``.
 
 RUNS/NAME holds the dataset with its pairs, a run folder per start in ``tested`` (as sitenet train
 leaves it), one in ``shipped``, and ``tested.json``, ``rival.json`` and ``shipped.json``.
@@ -18,12 +22,11 @@ leaves it), one in ``shipped``, and ``tested.json``, ``rival.json`` and ``shippe
 from __future__ import annotations
 
 import argparse
-import csv
 import functools
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +36,15 @@ import pyarrow.compute as compute
 import pyarrow.parquet as parquet
 import yaml
 from rich.console import Console
-from ridge import ridge_scores
+from tasks_card import write_card
+from tasks_list import RANDOM, Task, read_tasks
+from tasks_scores import Tested
 from tasks_table import write_table
 
 import sitenet
 from sitenet.data.dataset import Dataset
 from sitenet.data.prepare import open_dataset
 from sitenet.data.splits import split
-from sitenet.inference.metrics import roc_auc
 from sitenet.model.checkpoint import read_metadata
 from sitenet.model.ensemble import Model
 from sitenet.model.target import Target
@@ -48,70 +52,18 @@ from sitenet.pairs.cache import pairs_of_dataset
 from sitenet.system.files import fingerprint, new_file, write_text
 from sitenet.system.model_files import weights_folder
 from sitenet.system.progress import Reporter
+from sitenet.training.ridge import ridge_scores
 from sitenet.training.train import train
 from sitenet.training.validation import outputs
 
 HERE = Path(__file__).resolve().parent
 STEPS = ("tested", "rival", "shipped")
-RANDOM = "random"  # the start that is none
 PARTS = ("train", "valid", "test")
 CONVERSIONS = {
     "": lambda column: column,
     "is_zero": lambda column: compute.cast(compute.equal(column, 0), pa.float64()),
     "power_of_ten": functools.partial(compute.power, 10.0),
 }
-
-
-@dataclass(frozen=True)
-class Task:
-    """A property: see ``tasks.yaml``, whose keys of other names are ``settings``."""
-
-    name: str
-    table: str
-    column: str
-    target: str
-    unit: str = ""
-    conversion: str = ""
-    is_class: bool = False
-    log: bool = False
-    fold: str = "matbench_fold"
-    starts: tuple[str, ...] = (RANDOM,)
-    without: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    matbench: str = ""
-    tested_fold: int = 1
-    settings: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def measure(self) -> str:
-        """The score by which starts are compared, the lower the better."""
-        return "log_loss" if self.is_class else "mae_log10" if self.log else "mae"
-
-
-def read_tasks(path: Path = HERE / "tasks.yaml") -> dict[str, Task]:
-    """Read the properties, sorted so that each comes after those that it may start from.
-
-    Raises:
-        ValueError: A start is no property, or starts from itself; names it.
-    """
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    own = {f.name for f in fields(Task)} - {"name", "settings", "tested_fold"}
-    words = {"as": "conversion", "class": "is_class"}
-    tasks: dict[str, Task] = {}
-    for name, entry in content["tasks"].items():
-        entry = {words.get(key, key): value for key, value in entry.items()}
-        known = {key: value for key, value in entry.items() if key in own}
-        known["starts"] = tuple(known.get("starts", (RANDOM,)))
-        settings = content["every"] | {k: v for k, v in entry.items() if k not in own}
-        tasks[name] = Task(name, **known, tested_fold=content["fold"], settings=settings)
-    order: dict[str, Task] = {}
-    while len(order) < len(tasks):
-        ready = [t for t in tasks.values() if set(t.starts) <= {RANDOM, *order}]
-        new = [task for task in ready if task.name not in order]
-        if not new:
-            stuck = next(t for t in tasks.values() if t.name not in order)
-            raise ValueError(f"{path}: {stuck.name} starts from {', '.join(stuck.starts)}")
-        order |= {task.name: task for task in new}
-    return order
 
 
 class Runs:
@@ -124,6 +76,9 @@ class Runs:
         device: As in ``sitenet.train``.
         changes: Settings that go before those of the properties.
         most: Rows of each table to use, for trials; None uses all.
+        starts: Model files to use as tested starts, instead of those in the folder, by property.
+        start_tables: Tables of the rows that each of these files learned from, with a column id,
+            and reduced_formula unless the ids are those of the property's own table.
     """
 
     def __init__(
@@ -134,9 +89,12 @@ class Runs:
         device: str = "cpu",
         changes: Mapping[str, Any] | None = None,
         most: int | None = None,
+        starts: Mapping[str, Path] | None = None,
+        start_tables: Mapping[str, Path] | None = None,
     ) -> None:
         self.folder, self.data, self.tasks, self.device = folder, data, tasks, device
         self.changes, self.most = dict(changes or {}), most
+        self.starts, self.start_tables = dict(starts or {}), dict(start_tables or {})
         self.reporter = Reporter(Console(stderr=True))
 
     def work(self, names: Sequence[str], steps: Sequence[str]) -> None:
@@ -177,30 +135,22 @@ class Runs:
         tested = str(task.tested_fold)
         is_test = _is(table[task.fold], tested)
         unseen = np.zeros(len(table), dtype=bool)
-        for column in task.without.get("columns", ()):
+        for column in task.without:
             unseen |= _is(table[column], tested)
-        for other in task.without.get("formulas", ()):
-            formulas = self._tested_formulas(self.tasks[other])
-            unseen |= np.array([f in formulas for f in table["reduced_formula"].to_pylist()])
         part = np.where(is_test, "test", np.where(unseen, "unseen", "train"))
         values = CONVERSIONS[task.conversion](table[task.column])
         table = table.select(["id", "cif", "reduced_formula"])
         return table.append_column(task.target, values).append_column("split", pa.array(part))
-
-    def _tested_formulas(self, task: Task) -> set[str]:
-        table = parquet.read_table(self.data / task.table, columns=["reduced_formula", task.fold])
-        rows = _is(table[task.fold], str(task.tested_fold))
-        return set(table["reduced_formula"].filter(pa.array(rows)).to_pylist())
 
     def dataset(self, task: Task, shipped: bool) -> Dataset:
         """The prepared crystals. Its split column names the parts of the tested model; a shipped
         one learns from all but its validation crystals, which are the same."""
         folder = self.folder / task.name
         folder.mkdir(parents=True, exist_ok=True)
-        source = folder / "source.parquet"
+        source = self._source(task.name)
         key = fingerprint(vars(replace(task, settings={}, starts=())), self.most).encode()
         if not source.is_file() or parquet.read_schema(source).metadata.get(b"task") != key:
-            table = self.table(task).drop(["reduced_formula"])
+            table = self.table(task)
             with new_file(source) as temporary:
                 parquet.write_table(table.replace_schema_metadata({b"task": key}), temporary)
         dataset = open_dataset(
@@ -217,6 +167,49 @@ class Runs:
         names[parts.valid] = "valid"
         return replace(dataset, split=names.tolist())
 
+    def formulas(self, name: str) -> set[str]:
+        """Reduced formulas that the tested model of a property learned from, or any of its starts:
+        those of training and validation crystals."""
+        if name == RANDOM:
+            return set()
+        if name in self.starts:
+            return self._formulas_of_start(name)
+        source = parquet.read_table(self._source(name), columns=["reduced_formula", "split"])
+        learned = source.filter(compute.equal(source["split"], "train"))["reduced_formula"]
+        return {*learned.to_pylist(), *self.formulas(self.result(name, "tested")["start"])}
+
+    def _formulas_of_start(self, name: str) -> set[str]:
+        """Formulas of the table that a model file learned from."""
+        path, column = self.start_tables[name], "reduced_formula"
+        if column in parquet.read_schema(path).names:
+            return set(parquet.read_table(path, columns=[column])[column].to_pylist())
+        own = parquet.read_table(self.data / self.tasks[name].table, columns=["id", column])
+        of_id = dict(zip(own["id"].to_pylist(), own[column].to_pylist(), strict=True))
+        ids = parquet.read_table(path, columns=["id"])["id"].to_pylist()
+        if unknown := [k for k in ids if k not in of_id]:
+            raise ValueError(
+                f"{path}: expected a column {column}, or the ids of {self.tasks[name].table}, "
+                f"which lacks {unknown[0]}"
+            )
+        return {of_id[k] for k in ids}
+
+    def chain(self, start: str) -> list[str]:
+        """The properties that a start learned, itself and through its own starts; the files of
+        ``starts`` are the ends of what is known."""
+        if start == RANDOM:
+            return []
+        if start in self.starts:
+            return [start]
+        return [start, *self.chain(self.result(start, "tested")["start"])]
+
+    def _tables_of(self, chain: Sequence[str]) -> dict[str, list[Any]]:
+        """Name and rows of the tables that the model files in a chain of starts learned from."""
+        own = {name: self.start_tables[name] for name in chain if name in self.starts}
+        return {k: [path.name, parquet.read_metadata(path).num_rows] for k, path in own.items()}
+
+    def _source(self, name: str) -> Path:
+        return self.folder / name / "source.parquet"
+
     # -----------------------------------------------------------------------------------------
     # Steps
 
@@ -230,7 +223,24 @@ class Runs:
         errors = {k: r["scores"]["valid"][task.target][task.measure] for k, r in results.items()}
         chosen = min(errors, key=lambda start: errors[start])
         rows = {part: dataset.split.count(part) for part in (*PARTS, "unseen")}
-        return {"start": chosen, "valid_errors": errors, "rows": rows, **results[chosen]}
+        return {
+            "start": chosen,
+            "chain": self.chain(chosen),
+            "start_tables": self._tables_of(self.chain(chosen)),
+            "valid_errors": errors,
+            "rows": rows,
+            **results[chosen],
+            "unknown": self._unknown(task, chosen),
+        }
+
+    def _unknown(self, task: Task, start: str) -> dict[str, float]:
+        """Scores on the test crystals whose formula none of the starts learned from."""
+        path = self.folder / task.name / "tested" / start / "predictions.csv"
+        known = self.formulas(start)
+        source = parquet.read_table(self._source(task.name), columns=["id", "reduced_formula"])
+        pairs = zip(*(column.to_pylist() for column in source.columns), strict=True)
+        new = {name for name, formula in pairs if formula not in known}
+        return Tested.read(path, task.target).only(new).scores(task.is_class, task.log)
 
     def _rival(self, task: Task) -> dict[str, Any]:
         """The best ridge regression on the encodings of the starts; nothing without starts."""
@@ -284,11 +294,17 @@ class Runs:
             **settings,
         )
         if task.is_class and "test" in result.scores:
-            auc = _roc_auc_of_labels(out / "predictions.csv", task.target)
-            result.scores["test"][task.target]["roc_auc_of_labels"] = auc
+            scores = Tested.read(out / "predictions.csv", task.target).scores(True, False)
+            result.scores["test"][task.target] |= scores
         epochs = [entry["epoch"] for entry in result.history]
         seconds = round(time.monotonic() - begin)
-        return {"scores": result.scores, "epochs": max(epochs), "seconds": seconds}
+        calibrated = {name: vars(one) for name, one in result.probabilities.items()}
+        return {
+            "scores": result.scores,
+            "probabilities": calibrated,
+            "epochs": max(epochs),
+            "seconds": seconds,
+        }
 
     def _settings(self, task: Task) -> dict[str, Any]:
         return {**task.settings, **self.changes}
@@ -298,7 +314,9 @@ class Runs:
         if name == RANDOM:
             return None
         path = self.folder / name / step
-        if step == "tested":
+        if step == "tested" and name in self.starts:
+            path = self.starts[name]
+        elif step == "tested":
             path /= self.result(name, step)["start"]
         return sitenet.load(path)
 
@@ -308,23 +326,22 @@ def _is(column: pa.ChunkedArray, value: str) -> np.ndarray:
     return np.array([str(x) == value for x in column.to_pylist()], dtype=bool)
 
 
-def _roc_auc_of_labels(path: Path, target: str) -> float:
-    """The area under the ROC curve of a run's test crystals as Matbench's leaderboard has it."""
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row["split"] == "test"]
-    truth, p = (
-        np.array([float(r[name]) for r in rows]) for name in (target, f"{target}_predicted")
-    )
-    return roc_auc(truth > 0.5, (p > 0.5).astype(float))
-
-
 def ship(runs: Runs, names: Sequence[str]) -> None:
-    """Put shipped models into ``sitenet/weights``, with the errors of the tested ones."""
+    """Put shipped models into ``sitenet/weights``, with the errors of the tested ones.
+
+    Raises:
+        ValueError: A model lacks what its training leaves: errors on the validation crystals, and
+            an index of the training crystals.
+    """
     for name in names:
         path = runs.folder / name / "shipped" / "model.safetensors"
+        model = sitenet.load(path)
+        kept = model.calibration
+        if kept is None or kept.errors is None or kept.index is None:
+            raise ValueError(f"{path} holds no errors on validation crystals, or no index")
         facts = read_metadata(path)["metadata"] | {"tested": runs.result(name, "tested")}
         out = weights_folder() / f"{name}.safetensors"
-        sitenet.load(path).save(out, facts, runs.tasks[name].settings.get("bits"))
+        model.save(out, facts, runs.tasks[name].settings.get("bits"))
         print(f"{out}: {out.stat().st_size:,} bytes")
 
 
@@ -338,25 +355,62 @@ def main(arguments: Sequence[str] | None = None) -> None:
     run.add_argument("--data", type=Path, required=True, help="folder of the tables")
     run.add_argument("--steps", nargs="+", choices=STEPS, default=STEPS)
     run.add_argument("--device", default="cpu")
+    for option, kind in (("--start", "FILE"), ("--start-table", "PARQUET")):
+        text = "model to use as the tested start" if kind == "FILE" else "rows it learned from"
+        run.add_argument(
+            option, action="append", default=[], metavar=f"NAME={kind}", help=f"{text}; repeatable"
+        )
     run.add_argument("--rows", type=int, help="of each table, for trials  [default: all]")
     run.add_argument("--set", nargs="*", default=[], metavar="SETTING=VALUE", help="for all tasks")
     table = commands.add_parser("table", help="write the table of results")
     table.add_argument("runs", type=Path)
     table.add_argument("--out", type=Path, default=HERE / "results" / "tasks.md")
-    shipping = commands.add_parser("ship", help="put models into sitenet/weights")
-    shipping.add_argument("runs", type=Path)
-    shipping.add_argument("names", nargs="+", metavar="NAME")
+    for name, text in (
+        ("ship", "put models into sitenet/weights"),
+        ("card", "write the cards of models that ship"),
+    ):
+        command = commands.add_parser(name, help=text)
+        command.add_argument("runs", type=Path)
+        command.add_argument("names", nargs="+", metavar="NAME")
     chosen = parser.parse_args(arguments)
     if unknown := set(getattr(chosen, "names", ())) - set(tasks):
         parser.error(f"no property {min(unknown)}; there is {', '.join(tasks)}")
     if chosen.command == "run":
-        changes = {k: yaml.safe_load(v) for k, v in (pair.split("=", 1) for pair in chosen.set)}
-        runs = Runs(chosen.runs, chosen.data, tasks, chosen.device, changes, chosen.rows)
+        changes = {k: yaml.safe_load(v) for k, v in _named(parser, chosen.set).items()}
+        starts, start_tables = (
+            {k: Path(v) for k, v in _named(parser, pairs).items()}
+            for pairs in (chosen.start, chosen.start_table)
+        )
+        if unknown := (starts.keys() | start_tables.keys()) - set(tasks):
+            parser.error(f"no property {min(unknown)}; there is {', '.join(tasks)}")
+        if alone := starts.keys() ^ start_tables.keys():
+            parser.error(f"{min(alone)} needs both --start and --start-table")
+        runs = Runs(
+            chosen.runs,
+            chosen.data,
+            tasks,
+            chosen.device,
+            changes,
+            chosen.rows,
+            starts,
+            start_tables,
+        )
         runs.work(chosen.names, chosen.steps)
     elif chosen.command == "table":
         write_table(chosen.runs, tasks, chosen.out)
-    else:
+    elif chosen.command == "ship":
         ship(Runs(chosen.runs, Path(), tasks), chosen.names)
+    else:
+        for name in chosen.names:
+            print(write_card(Runs(chosen.runs, Path(), tasks), name))
+
+
+def _named(parser: argparse.ArgumentParser, pairs: Sequence[str]) -> dict[str, str]:
+    """Texts NAME=VALUE as a dict."""
+    for pair in pairs:
+        if "=" not in pair:
+            parser.error(f"expected NAME=VALUE, got {pair!r}")
+    return dict(pair.split("=", 1) for pair in pairs)
 
 
 if __name__ == "__main__":

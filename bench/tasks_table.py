@@ -14,11 +14,12 @@ from sitenet.training.leaderboard import ANCHORS, SOURCE
 from sitenet.training.matbench import FOLDS, TASKS
 
 if TYPE_CHECKING:
-    from tasks import Task
+    from tasks_list import Task
 
 HEADER = (
     "property",
     "error on the tested fold",
+    "on formulas new to the starts (crystals)",
     "ridge on encodings",
     "median or chance",
     "anchors, same fold",
@@ -38,6 +39,10 @@ which chose the start and the epoch; the tested fold chose nothing. Errors are m
 in the unit of the property, and for moduli of the decimal logarithm; classes have areas under the
 ROC curve instead, the higher the better. *Line* is the prediction of the start for another property
 in the same unit, scaled by a line.
+
+A start has learned another property, also of crystals in the tested fold where that property's
+fold differs. "New to the starts" are test crystals whose reduced formula no start of the model has
+learned from, itself or through its own starts.
 
 Anchors are from [Matbench's leaderboard]({source}):
 scores on the same fold, of models that learned from four folds and were tested on all of its rows.
@@ -90,6 +95,7 @@ def _row(task: Task, tested: Mapping[str, Any], rival: Mapping[str, Any]) -> tup
     return (
         task.name,
         shown,
+        _unknown(task, tested),
         ridge,
         constant,
         anchors,
@@ -99,6 +105,15 @@ def _row(task: Task, tested: Mapping[str, Any], rival: Mapping[str, Any]) -> tup
         f"{tested['start']} ({errors})",
         "" if "coverage" not in scores else f"{scores['coverage']:.1%}",
     )
+
+
+def _unknown(task: Task, tested: Mapping[str, Any]) -> str:
+    """The error on test crystals whose formula no start has learned from, and their number."""
+    scores = tested["unknown"]
+    count = f"({scores['crystals']:,})"
+    if not tested["chain"] or not scores["crystals"]:
+        return "" if not tested["chain"] else count
+    return f"{_short(scores['roc_auc' if task.is_class else task.measure])} {count}"
 
 
 def _read(path: Path) -> dict[str, Any]:

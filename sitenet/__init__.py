@@ -41,6 +41,7 @@ _MODULE_OF = {
     "predict_files": "inference.predict_files",
     "predict_table": "inference.prediction_table",
     "PredictionTable": "inference.prediction_table",
+    "JoinedTable": "inference.prediction_table",
     "predict_arrangements": "inference.arrangements",
     "what_changes": "inference.changes",
     "Changes": "inference.changes",
@@ -60,6 +61,7 @@ _MODULE_OF = {
     "tune": "training.tune",
     "crossval": "training.crossval",
     "matbench": "training.matbench",
+    "matbench_tasks": "training.matbench_tasks",
     "plot_attention": "report.plots",
     "crystal_report": "report.crystal_page",
     "run_report": "report.run_page",
@@ -110,6 +112,7 @@ if TYPE_CHECKING:
     from sitenet.inference.explanation import Explanation as Explanation
     from sitenet.inference.predict import predict as predict
     from sitenet.inference.predict_files import predict_files as predict_files
+    from sitenet.inference.prediction_table import JoinedTable as JoinedTable
     from sitenet.inference.prediction_table import PredictionTable as PredictionTable
     from sitenet.inference.prediction_table import predict_table as predict_table
     from sitenet.inference.screen import Screening as Screening
@@ -136,6 +139,7 @@ if TYPE_CHECKING:
     from sitenet.system.environment import info as info
     from sitenet.training.crossval import crossval as crossval
     from sitenet.training.matbench import matbench as matbench
+    from sitenet.training.matbench_tasks import matbench_tasks as matbench_tasks
     from sitenet.training.train import train as train
     from sitenet.training.tune import tune as tune
 

@@ -23,7 +23,7 @@ from sitenet.cli.output import (
 from sitenet.report.packages import check_format
 from sitenet.system.distributed import is_first
 from sitenet.system.files import writable_file, writable_folder, write_columns
-from sitenet.system.model_files import find_model
+from sitenet.system.model_files import find_model, find_models
 
 if TYPE_CHECKING:
     from sitenet.inference.explain_files import Survey
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 def predict(
     structures: options.Structures,
-    model: options.Model = "mp-gap",
+    model: options.Models = ("mp-gap",),  # type: ignore[assignment]
     out: Annotated[
         Path | None, typer.Option("--out", help="CSV file to write; an interrupted run resumes.")
     ] = None,
@@ -61,28 +61,32 @@ def predict(
 ) -> None:
     """Predict properties of structures.
 
-    Prints a table, or writes a CSV file of any number of crystals with --out.
+    Prints a table, or writes a CSV file of any number of crystals with --out. Columns that several
+    models have begin with the model's name.
     """
     settings = configured(config, {})
     if published is None:
-        find_model(model)
+        find_models(model)
     if out is not None:
         writable_file(out)
     from sitenet.inference.predict_files import predict_files
+    from sitenet.inference.several import models_of, named_targets
     from sitenet.inference.table_text import WIDTH, table_text
-    from sitenet.model.checkpoint import load
     from sitenet.published.checkpoint import from_published
     from sitenet.system.devices import choose_device
     from sitenet.system.distributed import process_group, world
 
     sampling = options.sampling(disorder, samples, seed, arrangement_sites)
     place = choose_device(device)
-    net = load(model) if published is None else from_published(settings, published)
+    nets = models_of(model) if published is None else {"": from_published(settings, published)}
+    only = next(iter(nets.values())) if len(nets) == 1 else None
+    for net in nets.values():
+        net.to(place).eval()
     with process_group(place):
         if world() > 1 and out is None:
             raise typer.BadParameter("several processes need a file to write", param_hint="--out")
         outcome = predict_files(
-            net.to(place).eval(),
+            only or nets,
             structures,
             out,
             coverage=coverage,
@@ -99,7 +103,8 @@ def predict(
         return
     if out is None and sys.stdout.isatty() and not as_json and outcome.results:
         width = shutil.get_terminal_size().columns
-        print(table_text(outcome.results, net.targets, max(width, WIDTH)))
+        targets = [target for each in named_targets(nets).values() for target in each]
+        print(table_text(outcome.results, targets, max(width, WIDTH)))
     elif out is None:
         print_rows(outcome.header, outcome.rows, as_json)
     elif as_json:

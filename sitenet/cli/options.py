@@ -107,7 +107,8 @@ Start = Annotated[
     typer.Option(
         "--start",
         metavar="MODEL",
-        help="Fine-tune this model file or shipped model; repeat to fine-tune an ensemble.",
+        help="Fine-tune this model file or shipped model; repeat to fine-tune an ensemble, or name "
+        "auto to choose among the weights that ship by the validation crystals.",
     ),
 ]
 Freeze = Annotated[
@@ -120,6 +121,14 @@ Model = Annotated[
     str,
     typer.Option(
         "--model", help="Model file, run folder of sitenet train, or name of shipped weights."
+    ),
+]
+Models = Annotated[
+    list[str],
+    typer.Option(
+        "--model",
+        help="Model file, run folder of sitenet train, or name of shipped weights; repeat for "
+        "several in one table, or name all for all weights that ship.",
     ),
 ]
 Coverage = Annotated[

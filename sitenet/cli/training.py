@@ -284,13 +284,18 @@ def matbench(
         Path,
         typer.Argument(
             exists=True,
-            dir_okay=False,
             metavar="DATA",
-            help="File matbench_*.json.gz, or a table with a column matbench_fold.",
+            help="File matbench_*.json.gz, a table with a column matbench_fold, or a folder with "
+            "such files of several tasks.",
         ),
     ],
     out: Annotated[
-        Path, typer.Option("--out", help="Folder for results.json and one run per fold.")
+        Path,
+        typer.Option(
+            "--out",
+            help="Folder for results.json and one run per fold; of several tasks, for results.md "
+            "and such a folder per task.",
+        ),
     ],
     target: Annotated[
         str | None, typer.Option(metavar="COLUMN", help="Column of the property.")
@@ -298,7 +303,12 @@ def matbench(
     config: options.Config = DEFAULT_CONFIG,
     classes: options.Classes = None,
     task: Annotated[
-        str | None, typer.Option(help="Matbench's name of the task  [default: the file's name]")
+        list[str] | None,
+        typer.Option(
+            "--task",
+            help="Matbench's name of the task; for a folder, repeat for several, or name all  "
+            "[default: the file's name, or all in a folder]",
+        ),
     ] = None,
     folds: Annotated[
         list[int] | None,
@@ -314,13 +324,31 @@ def matbench(
     The folder receives the results in Matbench's format.
     """
     configured(config, changes)  # what is wrong with it is a usage error
+    if data.is_dir():
+        for option, value in (("--target", target), ("--class", classes)):
+            if value:
+                raise typer.BadParameter("is for one task, not a folder", param_hint=option)
+        _matbench_tasks(
+            data,
+            out,
+            config,
+            as_json,
+            tasks=task or "all",
+            folds=folds or None,
+            device=device,
+            workers=workers,
+            **changes or {},
+        )
+        return
+    if task and len(task) > 1:
+        raise typer.BadParameter("a file is of one task; name a folder", param_hint="--task")
     from sitenet.training.matbench import matbench as run
 
     benchmark = run(
         data,
         out,
         config,
-        task=task,
+        task=task[0] if task else None,
         target=target,
         classes=tuple(classes or ()),
         folds=folds or None,
@@ -341,3 +369,23 @@ def matbench(
         rows.append(["std", *(f"{std:.4f}" for _, std in over)])
         print_rows(["fold", *names], rows, False)
     reporter().say(f"results of {benchmark.task} are in {benchmark.path}")
+
+
+def _matbench_tasks(data: Path, out: Path, config: str, as_json: bool, **options: Any) -> None:
+    """Run several tasks, and print a score of each."""
+    from sitenet.training.matbench_tasks import PAGE, matbench_tasks, measure_of
+
+    results = matbench_tasks(data, out, config, reporter=reporter(), **options)
+    if not is_first():
+        return
+    if as_json:
+        print_json({name: {"unit": r.unit, "folds": r.scores} for name, r in results.items()})
+    else:
+        rows = []
+        for name, result in results.items():
+            measure = measure_of(name)
+            mean, std = result.over_folds(measure)
+            folds = " ".join(map(str, result.scores))
+            rows.append([name, measure, f"{mean:.4g}", f"{std:.2g}", result.unit, folds])
+        print_rows(["task", "measure", "mean", "std", "unit", "folds"], rows, False)
+    reporter().say(f"the table against the leaderboard is in {out / PAGE}")

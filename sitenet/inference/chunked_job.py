@@ -11,17 +11,17 @@ import glob
 import heapq
 import itertools
 import json
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from sitenet.data.dataset import LeftOut, write_left_out
 from sitenet.data.readers import open_source
 from sitenet.data.source import Record
 from sitenet.inference import predict_chunks
 from sitenet.inference.chunk_log import ChunkLog, read_chunks
-from sitenet.inference.predict_chunks import Chunk, Predictor, chunked
+from sitenet.inference.predict_chunks import Chunk, NumberedRecords, chunked
 from sitenet.inference.table import Row
 from sitenet.system.distributed import barrier, is_first, local_world, rank, world
 from sitenet.system.files import file_checksum, locked, writable_file, write_text
@@ -29,6 +29,24 @@ from sitenet.system.progress import Reporter
 from sitenet.system.workers import default_workers
 
 NAMED = 3  # crystals left out that the summary names one by one; with more, it counts kinds
+
+
+class JobPredictor(Protocol):
+    """Computes and writes the results of a job, as ``Predictor`` does."""
+
+    header: list[str]
+
+    def chunks(
+        self, records: Iterator[NumberedRecords], workers: int
+    ) -> Generator[Chunk, None, None]: ...
+
+    def row(self, prediction: Any, /) -> Row: ...
+
+    def chunk_of(self, content: dict[str, Any]) -> Chunk: ...
+
+    def write(self, path: Path, results: Callable[[], Iterator[Any]]) -> None: ...
+
+    def settings(self, sources: list[str]) -> str: ...
 
 
 @dataclass(eq=False)
@@ -83,7 +101,7 @@ class Outcome:
 
 
 def run(
-    predictor: Predictor,
+    predictor: JobPredictor,
     paths: Sequence[str | Path],
     out: str | Path | None,
     workers: int | None,
@@ -133,7 +151,7 @@ class _Job:
         reporter: Shows progress.
     """
 
-    predictor: Predictor
+    predictor: JobPredictor
     records: Iterator[Record]
     total: int
     workers: int
@@ -191,7 +209,7 @@ class _Job:
         return outcome
 
 
-def _join(logs: list[Path], predictor: Predictor, outcome: Outcome) -> None:
+def _join(logs: list[Path], predictor: JobPredictor, outcome: Outcome) -> None:
     """Write the results, and the list of what was left out, from the logs of all ranks."""
 
     def chunks() -> Iterator[Chunk]:
@@ -263,7 +281,7 @@ def _note_finished(outcome: Outcome, settings: str) -> None:
     write_text(_note(outcome.out), json.dumps(facts))
 
 
-def _finished(out: Path, settings: str, predictor: Predictor) -> Outcome | None:
+def _finished(out: Path, settings: str, predictor: JobPredictor) -> Outcome | None:
     """The outcome of an earlier run with these settings, if its files are still as it left them."""
     try:
         facts = json.loads(_note(out).read_text(encoding="utf-8"))

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import numpy as np
 
+BINS = 10  # ranges of probability
+
 
 def regression_scores(truth: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
     """Compute errors of predicted values.
@@ -41,12 +43,13 @@ def class_scores(truth: np.ndarray, probability: np.ndarray) -> dict[str, float]
 
     Returns:
         ``crystals`` (with a known class), ``roc_auc`` (NaN if only one class occurs),
-        ``accuracy``, ``f1`` and ``log_loss``.
+        ``accuracy``, ``f1``, ``log_loss`` and ``calibration_error`` (expected calibration error
+        over BINS equal ranges of probability).
     """
     known = np.isfinite(truth)
     x, p = truth[known] > 0.5, probability[known]
     if not len(x) or np.isnan(p).any():
-        names = ("roc_auc", "accuracy", "f1", "log_loss")
+        names = ("roc_auc", "accuracy", "f1", "log_loss", "calibration_error")
         return {"crystals": len(x)} | dict.fromkeys(names, np.nan)
     called = p > 0.5
     hits = (called & x).sum()
@@ -57,7 +60,16 @@ def class_scores(truth: np.ndarray, probability: np.ndarray) -> dict[str, float]
         "accuracy": float((called == x).mean()),
         "f1": float(2 * hits / max(called.sum() + x.sum(), 1)),
         "log_loss": float(-np.log(np.where(x, clipped, 1 - clipped)).mean()),
+        "calibration_error": _calibration_error(x, p),
     }
+
+
+def _calibration_error(truth: np.ndarray, probability: np.ndarray) -> float:
+    """The difference of mean probability and share of class 1 in a range of probability, absolute,
+    averaged over ranges by their numbers of crystals."""
+    place = np.minimum((probability * BINS).astype(int), BINS - 1)
+    surplus = np.bincount(place, probability - truth, BINS)
+    return float(np.abs(surplus).sum() / len(truth))
 
 
 def roc_auc(truth: np.ndarray, score: np.ndarray) -> float:

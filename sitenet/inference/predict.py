@@ -101,23 +101,22 @@ def outputs(
                 else:
                     yield by_rows(model, crystal, make) or make(crystal)
 
-    for held in parts(started(), lambda item: item):
+    for held in parts(started(), lambda item: [item]):
         yield from completed(model, held)
 
 
-def parts(items: Iterable[Held], content: Callable[[Held], Any]) -> Iterator[list[Held]]:
+def parts(items: Iterable[Held], contents: Callable[[Held], Iterable[Any]]) -> Iterator[list[Held]]:
     """Cut items into lists of at most CHUNK whose pairs fit into memory together.
 
     Args:
         items: Crystals whose pairs are found, or anything else.
-        content: Returns the pairs of an item, if it has any.
+        contents: Returns what an item holds; columns of pairs are counted.
     """
     held: list[Held] = []
     pairs = 0
     for item in items:
         held.append(item)
-        columns = content(item)
-        pairs += len(columns["sites"]) if isinstance(columns, dict) else 0
+        pairs += sum(len(x["sites"]) for x in contents(item) if isinstance(x, dict))
         if len(held) == CHUNK or pairs > CHUNK_PAIRS:
             yield held
             held, pairs = [], 0

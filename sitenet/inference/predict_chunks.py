@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -91,6 +91,12 @@ class Chunk(NamedTuple):
     predictions: list[Any]
     left_out: list[LeftOut]
 
+    @classmethod
+    def of_results(cls, number: int, records: int, results: Sequence[Any]) -> Chunk:
+        """Sort results into predictions and what was left out."""
+        left_out = [x for x in results if isinstance(x, LeftOut)]
+        return cls(number, records, [x for x in results if not isinstance(x, LeftOut)], left_out)
+
     def plain(self) -> dict[str, Any]:
         """Return the chunk as JSON can hold it."""
         return {
@@ -109,28 +115,37 @@ class Chunk(NamedTuple):
 
 
 class _Worker:
-    """Read a numbered chunk of records and find their pairs; picklable."""
+    """Read a numbered chunk of records and find their pairs, as each of several makers does;
+    picklable."""
 
     def __init__(
-        self, how: Preparation, make: PairMaker, sampled: bool, send_crystals: bool
+        self, how: Preparation, makers: Sequence[PairMaker], sampled: bool, send_crystals: bool
     ) -> None:
-        self.how, self.make, self.sampled = how, make, sampled
+        self.how, self.makers, self.sampled = how, makers, sampled
         self.send_crystals = send_crystals
 
-    def __call__(self, chunks: list[NumberedRecords]) -> tuple[int, int, list[_Ready]]:
+    def __call__(self, chunks: list[NumberedRecords]) -> tuple[int, int, list[list[_Ready]]]:
         ((number, records),) = chunks
-        ready = _Packed()
+        ready: list[list[_Ready]] = [_Packed() for _ in self.makers]
         for record, content in read_records(records, self.how):
             crystal = content if isinstance(content, Crystal) else None
             formula = warnings = ""
-            if isinstance(content, Crystal):
-                formula, warnings = content.reduced_formula, structure_warnings(content)
-                is_open = self.sampled and content.occupancy is not None
-                if not is_open and most_pairs(content, self.make.options) <= SENT_PAIRS:
-                    content = _attempt(self.make, record, content)
+            if crystal is not None:
+                formula, warnings = crystal.reduced_formula, structure_warnings(crystal)
             sent = crystal if self.send_crystals else None
-            ready.append(_Ready(record, content, formula, warnings, sent))
+            for make, mine in zip(self.makers, ready, strict=True):
+                pairs = content if crystal is None else self._pairs(make, record, crystal)
+                mine.append(_Ready(record, pairs, formula, warnings, sent))
         return number, len(records), ready
+
+    def _pairs(
+        self, make: PairMaker, record: Record, crystal: Crystal
+    ) -> Columns | Crystal | LeftOut:
+        """The pairs of a crystal, or the crystal if it is large or to be drawn from."""
+        is_open = self.sampled and crystal.occupancy is not None
+        if is_open or most_pairs(crystal, make.options) > SENT_PAIRS:
+            return crystal
+        return _attempt(make, record, crystal)
 
 
 def _attempt(function: Callable[[Crystal], Any], record: Record, crystal: Crystal) -> Any:
@@ -139,6 +154,36 @@ def _attempt(function: Callable[[Crystal], Any], record: Record, crystal: Crysta
         return function(crystal)
     except ValueError as error:
         return LeftOut.of(record.id, record.where, error)
+
+
+def found_pairs(
+    records: Iterator[NumberedRecords],
+    workers: int,
+    how: Preparation,
+    makers: Sequence[PairMaker],
+    sampled: bool,
+    send_crystals: bool,
+) -> Iterator[tuple[int, int, list[list[_Ready]]]]:
+    """Read numbered chunks of records in worker processes, and find their pairs.
+
+    Args:
+        records: Numbered chunks.
+        workers: Worker processes.
+        how: How structures are read.
+        makers: Each finds the pairs of every crystal.
+        sampled: Whether arrangements of disordered crystals are drawn later.
+        send_crystals: Whether a model compares crystals with those of its training.
+
+    Returns:
+        For each chunk its number, the number of records, and what each maker made of them.
+    """
+    worker = _Worker(how, makers, sampled, send_crystals)
+    return in_order(worker, records, workers, chunk=1)
+
+
+def has_index(model: Model) -> bool:
+    """Whether a model keeps an index of its training crystals."""
+    return model.calibration is not None and model.calibration.index is not None
 
 
 class Predictor:
@@ -184,14 +229,18 @@ class Predictor:
         self.header = [name, formula, *meets, *columns, *near, warnings]
 
     def chunks(
-        self, records: Iterator[tuple[int, list[Record]]], workers: int
+        self, records: Iterator[NumberedRecords], workers: int
     ) -> Generator[Chunk, None, None]:
         """Yield the results of numbered chunks of records, in order."""
-        calibration = self.model.calibration
-        has_index = calibration is not None and calibration.index is not None
-        worker = _Worker(self.how, self.make, self.sampling is not None, has_index)
-        for result in in_order(worker, records, workers, chunk=1):
-            yield self._chunk(*result)
+        for number, count, (ready,) in found_pairs(
+            records,
+            workers,
+            self.how,
+            [self.make],
+            self.sampling is not None,
+            has_index(self.model),
+        ):
+            yield Chunk.of_results(number, count, self.results(ready))
 
     def row(self, prediction: Any) -> Row:
         """Cells of the table."""
@@ -236,11 +285,11 @@ class Predictor:
                 parts += [name, value.numpy()]
         return fingerprint(*parts)
 
-    def _chunk(self, number: int, records: int, ready: list[_Ready]) -> Chunk:
+    def results(self, ready: Sequence[_Ready]) -> list[Any]:
+        """Predict records whose pairs were found: a prediction or a LeftOut each."""
         columns = [one.content for one in ready if isinstance(one.content, dict)]
         outputs = iter(from_store(self.model, PairStore.of(columns)))
-        predicted: list[tuple[_Ready, Output | Prediction]] = []
-        left_out = []
+        answers: list[LeftOut | Output | Prediction] = []
         for one in ready:
             result: Any = one.content
             if isinstance(result, dict):
@@ -249,16 +298,17 @@ class Predictor:
                 result = _attempt(self._arranged, one.record, result)
             elif isinstance(result, Crystal):  # too large to be sent
                 result = _attempt(self._large, one.record, result)
-            if isinstance(result, LeftOut):
-                left_out.append(result)
-            elif isinstance(result, Prediction):
-                predicted.append((one, result))
-            elif np.isfinite(result[0]).all():
-                predicted.append((one, result))
-            else:
+            if isinstance(result, tuple) and not np.isfinite(result[0]).all():
                 reason = "the prediction is not a number"
-                left_out.append(LeftOut(one.record.id, one.record.where, reason, reason))
-        return Chunk(number, records, self._predictions(predicted), left_out)
+                result = LeftOut(one.record.id, one.record.where, reason, reason)
+            answers.append(result)
+        usable = [
+            (one, answer)
+            for one, answer in zip(ready, answers, strict=True)
+            if not isinstance(answer, LeftOut)
+        ]
+        completed = iter(self._predictions(usable))
+        return [x if isinstance(x, LeftOut) else next(completed) for x in answers]
 
     def _predictions(self, predicted: list[tuple[_Ready, Any]]) -> list[Any]:
         """Complete the outputs of crystals that were predicted as they are."""

@@ -8,15 +8,20 @@ from pathlib import Path
 
 from sitenet.inference.chunked_job import Outcome, run
 from sitenet.inference.predict_chunks import Predictor
-from sitenet.inference.structures import preparation, sampling_of
+from sitenet.inference.several import (
+    Models,
+    SeveralPredictor,
+    common_preparation,
+    models_of,
+)
+from sitenet.inference.structures import sampling_of
 from sitenet.inference.table import COVERAGE
-from sitenet.model.ensemble import Model
 from sitenet.pairs.maker import PairMaker
 from sitenet.system.progress import Reporter
 
 
 def predict_files(
-    model: Model,
+    model: Models,
     paths: Sequence[str | Path],
     out: str | Path | None = None,
     *,
@@ -34,7 +39,10 @@ def predict_files(
     """Predict all crystals of files, folders and tables.
 
     Args:
-        model: A SiteNet or an Ensemble.
+        model: A SiteNet or an Ensemble, a name as in ``load``, or several of them: names, "all" for
+            all weights that ship, or a dict of models by name. Several models share one table, for
+            which each crystal is read once; columns that more than one of them has begin with the
+            model's name.
         paths: Structure files, folders of them, tables (``sitenet.data.readers.open_source``) or
             files of ``sitenet prepare``.
         out: CSV file to write; ``NAME.left_out.csv`` beside it lists what could not be used. A
@@ -58,11 +66,19 @@ def predict_files(
         The table, or what was written.
 
     Raises:
-        FileNotFoundError, ValueError: A path is none of these, or another process writes ``out``.
+        FileNotFoundError, ValueError: A path is none of these, or another process writes ``out``;
+            no such model, or models that prepare structures in different ways.
         OSError: ``out`` cannot be written; raised before anything is computed.
     """
     disorder, drawn = sampling_of(disorder, sampling)
-    how = preparation(model.config, primitive, disorder)
-    make = PairMaker(model.config, max_sites, merge)
-    predictor = Predictor(model, how, make, coverage, drawn, neighbours, where)
-    return run(predictor, paths, out, workers, reporter)
+    models = models_of(model)
+    how = common_preparation(models, primitive, disorder)
+    if len(models) == 1:
+        (only,) = models.values()
+        make = PairMaker(only.config, max_sites, merge)
+        predictor = Predictor(only, how, make, coverage, drawn, neighbours, where)
+        return run(predictor, paths, out, workers, reporter)
+    if where is not None:
+        raise ValueError(f"a condition is for one model, got {', '.join(models)}")
+    several = SeveralPredictor(models, how, max_sites, merge, coverage, drawn, neighbours)
+    return run(several, paths, out, workers, reporter)

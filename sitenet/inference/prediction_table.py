@@ -5,20 +5,37 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from sitenet.crystal.arrangements import Sampling
 from sitenet.crystal.cif import CifWarning
 from sitenet.crystal.crystal import Crystal
+from sitenet.data.dataset import Preparation
 from sitenet.data.failures import LeftOut, kind_of, printable
 from sitenet.inference.arrangements import arranged_row, over_arrangements
-from sitenet.inference.predict import Output, by_rows, completed, parts
-from sitenet.inference.structures import as_crystal, is_single, numbered, preparation, sampling_of
-from sitenet.inference.table import COVERAGE, Prediction, predictions_of, structure_warnings
+from sitenet.inference.predict import (
+    MOST_PAIRS,
+    Output,
+    by_rows,
+    completed,
+    most_pairs,
+    parts,
+)
+from sitenet.inference.several import (
+    Models,
+    common_preparation,
+    distinct_makers,
+    join,
+    models_of,
+    named_targets,
+)
+from sitenet.inference.structures import as_crystal, is_single, numbered, sampling_of
+from sitenet.inference.table import COVERAGE, Joined, Prediction, predictions_of, structure_warnings
 from sitenet.inference.table_text import SHOWN, WIDTH, flag_and_reason, table_text
 from sitenet.pairs.columns import Columns
 from sitenet.pairs.maker import PairMaker
@@ -60,30 +77,31 @@ class PredictionTable:
     @property
     def columns(self) -> dict[str, np.ndarray]:
         """Columns of equal length, by name."""
-        columns: dict[str, list[Any]] = {
-            "id": [row.id for row in self.rows],
-            "formula": [row.formula if isinstance(row, Prediction) else "" for row in self.rows],
+        flags = list(map(flag_and_reason, self.rows))
+        return {
+            "id": _texts([row.id for row in self.rows]),
+            "formula": _texts([getattr(row, "formula", "") for row in self.rows]),
+            **self._values(one=len(self.targets) == 1),
+            "flag": _texts([flag for flag, _ in flags]),
+            "reason": _texts([reason for _, reason in flags]),
         }
-        one = len(self.targets) == 1
+
+    def _values(self, one: bool) -> dict[str, np.ndarray]:
+        """Columns of values and intervals, without the target's name if there is only one."""
+        columns: dict[str, np.ndarray] = {}
         for k, target in enumerate(self.targets):
             low, high = ("low", "high") if one else (f"{target.name}_low", f"{target.name}_high")
             columns["value" if one else target.name] = self._numbers("values", k)
             if target.kind == "value":
                 columns |= {low: self._numbers("low", k), high: self._numbers("high", k)}
-        flags = list(map(flag_and_reason, self.rows))
-        columns |= {"flag": [flag for flag, _ in flags], "reason": [reason for _, reason in flags]}
-        text = {"id", "formula", "flag", "reason"}
-        return {
-            name: np.array(column, dtype=object if name in text else np.float64)
-            for name, column in columns.items()
-        }
+        return columns
 
-    def _numbers(self, field: str, k: int) -> list[float]:
+    def _numbers(self, field: str, k: int) -> np.ndarray:
         """A field of one target, NaN where it is unknown."""
         cells = [
             getattr(row, field)[k] if isinstance(row, Prediction) else None for row in self.rows
         ]
-        return [np.nan if cell is None else cell for cell in cells]
+        return np.array([np.nan if cell is None else cell for cell in cells], dtype=np.float64)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -97,7 +115,11 @@ class PredictionTable:
         """Return a row by its number, or a column by its name."""
         if isinstance(key, str):
             return self.columns[key]
-        return next(iter(PredictionTable([self.rows[key]], self.targets, self.coverage)))
+        return next(iter(self._of([self.rows[key]])))
+
+    def _of(self, rows: Sequence[Any]) -> PredictionTable:
+        """A table of other rows."""
+        return PredictionTable(rows, self.targets, self.coverage)
 
     def __repr__(self) -> str:
         return self.text(most=SHOWN)
@@ -130,16 +152,69 @@ class PredictionTable:
         return pandas.DataFrame(self.columns)
 
 
+class JoinedTable(PredictionTable):
+    """Predictions of structures by several models, a row per structure.
+
+    For each property there are columns of its name, ``NAME_low`` and ``NAME_high``, and for each
+    model ``MODEL_flag`` and ``MODEL_reason``, as in ``PredictionTable``. A property that several
+    models predict is named ``MODEL_NAME``.
+
+    Attributes:
+        models: Targets of each model, by its name.
+    """
+
+    rows: list[Joined | LeftOut]  # type: ignore[assignment]
+
+    def __init__(
+        self,
+        rows: Sequence[Joined | LeftOut],
+        models: Mapping[str, Sequence[Target]],
+        coverage: float,
+    ) -> None:
+        targets = [target for each in models.values() for target in each]
+        super().__init__(rows, targets, coverage)  # type: ignore[arg-type]
+        self.models = dict(models)
+
+    @property
+    def columns(self) -> dict[str, np.ndarray]:
+        """Columns of equal length, by name."""
+        results = [
+            [row] * len(self.models) if isinstance(row, LeftOut) else row.results
+            for row in self.rows
+        ]
+        columns = {
+            "id": _texts([row.id for row in self.rows]),
+            "formula": _texts([getattr(row, "formula", "") for row in self.rows]),
+        }
+        for k, (model, targets) in enumerate(self.models.items()):
+            own = PredictionTable([each[k] for each in results], targets, self.coverage)
+            columns |= own._values(one=False)
+            columns |= {f"{model}_{name}": own.columns[name] for name in ("flag", "reason")}
+        return columns
+
+    def _of(self, rows: Sequence[Any]) -> JoinedTable:
+        return JoinedTable(rows, self.models, self.coverage)
+
+
 class _Started(NamedTuple):
-    """A structure whose pairs are found, or that cannot be used."""
+    """A structure whose pairs are found, or that cannot be used.
+
+    Attributes:
+        id: Its name.
+        number: Its place among all.
+        crystal: None if it could not be read.
+        contents: Per maker its pairs; the crystal, if it is large or to be drawn from; or why it
+            cannot be used.
+    """
 
     id: str
+    number: int
     crystal: Crystal | None
-    content: Columns | Output | Prediction | LeftOut
+    contents: list[Columns | Crystal | LeftOut]
 
 
 def predict_table(
-    model: Model,
+    model: Models,
     structures: Iterable[Any] | Any,
     *,
     coverage: float = COVERAGE,
@@ -153,7 +228,8 @@ def predict_table(
     """Predict the properties of structures, with intervals and doubts, as a table.
 
     Args:
-        model: A SiteNet or an Ensemble.
+        model: A SiteNet or an Ensemble, a name, or several of them, as in ``predict_files``; the
+            table of several is a ``JoinedTable``.
         structures: As in ``predict``.
         coverage: Share of true values that the intervals should hold, between 0 and 1.
         strict: Whether to raise the error of a structure that cannot be used, instead of giving it
@@ -165,73 +241,138 @@ def predict_table(
         sampling: As in ``predict``.
 
     Raises:
+        FileNotFoundError, ValueError: As in ``predict_files`` for models.
         ValueError: ``coverage`` is out of range; or, if ``strict``, a structure cannot be used.
         CifError, TypeError, OSError: Likewise, if ``strict``.
     """
     if not 0 < coverage < 1:
         raise ValueError(f"coverage must be between 0 and 1, got {coverage}")
     disorder, drawn = sampling_of(disorder, sampling)
-    how = preparation(model.config, primitive, disorder)
-    make = PairMaker(model.config, max_sites, merge)
-
-    def started() -> Iterator[_Started]:
-        listed = [structures] if is_single(structures) else structures
-        for number, structure in enumerate(listed):
-            crystal, name = None, _name(structure, number)
-            try:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore", CifWarning)  # the row says so
-                    crystal = as_crystal(structure, how.disorder)
-                crystal = crystal.primitive() if how.primitive else crystal
-                name = _name(structure, number, crystal)
-                if drawn is not None and crystal.occupancy is not None:
-                    arranged = over_arrangements(model, crystal, make, drawn, coverage)
-                    content: Any = replace(arranged_row(model, arranged, crystal), id=name)
-                else:
-                    content = by_rows(model, crystal, make) or make(crystal)
-            except (TypeError, ValueError, OSError) as error:
-                if strict:
-                    with numbered(number):
-                        raise
-                content = LeftOut(name, f"structure {number}", _reason(error), kind_of(error))
-            yield _Started(name, crystal, content)
-
-    rows: list[Prediction | LeftOut] = []
-    for part in parts(started(), lambda one: one.content):
-        rows += _rows(model, part, coverage)
-    return PredictionTable(rows, model.targets, coverage)
+    models = models_of(model)
+    how = common_preparation(models, primitive, disorder)
+    makers, maker_of = distinct_makers(list(models.values()), max_sites, merge)
+    listed = [structures] if is_single(structures) else structures
+    started = _started(listed, how, makers, drawn, strict)
+    results: list[list[Prediction | LeftOut]] = [[] for _ in models]
+    for part in parts(started, lambda one: one.contents):
+        for each, rows, k in zip(models.values(), results, maker_of, strict=True):
+            predicted = _Predicted(each, makers[k], coverage, drawn, strict)
+            rows += predicted.rows(part, [one.contents[k] for one in part])
+    targets = named_targets(models)
+    if len(models) == 1:
+        return PredictionTable(results[0], targets.popitem()[1], coverage)
+    counts = list(map(len, targets.values()))
+    joined = [join(list(models), counts, each) for each in zip(*results, strict=True)]
+    return JoinedTable(joined, targets, coverage)
 
 
-def _rows(model: Model, part: Sequence[_Started], coverage: float) -> list[Prediction | LeftOut]:
-    """Compute the rows of structures that are held together, in order."""
-    outputs: list[Any] = list(completed(model, [one.content for one in part]))
-    rows: list[Prediction | LeftOut | None] = []
-    predicted = []
-    for one, output in zip(part, outputs, strict=True):
-        if isinstance(output, (LeftOut, Prediction)):
-            rows.append(output)
-        elif not np.isfinite(output[0]).all():
-            rows.append(LeftOut(one.id, one.id, "the prediction is not a number"))
-        else:
-            rows.append(None)
-            predicted.append((one, output))
-    crystals = [one.crystal for one, _ in predicted if one.crystal is not None]
-    predictions = iter(
-        predictions_of(
-            model,
-            [one.id for one, _ in predicted],
+def _started(
+    structures: Iterable[Any],
+    how: Preparation,
+    makers: Sequence[PairMaker],
+    sampling: Sampling | None,
+    strict: bool,
+) -> Iterator[_Started]:
+    """Read structures one by one, and find the pairs of those that are not large."""
+    for number, structure in enumerate(structures):
+        name = _name(structure, number)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", CifWarning)  # the row says so
+            crystal = _attempt(lambda: _read(structure, how), name, number, strict)  # noqa: B023
+        if isinstance(crystal, LeftOut):
+            yield _Started(name, number, None, [crystal] * len(makers))
+            continue
+        name = _name(structure, number, crystal)
+        is_open = sampling is not None and crystal.occupancy is not None
+        contents = [
+            crystal
+            if is_open or most_pairs(crystal, make.options) > MOST_PAIRS
+            else _attempt(lambda: make(crystal), name, number, strict)  # noqa: B023
+            for make in makers
+        ]
+        yield _Started(name, number, crystal, contents)
+
+
+def _read(structure: Any, how: Preparation) -> Crystal:
+    crystal = as_crystal(structure, how.disorder)
+    return crystal.primitive() if how.primitive else crystal
+
+
+def _attempt(function: Callable[[], Any], name: str, number: int, strict: bool) -> Any:
+    """function(), or why a structure cannot be used, which is raised if ``strict``."""
+    try:
+        return function()
+    except (TypeError, ValueError, OSError) as error:
+        if strict:
+            with numbered(number):
+                raise
+        return LeftOut(name, f"structure {number}", _reason(error), kind_of(error))
+
+
+class _Predicted(NamedTuple):
+    """A model, and how it predicts."""
+
+    model: Model
+    make: PairMaker
+    coverage: float
+    sampling: Sampling | None
+    strict: bool
+
+    def rows(self, part: Sequence[_Started], contents: Sequence[Any]) -> list[Prediction | LeftOut]:
+        """Compute the rows of structures that are held together, in order.
+
+        Args:
+            part: The structures.
+            contents: What the model's maker made of each.
+        """
+        ready = [
+            _attempt(lambda: self._alone(one, x), one.id, one.number, self.strict)  # noqa: B023
+            if isinstance(x, Crystal)
+            else x
+            for one, x in zip(part, contents, strict=True)
+        ]
+        rows: list[Prediction | LeftOut | None] = []
+        whole: list[tuple[_Started, Output, Any]] = []
+        for one, content, output in zip(part, ready, completed(self.model, ready), strict=True):
+            if isinstance(output, (LeftOut, Prediction)):
+                rows.append(output)
+            elif not np.isfinite(output[0]).all():
+                rows.append(LeftOut(one.id, one.id, "the prediction is not a number"))
+            else:
+                rows.append(None)
+                is_columns = isinstance(content, dict)
+                whole.append((one, output, content if is_columns else one.crystal))
+        predictions = iter(self._of_whole(whole))
+        return [next(predictions) if row is None else row for row in rows]
+
+    def _alone(self, one: _Started, crystal: Crystal) -> Output | Prediction:
+        """Predict a crystal that is large, or over its arrangements."""
+        if self.sampling is not None and crystal.occupancy is not None:
+            arranged = over_arrangements(
+                self.model, crystal, self.make, self.sampling, self.coverage
+            )
+            return replace(arranged_row(self.model, arranged, crystal), id=one.id)
+        output = by_rows(self.model, crystal, self.make)
+        assert output is not None
+        return output
+
+    def _of_whole(self, whole: Sequence[tuple[_Started, Output, Any]]) -> list[Prediction]:
+        """Complete the outputs of crystals, given with their structures."""
+        crystals = [one.crystal for one, _, _ in whole if one.crystal is not None]
+        return predictions_of(
+            self.model,
+            [one.id for one, _, _ in whole],
             [crystal.reduced_formula for crystal in crystals],
-            np.array([values for _, (values, _) in predicted]),
-            np.array([encoding for _, (_, encoding) in predicted]),
-            [
-                one.content if isinstance(one.content, dict) else crystal
-                for (one, _), crystal in zip(predicted, crystals, strict=True)
-            ],
+            np.array([values for _, (values, _), _ in whole]),
+            np.array([encoding for _, (_, encoding), _ in whole]),
+            [structure for _, _, structure in whole],
             list(map(structure_warnings, crystals)),
-            coverage,
+            self.coverage,
         )
-    )
-    return [next(predictions) if row is None else row for row in rows]
+
+
+def _texts(cells: Sequence[str]) -> np.ndarray:
+    return np.array(cells, dtype=object)
 
 
 def _reason(error: Exception) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sitenet.data.failures import LeftOut
 from sitenet.model.calibration import half_widths, zero_probabilities
 from sitenet.model.target import learned_values, shown_values
 
@@ -60,6 +61,30 @@ class Prediction:
     learned_from: str | None = None
     neighbours: list[list[Any]] = field(default_factory=list)
     probability: float | None = None
+
+
+@dataclass(frozen=True)
+class Joined:
+    """The answers of several models for one crystal.
+
+    Attributes:
+        id: Name of the crystal.
+        formula: Reduced formula.
+        warnings: Doubts about the structure, and why a model cannot use it.
+        parts: Fields of each model's Prediction, or of its LeftOut.
+        counts: Targets per model.
+    """
+
+    id: str
+    formula: str
+    warnings: str
+    parts: list[dict[str, Any]]
+    counts: list[int]
+
+    @property
+    def results(self) -> list[Prediction | LeftOut]:
+        """Each model's answer."""
+        return [LeftOut(**x) if "reason" in x else Prediction(**x) for x in self.parts]
 
 
 def prediction_header(model: Model, sampled: bool = False) -> list[str]:

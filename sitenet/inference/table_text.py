@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from sitenet.data.failures import LeftOut
 from sitenet.data.units import titled
-from sitenet.inference.table import Prediction
+from sitenet.inference.table import Joined, Prediction
 
 if TYPE_CHECKING:
     from sitenet.model.sitenet import Target
@@ -35,7 +36,7 @@ def flag_and_reason(row: Prediction | LeftOut) -> tuple[str, str]:
 
 
 def table_text(
-    rows: Sequence[Prediction | LeftOut],
+    rows: Sequence[Prediction | Joined | LeftOut],
     targets: Sequence[Target],
     width: int = WIDTH,
     most: int | None = None,
@@ -44,15 +45,13 @@ def table_text(
 
     Args:
         rows: Predictions, and what could not be used.
-        targets: What the model predicts; several take a line each.
+        targets: What the model predicts, or several models in their order; several targets take a
+            line each.
         width: Columns of the terminal, at least 80 for all columns to fit.
         most: Rows to show; None shows all.
     """
     shown = rows[:most]
-    lines: list[tuple[Line, str]] = []
-    for row in shown:
-        *before, last = _lines(row, targets)
-        lines += [*((line, "") for line in before), (last, flag_and_reason(row)[1])]
+    lines = [line for row in shown for line in _with_reasons(row, targets)]
     header = _header(targets, has_intervals=any(line[HIGH] for line, _ in lines))
     columns = _columns([header, *(line for line, _ in lines)], width)
     texts = [_laid_out(header, columns)]
@@ -92,6 +91,30 @@ def _header(targets: Sequence[Target], has_intervals: bool) -> Line:
     value = "value" if others else _title(first)
     low, high = ("low", "high") if has_intervals else ("", "")
     return ("id", "formula", "property" if others else "", value, low, high, "flag")
+
+
+def _with_reasons(
+    row: Prediction | Joined | LeftOut, targets: Sequence[Target]
+) -> list[tuple[Line, str]]:
+    """Lines of a row, and the text below each: of several models, each with its own flag, and a
+    reason that they share once."""
+    if not isinstance(row, Joined):
+        *before, last = _lines(row, targets)
+        return [*((line, "") for line in before), (last, flag_and_reason(row)[1])]
+    lines: list[tuple[Line, str]] = []
+    names, said, remaining = (row.id, _cut(row.formula, LONGEST)), set(), iter(targets)
+    for result, count in zip(row.results, row.counts, strict=True):
+        mine = list(itertools.islice(remaining, count))
+        reason = flag_and_reason(result)[1]
+        each = [line[PROPERTY:] for line in _lines(result, mine)]
+        if isinstance(result, LeftOut):
+            each = [(_title(target), *each[0][1:]) for target in mine]
+        each = [(*names, *cells) for cells in each[:1]] + [("", "", *cells) for cells in each[1:]]
+        below = [""] * (len(each) - 1) + ["" if reason in said else reason]
+        lines += zip(each, below, strict=True)
+        names = "", ""
+        said.add(reason)
+    return lines
 
 
 def _lines(row: Prediction | LeftOut, targets: Sequence[Target]) -> list[Line]:

@@ -29,6 +29,7 @@ TITLES = {
     "roc_auc": "ROC AUC",
     "f1": "F1",
     "log_loss": "log loss",
+    "calibration_error": "calibration error",
     "inside": "inside interval",
     "mae_of_mean": "MAE of mean",
     "mae_of_median": "MAE of median",

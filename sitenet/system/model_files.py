@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import itertools
+from collections.abc import Sequence
 from pathlib import Path
 
 MODEL_FILE = "model.safetensors"  # of a run folder
+ALL = "all"  # names all weights that ship
 _STATE_FILE = "state.safetensors"  # of a run folder: what training resumes from
 
 
@@ -45,6 +48,38 @@ def find_model(name_or_path: str | Path) -> Path:
     raise FileNotFoundError(
         f"no model file {name!r}; weights that ship with sitenet: {', '.join(shipped)}{hint}"
     )
+
+
+def find_models(names: Sequence[str | Path]) -> dict[str, Path]:
+    """Find the files of several models, by the names that tables call them.
+
+    Args:
+        names: As in ``find_model``; "all" stands for all weights that ship.
+
+    Returns:
+        Files by name: that of shipped weights, else of the run folder or of the file without its
+        ending.
+
+    Raises:
+        FileNotFoundError: No such model, or "all" where none ship.
+        ValueError: Two models have the same name, or a file is no model.
+    """
+    shipped = shipped_weights()
+    files: dict[str, Path] = {}
+    for name in itertools.chain.from_iterable(
+        shipped or [name] if str(name) == ALL else [name] for name in names
+    ):
+        path = find_model(name)
+        title = str(name)
+        if title not in shipped:
+            title = path.resolve().parent.name if path.name == MODEL_FILE else path.stem
+        if title in files and files[title].resolve() != path.resolve():
+            raise ValueError(
+                f"{files[title]} and {path} are both named {title!r}, by which the columns of "
+                "several models are told apart: rename one"
+            )
+        files[title] = path
+    return files
 
 
 def shipped_weights() -> dict[str, Path]:

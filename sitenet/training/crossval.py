@@ -22,6 +22,7 @@ from sitenet.system.distributed import is_first, process_group
 from sitenet.system.files import cell_text, writable_folder, write_csv
 from sitenet.system.progress import Reporter
 from sitenet.training.plan import Start, make_plan
+from sitenet.training.start import any_start, is_auto
 from sitenet.training.train import train
 
 PREDICTIONS = "predictions.csv"
@@ -102,7 +103,7 @@ def crossval(
         unit: As in ``train``.
         classes: As in ``train``.
         log: As in ``train``.
-        start: As in ``train``.
+        start: As in ``train``; "auto" chooses for each fold, by its own validation crystals.
         freeze: As in ``train``.
         primitive: As in ``train``.
         disorder: As in ``train``.
@@ -119,7 +120,7 @@ def crossval(
     reporter = reporter if reporter is not None and is_first() else Reporter()
     inputs = {"primitive": primitive, "disorder": disorder}
     changes |= {name: value for name, value in inputs.items() if value is not None}
-    plan = make_plan(config, start, changes, freeze)
+    plan = make_plan(config, any_start() if is_auto(start) else start, changes, freeze)
     device, out = choose_device(device), writable_folder(out)
     with process_group(device):
         dataset = open_dataset(

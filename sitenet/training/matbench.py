@@ -70,12 +70,14 @@ class Benchmark:
             or ``accuracy``, ``balanced_accuracy``, ``f1``, ``rocauc`` of the probabilities, and
             ``rocauc_of_labels``, which Matbench's package and leaderboard call ``rocauc``.
         path: File of results.
+        existing: Numbers of the folds that the data have.
     """
 
     task: str
     unit: str
     scores: dict[int, dict[str, float]]
     path: Path
+    existing: tuple[int, ...] = ()
 
     def over_folds(self, name: str) -> tuple[float, float]:
         """Mean and standard deviation of a score over the folds."""
@@ -84,7 +86,7 @@ class Benchmark:
 
 
 def matbench(
-    data: str | Path,
+    data: str | Path | Source,
     out: str | Path,
     config: str | Path | Mapping[str, Any] | SiteNetConfig = DEFAULT_CONFIG,
     *,
@@ -105,7 +107,7 @@ def matbench(
 
     Args:
         data: A ``matbench_*.json.gz``, or a table with a column ``matbench_fold``, the fold in
-            which a row is tested.
+            which a row is tested; or such a source, opened.
         out: Folder for ``results.json`` in Matbench's format, a run folder per fold, and the
             dataset with its pairs. The same call resumes from there.
         config: As in ``train``.
@@ -131,7 +133,10 @@ def matbench(
     changes |= {name: value for name, value in inputs.items() if value is not None}
     settings = load_config(config).replace(**changes)
     device, out = choose_device(device), writable_folder(out)
-    source = open_source(data, None if target is None else [target])
+    source = data
+    if not isinstance(source, Source):
+        source = open_source(source, None if target is None else [target])
+    data = source.path
     if len(source.targets) != 1:
         raise ValueError(f"{data}: expected one target, got {', '.join(source.targets) or 'none'}")
     name, task = source.targets[0], task or _task(Path(data))
@@ -169,7 +174,7 @@ def matbench(
                 used = result.model.config
                 results.config = used.replace(members=settings.training.members)
                 results.record(fold, records, predicted, is_class, facts)
-    return Benchmark(task, unit, results.scores(), results.path)
+    return Benchmark(task, unit, results.scores(), results.path, tuple(existing))
 
 
 def _task(path: Path) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,26 +17,22 @@ import torch
 from sitenet.config import SiteNetConfig, TrainingConfig
 from sitenet.data.dataset import Dataset
 from sitenet.data.duplicates import find_duplicates
-from sitenet.data.failures import LeftOut, counts_by_kind, write_left_out
+from sitenet.data.failures import counts_by_kind, write_left_out
 from sitenet.data.prepare import open_dataset
 from sitenet.data.splits import Split, shared_structures, split
-from sitenet.inference import evaluate as evaluation
-from sitenet.model.calibration import calibrate, errors_of, spread
-from sitenet.model.ensemble import Ensemble, Model
-from sitenet.model.neighbours import Fingerprints, TrainingIndex
-from sitenet.model.packing import check_bits, pack, unpack
+from sitenet.model.packing import check_bits
 from sitenet.model.sitenet import SiteNet
-from sitenet.model.surroundings import Surroundings
 from sitenet.model.target import Target, learned_values
 from sitenet.pairs.cache import pairs_of_dataset
 from sitenet.pairs.store import PairStore
 from sitenet.system.devices import choose_device, multiplies_bfloat16
-from sitenet.system.distributed import barrier, is_first, local_world, process_group, world
+from sitenet.system.distributed import barrier, is_first, process_group, world
 from sitenet.system.files import fingerprint, locked, writable_folder
 from sitenet.system.progress import Reporter
-from sitenet.system.workers import default_workers
 from sitenet.training.data import TrainingData
+from sitenet.training.finish import Result, finish
 from sitenet.training.plan import Member, Start, make_plan, refuse_other_layout
+from sitenet.training.start import Choice, any_start, choose_start, is_auto
 from sitenet.training.state import write_config
 from sitenet.training.targets import (
     negative_targets,
@@ -45,34 +40,11 @@ from sitenet.training.targets import (
     same_properties,
     targets_of,
 )
-from sitenet.training.trainer import MODEL, AfterEpoch, Trainer
-from sitenet.training.validation import outputs
-
-SAMPLE = 5000  # training crystals that calibrate the distance to the training set
+from sitenet.training.trainer import AfterEpoch, Trainer
 
 
 class Stopped(KeyboardInterrupt):
     """Training was interrupted; the message says what is saved and how to resume."""
-
-
-@dataclass(eq=False)
-class Result:
-    """What a training run leaves.
-
-    Attributes:
-        model: The best model; an Ensemble of the best ones if there are several members.
-        history: One dict per epoch, as in ``metrics.jsonl``; for an ensemble, member after member,
-            with "member" in each.
-        scores: Split -> target -> error measures (``sitenet.inference.metrics``) of the best model.
-        left_out: Structures that could not be used.
-        folder: Run folder, or None.
-    """
-
-    model: Model
-    history: list[dict[str, Any]]
-    scores: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
-    left_out: list[LeftOut] = field(default_factory=list)
-    folder: Path | None = None
 
 
 def train(
@@ -122,7 +94,8 @@ def train(
         fold: Value of the split column whose crystals are the test set.
         split_column: Column of the source that names the split or fold.
         start: Model to fine-tune: a SiteNet or Ensemble, a file or a shipped name. Every member of
-            an ensemble is fine-tuned. Several models become the members of one ensemble.
+            an ensemble is fine-tuned. Several models become the members of one ensemble. "auto"
+            chooses among the weights that ship (``sitenet.training.start``) and says which.
         member: Number of the only member to train, from 1, so that each can have a process of its
             own. The same call without it then combines them.
         freeze: Train only the layers after pooling and the decoder.
@@ -154,11 +127,16 @@ def train(
         check_bits(bits)
     inputs = {"primitive": primitive, "disorder": disorder}
     changes |= {name: value for name, value in inputs.items() if value is not None}
+    undecided = False
+    if is_auto(start):
+        earlier = Choice.read(None if out is None else Path(out))
+        undecided = earlier is None
+        start = any_start() if earlier is None else earlier.start
     plan = make_plan(config, start, changes, freeze, member)
     if member is not None and out is None:
         raise ValueError("a member alone needs a run folder, from which the ensemble takes it")
     folder = None if out is None else writable_folder(out)
-    if folder is not None:
+    if folder is not None and not undecided:
         refuse_other_layout(folder, plan.config)
     with process_group(device):
         reporter = Reporter() if reporter is None or not is_first() else reporter
@@ -174,6 +152,13 @@ def train(
         )
         plan = plan.for_dataset(dataset, reporter)
         dataset = _at_most(dataset, plan.config.training)
+        if undecided:
+            parts = _split(dataset, plan.config.training, fold, refit)
+            choice = _choose_start(dataset, parts, classes, log, reporter)
+            plan = make_plan(config, choice.start, vars(plan.preparation) | changes, freeze, member)
+            if folder is not None:
+                refuse_other_layout(folder, plan.config)
+                choice.write(folder)
         dataset, store = _find_pairs(dataset, plan.config, workers, reporter)
         parts = _split(dataset, plan.config.training, fold, refit)
         plan = plan.for_size(len(parts.train), folder, reporter)
@@ -201,7 +186,7 @@ def train(
         if member is not None:
             only = trainers[0]
             return Result(only.best, only.progress.history, {}, dataset.left_out, only.folder)
-        return _finish(trainers, dataset, plan.config, folder, reporter, bits)
+        return finish(trainers, dataset, plan.config, folder, reporter, bits)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -257,6 +242,22 @@ def _report_data(
             f"{len(dataset.left_out)} structures left out ({counts_by_kind(dataset.left_out)})"
             f"{where}; the first: {first.where}: {first.reason}"
         )
+
+
+def _choose_start(
+    dataset: Dataset,
+    parts: Split,
+    classes: Sequence[str],
+    log: Sequence[str],
+    reporter: Reporter,
+) -> Choice:
+    """Choose a model to start from, in one process."""
+    if world() > 1:
+        raise ValueError(
+            "start auto is for one process: run the command without torchrun until it says which "
+            "start it chose, and name that one"
+        )
+    return choose_start(dataset, parts, classes, log, reporter)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -346,139 +347,3 @@ def _alone(folder: Path | None) -> Iterator[None]:
         if not free:
             raise ValueError(f"another process is training in {folder}")
         yield
-
-
-# ---------------------------------------------------------------------------------------------
-# Results
-
-
-def _finish(
-    trainers: Sequence[Trainer],
-    dataset: Dataset,
-    config: SiteNetConfig,
-    folder: Path | None,
-    reporter: Reporter,
-    bits: int | None,
-) -> Result:
-    """Round the best model, or the best members together, to so many bits and calibrate it; save it
-    and its predictions."""
-    parts = trainers[0].data.parts
-    best, history = _combined(trainers)
-    if bits is not None:
-        best.load_state_dict(unpack(pack(best.state_dict(), bits)))
-    y, encodings = _calibrate(best, trainers[0].data)
-    if best.calibration is not None and len(parts.train):
-        best.calibration.index = _index(best, dataset, trainers[0].data)
-    evaluated = {"valid": parts.valid, "test": parts.test}
-    predictions = evaluation.Predictions.of(best, dataset, evaluated, y, encodings)
-    learned = dataset.targets[parts.train]
-    mean, median = np.nanmean(learned, axis=0), np.nanmedian(learned, axis=0)
-    scores = predictions.scores(mean, median)
-    if folder is not None and is_first():
-        epochs = [each.progress.best_epoch for each in trainers]
-        facts = {
-            "epoch": epochs if len(trainers) > 1 else epochs[0],
-            "crystals": {k: len(v) for k, v in vars(parts).items()},
-            "scores": scores,
-        }
-        if len(trainers) > 1:
-            write_config(folder, config)
-        best.save(folder / MODEL, facts, bits)
-        predictions.write(folder / "predictions.csv")
-        predictions.plot(folder, history if len(trainers) == 1 else [], reporter)
-    for line in no_better_than_a_constant(scores, config.training, len(parts.train)):
-        reporter.say(line)
-    return Result(best, history, scores, dataset.left_out, folder)
-
-
-def _combined(trainers: Sequence[Trainer]) -> tuple[Model, list[dict[str, Any]]]:
-    """The best model of the members, and the history of all of them."""
-    if len(trainers) == 1:
-        return trainers[0].best.eval(), trainers[0].progress.history
-    history = [
-        {"member": number, **entry}
-        for number, trainer in enumerate(trainers, 1)
-        for entry in trainer.progress.history
-    ]
-    return Ensemble([each.best for each in trainers]).eval(), history
-
-
-def _calibrate(model: Model, data: TrainingData) -> tuple[np.ndarray, np.ndarray]:
-    """Calibrate a model; returns its properties and encodings of the validation and then the test
-    crystals."""
-    parts = data.parts
-    sample = parts.train
-    if len(sample) > SAMPLE:
-        sample = np.random.default_rng(0).choice(sample, SAMPLE, replace=False)
-    _, train_encodings = outputs(model, data.store, sample)
-    evaluated = np.concatenate([parts.valid, parts.test]).astype(int)
-    y, encodings = outputs(model, data.store, evaluated)
-    count = len(parts.valid)
-    model.calibration = calibrate(
-        data.targets[parts.valid],
-        learned_values(model.targets, y[:count]),
-        encodings[:count],
-        train_encodings,
-        spread=spread(model, encodings[:count]),
-        valid=Surroundings.of(data.store, parts.valid) if count else None,
-        train=Surroundings.of(data.store, parts.train),
-    )
-    if count:
-        model.calibration.errors = errors_of(model, encodings[:count], data.targets[parts.valid])
-    return y, encodings
-
-
-def _index(model: Model, dataset: Dataset, data: TrainingData) -> TrainingIndex:
-    """Index the training crystals, so that a prediction can name the nearest ones."""
-    rows = data.parts.train
-    _, encodings = outputs(model, data.store, rows)
-    crystals = [dataset.crystals[k] for k in rows]
-    return TrainingIndex.fit(
-        encodings,
-        dataset.targets[rows],
-        [dataset.ids[k] for k in rows],
-        [crystal.reduced_formula for crystal in crystals],
-        Fingerprints.of(crystals, max(1, default_workers(len(crystals)) // local_world())),
-    )
-
-
-def no_better_than_a_constant(
-    scores: Mapping[str, Mapping[str, Mapping[str, float]]], config: TrainingConfig, crystals: int
-) -> list[str]:
-    """Warnings for targets that the model predicts no better than a constant would.
-
-    Args:
-        scores: As in ``Result``; the test crystals count if there are any, else the validation
-            crystals.
-        config: Settings of the training.
-        crystals: Number of training crystals.
-
-    Returns:
-        One line per target; empty for a model that has learned.
-    """
-    advice = (
-        f"Try more epochs (now {config.epochs}), another learning_rate (now "
-        f"{config.learning_rate:g}), more crystals (now {crystals})"
-    )
-    if not config.scale_targets:
-        advice += ", or scale_targets: true"
-    part = "test" if "test" in scores else "valid"
-    title = {"test": "test", "valid": "validation"}[part]
-    lines = []
-    for name, values in scores.get(part, {}).items():
-        constants = {x: values.get(f"mae_of_{x}", np.inf) for x in ("mean", "median")}
-        best = min(constants, key=lambda x: constants[x])
-        if values.get("mae", -np.inf) >= constants[best]:
-            comparison = (
-                f"MAE {values['mae']:.4g}, against {constants[best]:.4g} from always predicting "
-                f"the {best}"
-            )
-        elif values.get("roc_auc", 1.0) <= 0.5:
-            comparison = f"ROC AUC {values['roc_auc']:.4g}, against 0.5 from chance"
-        else:
-            continue
-        lines.append(
-            f"WARNING: the model has not learned {name}: on the {title} crystals, {comparison}. "
-            f"{advice}"
-        )
-    return lines

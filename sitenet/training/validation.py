@@ -43,6 +43,13 @@ def outputs(model: Model, store: PairStore, index: np.ndarray) -> tuple[np.ndarr
     return y.numpy(), encoding.numpy()
 
 
+@torch.no_grad()
+def properties(model: Model, encodings: np.ndarray) -> np.ndarray:
+    """Properties, (crystals, targets) float64, from encodings, (crystals, encoding)."""
+    z = torch.as_tensor(encodings, device=model.element_table.device)
+    return model.properties(z).double().cpu().numpy()
+
+
 def validation_errors(
     model: Model, data: TrainingData, config: TrainingConfig, epoch: int
 ) -> dict[str, float]:

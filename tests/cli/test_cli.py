@@ -483,6 +483,23 @@ def test_heads_are_columns_of_a_table_on_request(sitenet, folder, run_folder):
     assert {"weight"} <= set(rows_of(sitenet(*arguments, "--rows", "pairs")[1])[0])
 
 
+def test_several_models_share_a_table(sitenet, folder, run_folder, tmp_path):
+    models = ["--model", run_folder, "--model", "mp-gap"]
+    status, printed, said = sitenet("predict", folder / "c0.cif", folder / "c1.cif", *models)
+    rows = rows_of(printed)
+    assert status == 0 and len(rows) == 2
+    for model in (run_folder, "mp-gap"):
+        alone = rows_of(
+            sitenet("predict", folder / "c0.cif", folder / "c1.cif", "--model", model)[1]
+        )
+        for row, want in zip(rows, alone, strict=True):
+            (name,) = [x for x in want if x.endswith("_predicted")]
+            assert row[name] == want[name]
+            assert row[f"{run_folder.name if model == run_folder else model}_like_training"]
+    status, _, said = sitenet("predict", folder / "c0.cif", "--model", "mp-gap", "--model", "mp-gp")
+    assert status == 1 and "did you mean 'mp-gap'?" in said
+
+
 def test_a_stopped_prediction_says_how_to_go_on(sitenet, folder, run_folder, tmp_path, monkeypatch):
     from sitenet.inference.predict_chunks import Predictor
 

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tasks_card
 import torch
 import yaml
 from model_card import Predictions, by_range, card, front_matter
+from tasks_list import read_tasks
 
 from sitenet.config import SiteNetConfig
 from sitenet.data.prepare import prepare
@@ -16,6 +18,7 @@ from sitenet.model import calibration as calibrations
 from sitenet.model.checkpoint import load, read_metadata
 from sitenet.model.sitenet import SiteNet, Target
 from sitenet.system.files import write_csv
+from sitenet.system.model_files import shipped_weights
 
 ROOT = Path(__file__).resolve().parents[2]
 HEADER = (
@@ -106,8 +109,15 @@ def test_figures_are_those_of_the_predictions(run, name):
     assert "$" not in page.replace("$name", "")
 
 
-@pytest.mark.parametrize("name", ["mp-gap", "mp-eform"])
+@pytest.mark.parametrize("name", list(shipped_weights()))
 def test_the_shipped_cards_have_the_front_matter_of_their_figures(name):
+    if (tested := read_metadata(shipped_weights()[name])["metadata"].get("tested")) is not None:
+        task = read_tasks()[name]
+        facts = yaml.safe_load((ROOT / "bench" / "task_cards.yaml").read_text(encoding="utf-8"))
+        _, front, _ = (ROOT / "docs" / "models" / f"{name}.md").read_text().split("---\n", 2)
+        scores = tested["scores"]["test"][task.target]
+        assert front.strip() == tasks_card.front_matter(task, facts[name], scores)
+        return
     facts = yaml.safe_load((ROOT / "bench" / "model_cards" / f"{name}.yaml").read_text())
     page = (ROOT / "docs" / "models" / f"{name}.md").read_text(encoding="utf-8")
     _, front, text = page.split("---\n", 2)

@@ -36,6 +36,8 @@ def test_classes(seed, ties):
     missing = rng.random(40) < 0.3
     scores = class_scores(np.where(missing, np.nan, truth), predicted)
     x, p = truth[~missing], predicted[~missing]
+    ranges = [(p >= k / 10) & (p < (k + 1) / 10 if k < 9 else p <= 1) for k in range(10)]
+    surplus = [abs(p[r].mean() - x[r].mean()) * r.mean() for r in ranges if r.any()]
     assert scores == pytest.approx(
         {
             "crystals": len(x),
@@ -43,6 +45,7 @@ def test_classes(seed, ties):
             "accuracy": sklearn.accuracy_score(x, p > 0.5),
             "f1": sklearn.f1_score(x, p > 0.5),
             "log_loss": sklearn.log_loss(x, np.clip(p, 1e-15, 1 - 1e-15)),
+            "calibration_error": sum(surplus),
         }
     )
 

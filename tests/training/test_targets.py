@@ -14,8 +14,9 @@ from sitenet.config import SiteNetConfig
 from sitenet.data.dataset import split
 from sitenet.model.sitenet import SiteNet, Target
 from sitenet.system.progress import Reporter
+from sitenet.training.finish import no_better_than_a_constant
 from sitenet.training.gradients import step_loss
-from sitenet.training.train import no_better_than_a_constant, train
+from sitenet.training.train import train
 
 
 def test_a_missing_value_pulls_nowhere():

@@ -1,14 +1,16 @@
 """The bench that trains and tests the models of all properties that ship."""
 
+import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 import tasks as bench
+import tasks_card
 import yaml
-from ridge import ridge, ridge_scores
 from tasks import Runs, Task, read_tasks
 from tasks_table import write_table
 from toy_crystals import cif_of, toy_crystals, toy_targets
@@ -16,9 +18,11 @@ from trainers import FAST
 
 import sitenet
 from sitenet.model.checkpoint import read_metadata
+from sitenet.system import model_files
 from sitenet.system.model_files import shipped_weights
 from sitenet.training.leaderboard import ANCHORS
 from sitenet.training.matbench import TASKS
+from sitenet.training.ridge import ridge, ridge_scores
 
 SETTINGS = {"config": FAST, "bits": 10, "valid": 0.1, "group": "none", "epochs": 2}
 
@@ -50,7 +54,7 @@ def runs(tmp_path_factory):
             "energy",
             "energy_eV",
             "eV",
-            without={"columns": ["other_fold"], "formulas": ["modulus"]},
+            without=("other_fold",),
             settings=SETTINGS,
         ),
         "modulus": Task(
@@ -88,9 +92,7 @@ def parts(dataset):
 
 def test_the_tested_model_learns_from_no_crystal_that_it_must_not_know(runs):
     rows = parquet.read_table(runs.data / "energies.parquet").to_pylist()
-    moduli = parquet.read_table(runs.data / "moduli.parquet").to_pylist()
-    tested = {r["reduced_formula"] for r in moduli if r["matbench_fold"] == 1}
-    forbidden = {r["id"] for r in rows if r["other_fold"] == 1 or r["reduced_formula"] in tested}
+    forbidden = {r["id"] for r in rows if r["other_fold"] == 1}
     own = {r["id"] for r in rows if r["matbench_fold"] == 1}
     split = parts(runs.dataset(runs.tasks["energy"], shipped=False))
     assert split["test"] == own
@@ -125,6 +127,61 @@ def test_the_start_is_chosen_on_validation_and_used_for_both_models(runs):
     rival = runs.result("modulus", "rival")
     assert rival["start"] == "energy" and rival["test"]["crystals"] == 20
     assert runs.result("energy", "rival") == {}
+    assert result["start_tables"] == {}
+
+
+def test_the_error_on_formulas_new_to_the_starts_stands_beside_that_on_all(runs, tmp_path):
+    learned = parts(runs.dataset(runs.tasks["energy"], shipped=False))
+    table = parquet.read_table(runs.data / "energies.parquet").to_pylist()
+    known = {r["reduced_formula"] for r in table if r["id"] in learned["train"] | learned["valid"]}
+    assert runs.formulas("energy") == known and runs.formulas("random") == set()
+    result = runs.result("energy", "tested")
+    assert result["chain"] == []
+    want = result["scores"]["test"]["energy_eV"]
+    assert result["unknown"]["mae"] == pytest.approx(want["mae"], rel=1e-5)  # decimals of the file
+    assert result["unknown"]["coverage"] == pytest.approx(want["coverage"])
+    task = runs.tasks["modulus"]
+    tested = parts(runs.dataset(task, shipped=False))["test"]
+    new = {r["id"] for r in table if r["reduced_formula"] not in known} & tested
+    assert 0 < len(new) < len(tested)
+    path = runs.folder / "modulus" / "tested" / "energy" / "predictions.csv"
+    with path.open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["id"] in new]
+    pairs = [[float(r[f"modulus_GPa{x}"]) for x in ("", "_predicted")] for r in rows]
+    scores = runs._unknown(task, "energy")
+    assert scores["crystals"] == len(new) == len(rows)
+    error = np.mean([abs(np.log10(y / x)) for x, y in pairs])
+    assert scores["mae_log10"] == pytest.approx(error)
+    with_start = Runs(runs.folder, runs.data, runs.tasks)
+    assert with_start.chain("energy") == ["energy"]
+
+
+def test_a_model_file_can_be_the_tested_start_of_a_property(runs, tmp_path):
+    file = runs.folder / "energy" / "shipped" / "model.safetensors"
+    whole = parquet.read_table(runs.data / "energies.parquet", columns=["id", "reduced_formula"])
+    some = whole.slice(0, 30)
+    parquet.write_table(some, tmp_path / "formulas.parquet")
+    parquet.write_table(some.select(["id"]), tmp_path / "ids.parquet")
+    for name in ("formulas", "ids"):
+        tables = {"energy": tmp_path / f"{name}.parquet"}
+        given = Runs(
+            tmp_path / name, runs.data, runs.tasks, "cpu", None, None, {"energy": file}, tables
+        )
+        assert given.formulas("energy") == set(some["reduced_formula"].to_pylist())
+        assert given.chain("energy") == ["energy"]
+    start = given._start("energy", "tested")
+    assert start.calibration.index is not None  # of the file, as no run is in this folder
+    task = replace(runs.tasks["modulus"], starts=("energy",))
+    given.tasks = {**runs.tasks, "modulus": task}
+    given.work(["modulus"], ["tested"])
+    result = given.result("modulus", "tested")
+    assert result["start_tables"] == {"energy": ["ids.parquet", 30]}
+    assert result["start"] == "energy" and result["chain"] == ["energy"]
+    assert 0 < result["unknown"]["crystals"] < result["rows"]["test"]
+    other = pa.table({"id": ["c0", "elsewhere"]})
+    parquet.write_table(other, tmp_path / "ids.parquet")
+    with pytest.raises(ValueError, match=r"energies\.parquet, which lacks elsewhere"):
+        given.formulas("energy")
 
 
 def test_finished_steps_are_not_done_again(runs, monkeypatch):
@@ -167,6 +224,109 @@ def test_a_shipped_file_says_how_it_was_tested(runs, tmp_path, monkeypatch):
         bench.ship(runs, ["energy-of-none"])
 
 
+FACTS = {
+    "property": "a modulus",
+    "tags": ["elasticity"],
+    "licence": "none",
+    "data": "Random crystals.",
+    "not_for": ["Anything."],
+}
+
+
+def shipped_card(runs, name, folder, monkeypatch):
+    """The card of a property, shipped into a folder."""
+    monkeypatch.setattr(bench, "weights_folder", lambda: folder)
+    monkeypatch.setattr(model_files, "weights_folder", lambda: folder)
+    (folder / "task_cards.yaml").write_text(yaml.safe_dump({name: FACTS}))
+    (folder / "task_card.md").write_text((tasks_card.HERE / "task_card.md").read_text())
+    monkeypatch.setattr(tasks_card, "HERE", folder)
+    bench.ship(runs, [name])
+    return tasks_card.write_card(runs, name, folder / "docs").read_text()
+
+
+def test_a_card_gives_the_figures_of_the_runs(runs, tmp_path, monkeypatch):
+    page = shipped_card(runs, "modulus", tmp_path, monkeypatch)
+    tested, rival = (runs.result("modulus", step) for step in ("tested", "rival"))
+    scores = tested["scores"]["test"]["modulus_GPa"]
+    _, front, text = page.split("---\n", 2)
+    assert text.startswith("\n# modulus\n\nPredicts a modulus (GPa)") and "$" not in text
+    (entry,) = yaml.safe_load(front)["model-index"]
+    (result,) = entry["results"]
+    assert result["dataset"]["name"] == "matbench_log_kvrh v0.1, fold 1"
+    assert {m["type"] for m in result["metrics"]} == {"mae", "rmse", "r2"}
+    assert f"| **{scores['mae']:.3f} GPa**; predicting the mean everywhere: " in page
+    assert f"| error of the decimal logarithm | **{scores['mae_log10']:.4f}** |" in page
+    assert "| interval |" not in page and "coverage" not in scores  # too few crystals validate
+    assert (
+        f"| trained on | {tested['rows']['train']} crystals; {tested['rows']['valid']} valid"
+        in page
+    )
+    assert f"| modulus | {scores['mae_log10']:.4g} | fold 1 |" in page
+    assert f"| ridge on the encodings of energy | {rival['test']['mae']:.4g} | the same |" in page
+    assert "| coGN | 0.0547 | fold 1 |" in page and "| coNGN | 0.0491 | all five folds |" in page
+    # 10,987 rows in five folds, the first two of them with one more.
+    assert f"has 2,198 official rows, of which {2198 - 20:,} are missing here" in page
+    assert "- Anything.\n" in page and "--only energy modulus\n" in page
+    assert ("on formulas new to the starts" in page) == (tested["start"] == "energy")
+    for name, error in tested["valid_errors"].items():
+        assert f"{name} {error:.4g}" in page
+
+
+def test_a_card_of_a_class_and_one_of_a_start_of_ones_own(runs, tmp_path, monkeypatch):
+    runs.work(["metal"], ["rival", "shipped"])
+    page = shipped_card(runs, "metal", tmp_path, monkeypatch)
+    scores = runs.result("metal", "tested")["scores"]["test"]["is_metal"]
+    assert f"| area under the ROC curve | **{scores['roc_auc']:.3f}**, of labels " in page
+    assert "## Probabilities" in page and "Matbench has no such task." in page
+    assert "mean absolute error" not in page.partition("## Errors by similarity")[0]
+    task = runs.tasks["modulus"]
+    with_interval = dict(tasks_card._scores(runs.tasks["energy"], runs.result("energy", "tested")))
+    scores = runs.result("energy", "tested")["scores"]["test"]["energy_eV"]
+    assert f"which covers {scores['coverage']:.1%} of the test" in with_interval["interval"]
+    tested = {
+        **runs.result("modulus", "tested"),
+        "start": "energy",
+        "chain": ["energy"],
+        "start_tables": {"energy": ["own.parquet", 1234]},
+        "unknown": {"crystals": 7, "mae": 1.5, "mae_log10": 0.25, "coverage": 0.5},
+    }
+    rows = dict(tasks_card._scores(task, tested))
+    want = "7 test crystals: 1.500 GPa (0.2500 of the logarithm), intervals hold 50.0%"
+    assert rows["on formulas new to the starts"] == want
+    assert "apart, on the 1,234 rows of `own.parquet`" in tasks_card._protocol(task, tested, runs)
+    options = tasks_card._options(task, tested, runs)
+    assert options.endswith("--start energy=FILE --start-table energy=own.parquet")
+
+
+def test_no_card_is_on_weights_that_do_not_ship(runs, tmp_path, monkeypatch):
+    monkeypatch.setattr(model_files, "weights_folder", lambda: tmp_path)
+    with pytest.raises(ValueError, match="no weights modulus ship"):
+        tasks_card.write_card(runs, "modulus", tmp_path)
+    model = sitenet.load(runs.folder / "modulus" / "shipped")
+    model.save(tmp_path / "modulus.safetensors", {"tested": {"other": 1}})
+    with pytest.raises(ValueError, match="was not shipped from the runs"):
+        tasks_card.write_card(runs, "modulus", tmp_path)
+    assert not list(tmp_path.glob("*.md"))
+
+
+def test_there_are_facts_of_every_property():
+    facts = yaml.safe_load((tasks_card.HERE / "task_cards.yaml").read_text(encoding="utf-8"))
+    assert set(facts) == set(read_tasks())
+    for name, entry in facts.items():
+        assert set(entry) == set(FACTS), name
+
+
+def test_a_model_without_what_training_leaves_is_not_shipped(runs, tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "weights_folder", lambda: tmp_path)
+    folder = tmp_path / "metal" / "shipped"
+    folder.mkdir(parents=True)
+    model = sitenet.load(runs.folder / "metal" / "tested" / "random")
+    model.calibration.index = None
+    model.save(folder / "model.safetensors")
+    with pytest.raises(ValueError, match="or no index"):
+        bench.ship(Runs(tmp_path, tmp_path, runs.tasks), ["metal"])
+
+
 def test_ridge_is_the_least_squares_solution_with_a_penalty():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(50, 4)) * [1, 10, 0.1, 0] + [5, 0, 0, 3]  # the last one is constant
@@ -195,7 +355,6 @@ def test_the_listed_tasks_are_sound(tmp_path):
     for task in tasks.values():
         assert not task.matbench or task.matbench in set(TASKS) & set(ANCHORS)
         assert task.settings["bits"] == 10
-        assert set(task.without.get("formulas", ())) <= set(tasks)
         sitenet.load_config(task.settings["config"]).replace(
             **{k: v for k, v in task.settings.items() if k not in ("config", "bits")}
         )
@@ -213,6 +372,9 @@ def test_the_command_refuses_an_unknown_property(tmp_path, capsys):
         bench.main(["run", str(tmp_path), "--data", str(tmp_path), "--only", "mp-gapp"])
     assert stop.value.code == 2
     assert "no property mp-gapp; there is mp-eform" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        bench.main(["run", str(tmp_path), "--data", str(tmp_path), "--start", "mp-eform=x"])
+    assert "mp-eform needs both --start and --start-table" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
