@@ -6,6 +6,7 @@
 
 #include "../attention.h"
 #include "../geometry.h"
+#include "../padded_batch.h"
 #include "../power_spectrum.h"
 
 namespace sitenet::cuda {
@@ -40,6 +41,9 @@ template <class T> int64_t power_spectrum_forward_scratch(const PowerSpectrumSha
 template <class T>
 void power_spectrum_backward(const PowerSpectrumBackward<T> &p, void *scratch, void *stream);
 template <class T> int64_t power_spectrum_backward_scratch(const PowerSpectrumShape &shape);
+
+void padded_batch(const PaddedBatch &p, void *scratch, void *stream);
+int64_t padded_batch_scratch(const PaddedBatchShape &shape);
 
 /// pair_offsets (crystals + 1): the first distance of each crystal; null if there is one crystal.
 /// usable (crystals): 1, or 0 for a cell that has no volume or is not finite; its distances are

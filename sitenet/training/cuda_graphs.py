@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from sitenet.model.sitenet import SiteNet
-from sitenet.pairs.store import PairStore, Room, placed
+from sitenet.ops.padded_batch import Room
+from sitenet.pairs.store import PairStore, placed
 from sitenet.system.distributed import world
 
 # (index, room), as ``padded_batch`` takes them -> the loss of the step.

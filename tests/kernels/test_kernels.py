@@ -44,8 +44,11 @@ from spectrum_checks import (
     check_spectrum_sliced_inputs,
 )
 from spectrum_checks import inputs as spectrum_inputs
+from toy_crystals import toy_crystals
+from trainers import DENSITY, SPHERE, store_of
 
-from sitenet.ops import _C, attention, geometry, kernel_calls, power_spectrum
+from sitenet.ops import _C, attention, geometry, kernel_calls, padded_batch, power_spectrum
+from sitenet.ops.padded_batch import Room
 from sitenet.ops.rows import sorted_by_site
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -115,8 +118,10 @@ def emulated(module, monkeypatch):
     """Run the public functions on CPU tensors through the CUDA implementations of the ops."""
     functions = {name: getattr(module, name) for name in dir(module) if name.endswith("_cuda")}
     shapes = {name: getattr(_C, name) for name in SHAPES}
-    for calls in (attention, kernel_calls, geometry, power_spectrum):
+    shapes["PaddedBatchShape"] = module.PaddedBatchShape
+    for calls in (attention, kernel_calls, geometry, padded_batch, power_spectrum):
         monkeypatch.setattr(calls, "_C", SimpleNamespace(**functions, **shapes))
+    for calls in (attention, kernel_calls, geometry, power_spectrum):
         monkeypatch.setattr(calls, "need_cuda", lambda: None)
     for calls in (kernel_calls, geometry):
         monkeypatch.setattr(calls, "launch", lambda kernel, like, *args: kernel(*args, 0))
@@ -278,6 +283,29 @@ def test_blocks_share_the_list_of_pairs_by_site(emulated, monkeypatch):
             assert x is y is None or torch.equal(x, y)
 
 
+@pytest.mark.parametrize("extra", [(0, 0, 0), (1, 1, 1), (9, 2, 50), (3, 100, 17)], ids=str)
+@pytest.mark.parametrize("places", [1, 2, 30])
+@pytest.mark.parametrize("config", [SPHERE, DENSITY], ids=["pairs", "vectors"])
+def test_padded_batches(emulated, monkeypatch, config, places, extra):
+    """The kernels gather what plain torch does on a CPU, bit for bit."""
+    store = store_of(config, toy_crystals(12))
+    rng = np.random.default_rng(places)
+    for crystals in (rng.permutation(12)[:5], rng.integers(0, 12, 70)):
+        rows, pairs, images = store.room(crystals)
+        room = Room(rows + places + extra[0], pairs + extra[1])
+        if images:
+            room = Room(room.rows, room.pairs + 1, images + extra[1] + 1 + extra[2])
+        index = torch.tensor([*crystals, *[-1] * places])
+        batches = []
+        for device in ("CPU", "CUDA"):
+            gather = padded_batch.IMPLEMENTATIONS[device]
+            monkeypatch.setattr(padded_batch, "_ops", SimpleNamespace(padded_batch=gather))
+            batches.append(store.padded_batch(index, room))
+        for name in padded_batch.GATHERED:
+            x, y = (getattr(batch, name) for batch in batches)
+            assert x is y is None or (x.dtype == y.dtype and torch.equal(x, y)), name
+
+
 def test_two_runs_give_equal_bits(emulated):
     tensors = inputs(DIMS["heads"], (70, 80), torch.float32)
     first, second = (
@@ -314,6 +342,7 @@ SANITIZED = " or ".join(
         *("test_rows_around_the_spans[last-f32]", "test_slabs_of_the_backward[many-f32]"),
         *("test_pair_embedding[3-17-mish-True]", "test_distances_of_batches"),
         *("test_power_spectrum[tiny-edges-f32]", "test_power_spectrum[odd-edges-f32]"),
+        "test_padded_batches[vectors-2-(9, 2, 50)]",
         "check_gradients_are_those_of_plain_torch",
     ]
 )
