@@ -17,12 +17,22 @@ struct Tf32 {
     float value;
 };
 
+/// What the forward pass keeps of each pair, so that the backward pass need not go through the
+/// hidden columns a third time: (pairs, 2 + heads), mean and rstd of the hidden columns and the
+/// logits without log_multiplicity. 20 bytes per pair with three heads in float.
+template <class T, class E> struct AttentionForwardKept : AttentionForward<T, E> {
+    T *statistics; ///< null if not wanted
+};
+template <class T, class E> struct AttentionBackwardKept : AttentionBackward<T, E> {
+    const T *statistics;
+};
+
 template <class T, class E>
-void attention_forward(const AttentionForward<T, E> &p, void *scratch, void *stream);
+void attention_forward(const AttentionForwardKept<T, E> &p, void *scratch, void *stream);
 template <class T, class E> int64_t attention_forward_scratch(const AttentionShape &shape);
 
 template <class T, class E>
-void attention_backward(const AttentionBackward<T, E> &p, void *scratch, void *stream);
+void attention_backward(const AttentionBackwardKept<T, E> &p, void *scratch, void *stream);
 template <class T, class E> int64_t attention_backward_scratch(const AttentionShape &shape);
 
 template <class T, class E>

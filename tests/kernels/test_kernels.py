@@ -127,6 +127,7 @@ def emulated(module, monkeypatch):
         monkeypatch.setattr(calls, "launch", lambda kernel, like, *args: kernel(*args, 0))
     for calls in (attention, power_spectrum):
         monkeypatch.setattr(calls, "_ops", SimpleNamespace(**calls.CUDA_IMPLEMENTATIONS))
+    monkeypatch.setattr(attention, "_keeps_statistics", lambda x: True)
     monkeypatch.setattr(geometry, "_forward", geometry._forward_cuda)
     monkeypatch.setattr(geometry, "_backward", geometry._backward_cuda)
 

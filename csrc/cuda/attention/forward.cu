@@ -11,7 +11,8 @@
 // one state per span (largest logit, sum, weighted sums); one warp per row merges them in order.
 //
 // Memory traffic per pair at the published size (48 -> 225 | 30 | 48, 3 heads, bfloat16): 96 bytes
-// of e in, 96 out, 16 of indices, 12 for a span's state. 2.4 KB of site terms and 2 KB of weights
+// of e in, 96 out, 16 of indices, 12 for a span's state, and 20 of statistics out if a backward pass
+// follows. 2.4 KB of site terms and 2 KB of weights
 // come from the first-level cache.
 //
 // Operations per pair. The compiled loop over hidden columns takes some 200 instructions per 16
@@ -85,7 +86,7 @@ template <class T> __device__ T inverse_sum(T sum) {
 /// The work of one warp on its span.
 template <class T, class E> class ForwardWarp {
   public:
-    __device__ ForwardWarp(const AttentionForward<T, E> &p, const ForwardScratch<T, E> &scratch,
+    __device__ ForwardWarp(const AttentionForwardKept<T, E> &p, const ForwardScratch<T, E> &scratch,
                            const ForwardRoom &room, T *shared, int64_t span)
         : p(p), s(p.shape), scratch(scratch), columns(scratch.packed.columns), room(room),
           shared(shared), state(shared + room.softmax, s), span(span) {}
@@ -116,7 +117,7 @@ template <class T, class E> class ForwardWarp {
     }
 
   private:
-    const AttentionForward<T, E> &p;
+    const AttentionForwardKept<T, E> &p;
     const AttentionShape &s;
     const ForwardScratch<T, E> &scratch;
     const Columns &columns;
@@ -133,13 +134,22 @@ template <class T, class E> class ForwardWarp {
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
             const Normaliser<T> n = sums.normaliser(r, s.hidden, s.norm, T(s.eps));
+            T *kept = p.statistics && pairs.valid(r) && at.quad == 0
+                          ? p.statistics + pairs.pair[r] * (2 + s.heads)
+                          : nullptr;
+            if (kept && head == 0) {
+                kept[0] = n.mean;
+                kept[1] = n.rstd;
+            }
 #pragma unroll
             for (int h = 0; h < kHeads; ++h) {
                 if (head + h >= s.heads || at.quad)
                     continue;
-                const T logit = sums.normal_dot(r, h, scratch.packed.logit_sums[head + h], n) +
-                                p.log_multiplicity[pairs.pair[r]];
+                const T alone = sums.normal_dot(r, h, scratch.packed.logit_sums[head + h], n);
+                const T logit = alone + p.log_multiplicity[pairs.pair[r]];
                 shared[room.weights + (head + h) * kGroup + at.row + 8 * r] = logit;
+                if (kept)
+                    kept[2 + head + h] = alone;
                 if (p.logits && pairs.valid(r))
                     p.logits[pairs.pair[r] * s.heads + head + h] = logit;
             }
@@ -270,7 +280,7 @@ __global__ void __launch_bounds__(kPackThreads)
 /// A warp per span.
 template <class T, class E>
 __global__ void __launch_bounds__(kBlockWarps *kWarp, kMinBlocks<T>)
-    attention_forward_kernel(AttentionForward<T, E> p, ForwardScratch<T, E> scratch,
+    attention_forward_kernel(AttentionForwardKept<T, E> p, ForwardScratch<T, E> scratch,
                              ForwardRoom room) {
     DYNAMIC_SHARED(T, shared);
     const int warp = threadIdx.x / kWarp;
@@ -281,7 +291,7 @@ __global__ void __launch_bounds__(kBlockWarps *kWarp, kMinBlocks<T>)
 
 /// A warp per row: writes the results of rows without pairs and of rows with several spans.
 template <class T, class E>
-__global__ void merge_states_kernel(AttentionForward<T, E> p, const T *__restrict__ states) {
+__global__ void merge_states_kernel(AttentionForwardKept<T, E> p, const T *__restrict__ states) {
     const AttentionShape &s = p.shape;
     const int row = blockIdx.x * (blockDim.x / kWarp) + threadIdx.x / kWarp, lane = LaneOf().lane;
     if (row >= s.rows)
@@ -325,7 +335,7 @@ template <class T, class E> int64_t attention_forward_scratch(const AttentionSha
 }
 
 template <class T, class E>
-void attention_forward(const AttentionForward<T, E> &p, void *memory, void *handle) {
+void attention_forward(const AttentionForwardKept<T, E> &p, void *memory, void *handle) {
     const char *op = "attention_forward";
     const auto stream = static_cast<cudaStream_t>(handle);
     Scratch carved(memory);
@@ -349,7 +359,7 @@ void attention_forward(const AttentionForward<T, E> &p, void *memory, void *hand
 
 #define INSTANTIATE(T, E)                                                                          \
     template int64_t attention_forward_scratch<T, E>(const AttentionShape &);                      \
-    template void attention_forward<T, E>(const AttentionForward<T, E> &, void *, void *);
+    template void attention_forward<T, E>(const AttentionForwardKept<T, E> &, void *, void *);
 INSTANTIATE(float, float)
 INSTANTIATE(double, double)
 INSTANTIATE(float, uint16_t)
