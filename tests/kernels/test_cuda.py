@@ -116,7 +116,7 @@ def test_random_cells_on_gpu(geometry_on_gpu, dtype, tolerance):
 @cuda
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
 def test_slabs_of_the_backward(gpu, dtype):
-    """More pairs than a slab (65,536), a row across its border, more rows than blocks (1024)."""
+    """More pairs than a slab (50,688), a row across its border, more rows than blocks (792)."""
     check_attention(DIMS["paper"], (250,) * 250 + (9,) * 1200, dtype, gpu, need_logits=False)
 
 

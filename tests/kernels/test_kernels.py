@@ -58,7 +58,8 @@ SANITIZERS = {
     "address": ("-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"),
     "thread": ("-O1", "-fsanitize=thread"),
 }
-SLAB = 1024  # pairs per slab of the backward pass; 65,536 on a GPU
+SLAB = 1024  # pairs per slab of the backward pass; 50,688 on a GPU
+FEW = 150  # pairs below which a warp takes fewer; 100,000 on a GPU
 
 
 def build(folder: Path, *flags: str) -> Path:
@@ -67,7 +68,14 @@ def build(folder: Path, *flags: str) -> Path:
     includes = (ROOT / "tests" / "kernels", pybind11.get_include(), sysconfig.get_path("include"))
     command = ["g++", "-std=c++17", "-shared", "-fPIC", "-fvisibility=hidden", *flags]
     command += [f"-I{path}" for path in includes]
-    command += [f"-DSITENET_SLAB={SLAB}", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
+    command += [
+        f"-DSITENET_SLAB={SLAB}",
+        f"-DSITENET_FEW_PAIRS={FEW}",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-Wno-unknown-pragmas",
+    ]
     subprocess.run([*command, ROOT / "tests/kernels/emulated.cpp", "-o", module], check=True)
     return module
 
@@ -166,9 +174,15 @@ def test_nearly_nothing(emulated, rows, dtype):
     check_attention(DIMS["tiny"], rows, dtype)
 
 
-# A warp takes spans of 64 pairs in groups of 16. These rows end before, at and after the borders of
-# both, or cover several spans.
-SPANS = {"groups": (15, 16, 17), "spans": (63, 1, 64, 65), "first": (200, 30), "last": (10, 250)}
+# A warp takes spans of 64 pairs in groups of 16, or a group of few pairs. These rows end before, at
+# and after the borders of both, or cover several spans.
+SPANS = {
+    "groups": (15, 16, 17),
+    "several groups": (33, 1, 64, 2),
+    "spans": (63, 1, 64, 65),
+    "first": (200, 30),
+    "last": (10, 250),
+}
 
 
 @DTYPES

@@ -1,8 +1,8 @@
 // The attention block on the GPU, backward pass (formulas and layouts: ../../attention.h).
 //
 // z is computed again from e and the states of sites; the norm of the hidden columns and the logits
-// come from the forward pass (AttentionForwardKept). Pairs go in slabs of 65,536, because
-// dz (the gradient of z, in bfloat16 or T) is as wide as the columns: 42 MB per slab in bfloat16,
+// come from the forward pass (AttentionForwardKept). Pairs go in slabs of 50,688, because
+// dz (the gradient of z, in bfloat16 or T) is as wide as the columns: 32 MB per slab in bfloat16,
 // which stays in the second-level cache. pack_backward_kernel lays out what all slabs read
 // (backward_packing.cuh). Then, per slab, in this order on the stream:
 //   1. gradient_kernel, a warp per 16 pairs (backward_gradient.cuh): the attention and interaction

@@ -1,7 +1,7 @@
 // The attention block on the GPU, forward pass (formulas and layouts: ../../attention.h).
 //
-// Mapping. A warp owns a span of 64 consecutive pairs, whatever rows they belong to, so rows of 10
-// and of 10,000 pairs load the machine alike. It works on 16 pairs at a time (fragments.cuh):
+// Mapping. A warp owns a span of 64 consecutive pairs (16 where pairs are few), whatever rows they
+// belong to, so rows of 10 and of 10,000 pairs load the machine alike. It works on 16 pairs at a time (fragments.cuh):
 //   1. Hidden columns, 16 per step: z = site_i + site_j + W e, activation, sum, sum of squares and
 //      one dot product per head, all in registers. Mean, rstd and the logits follow.
 //   2. Attention and interaction columns likewise. They wait in shared memory for their norm (each
@@ -34,7 +34,8 @@
 namespace sitenet::cuda {
 namespace {
 
-constexpr int kSpan = 4 * kGroup; // pairs per warp
+/// Pairs per warp. Long spans leave fewer states of rows to merge.
+SITENET_HD int span_of(int64_t pairs) { return pairs < kFewPairs ? kGroup : 4 * kGroup; }
 
 /// The online softmax of one row.
 template <class T> struct RowState {
@@ -74,8 +75,10 @@ template <class T, class E> struct ForwardScratch {
     Packed<T, E> packed;
     /// (spans, 2) states: of the span's first row if that began earlier, of the row it ends in.
     T *states;
-    ForwardScratch(const AttentionShape &s, Scratch &scratch) : packed(s, scratch) {
-        states = scratch.take<T>(divide_up(s.pairs, kSpan) * 2 * RowState<T>::size(s));
+    int span_pairs; ///< pairs per span
+    ForwardScratch(const AttentionShape &s, Scratch &scratch)
+        : packed(s, scratch), span_pairs(span_of(s.pairs)) {
+        states = scratch.take<T>(divide_up(s.pairs, span_pairs) * 2 * RowState<T>::size(s));
     }
 };
 
@@ -92,8 +95,9 @@ template <class T, class E> class ForwardWarp {
           shared(shared), state(shared + room.softmax, s), span(span) {}
 
     __device__ void run() {
-        const int64_t begin = span * kSpan;
-        const int64_t end = begin + kSpan < s.pairs ? begin + kSpan : s.pairs;
+        const int64_t begin = span * scratch.span_pairs;
+        const int64_t end =
+            begin + scratch.span_pairs < s.pairs ? begin + scratch.span_pairs : s.pairs;
         int *rows = reinterpret_cast<int *>(shared + room.rows);
         current = scratch.packed.row_of_pair[begin];
         reset();
@@ -254,8 +258,8 @@ template <class T, class E> class ForwardWarp {
     // Writes the result of the current row if it lies within the span, else its state.
     __device__ void finish() {
         const int64_t begin = p.offsets[current], end = p.offsets[current + 1];
-        const bool starts = begin >= span * kSpan;
-        if (starts && end <= (span + 1) * kSpan) {
+        const bool starts = begin >= span * scratch.span_pairs;
+        if (starts && end <= (span + 1) * scratch.span_pairs) {
             const int width = s.attention * s.heads;
             for (int i = at.lane; i < width; i += kWarp)
                 p.y[int64_t(current) * width + i] =
@@ -285,19 +289,21 @@ __global__ void __launch_bounds__(kBlockWarps *kWarp, kMinBlocks<T>)
     DYNAMIC_SHARED(T, shared);
     const int warp = threadIdx.x / kWarp;
     const int64_t span = int64_t(blockIdx.x) * (blockDim.x / kWarp) + warp;
-    if (span * kSpan < p.shape.pairs)
+    if (span * scratch.span_pairs < p.shape.pairs)
         ForwardWarp<T, E>(p, scratch, room, shared + warp * room.total, span).run();
 }
 
 /// A warp per row: writes the results of rows without pairs and of rows with several spans.
 template <class T, class E>
-__global__ void merge_states_kernel(AttentionForwardKept<T, E> p, const T *__restrict__ states) {
+__global__ void merge_states_kernel(AttentionForwardKept<T, E> p, const T *__restrict__ states,
+                                    int span_pairs) {
     const AttentionShape &s = p.shape;
     const int row = blockIdx.x * (blockDim.x / kWarp) + threadIdx.x / kWarp, lane = LaneOf().lane;
     if (row >= s.rows)
         return;
     const int64_t begin = p.offsets[row], end = p.offsets[row + 1];
-    const int64_t first = begin / kSpan, last = (end - 1) / kSpan, size = RowState<T>::size(s);
+    const int64_t first = begin / span_pairs, last = (end - 1) / span_pairs,
+                  size = RowState<T>::size(s);
     if (begin < end && first == last)
         return;
     const int width = s.attention * s.heads;
@@ -350,11 +356,11 @@ void attention_forward(const AttentionForwardKept<T, E> &p, void *memory, void *
     scratch.packed.check_size(op, p.shape);
     LAUNCH(op, (pack_kernel<T, E>), grid_of(scratch.packed.blocks(p.shape)), kPackThreads, 0,
            stream, p, scratch.packed);
-    const int64_t blocks = divide_up(divide_up(p.shape.pairs, kSpan), warps);
+    const int64_t blocks = divide_up(divide_up(p.shape.pairs, scratch.span_pairs), warps);
     LAUNCH(op, (attention_forward_kernel<T, E>), grid_of(blocks), warps * kWarp, warps * bytes,
            stream, p, scratch, room);
     LAUNCH(op, (merge_states_kernel<T, E>), grid_of(divide_up(p.shape.rows, kBlockWarps)),
-           kBlockWarps * kWarp, 0, stream, p, scratch.states);
+           kBlockWarps * kWarp, 0, stream, p, scratch.states, scratch.span_pairs);
 }
 
 #define INSTANTIATE(T, E)                                                                          \
