@@ -51,15 +51,21 @@ fi
 
 part probe && timeout 120 python3 .gpu/probe.py cuda
 
-part times && timeout 70 python3 .gpu/profile_kernels.py time
+part times && timeout 60 python3 .gpu/profile_kernels.py time
 
 part eager && bench 60 block --no-compiled -k test_block
+
+part epoch && bench 100 epoch -k "test_epoch and bfloat16 and (sphere or density)"
+
+part tests && timeout 130 $PYTEST -n 12 --dist worksteal --tb=line --junitxml="$OUT/junit.xml" \
+    -k "not sanitizer" tests/kernels tests/ops tests/published tests/model/test_model.py \
+    tests/inference/test_predict.py tests/pairs/test_store.py tests/training 2>&1 | tail -25
 
 if part ncu; then
     kernels='regex:attention_forward_kernel|gradient_kernel|grad_e_kernel|grad_weight_kernel|sum_sites_kernel'
     kernels="$kernels|density_kernel|mix_kernel|grad_values_kernel"
     for c in paper sphere density; do
-        timeout 60 ncu --clock-control none --profile-from-start off --set full --import-source yes \
+        timeout 40 ncu --clock-control none --profile-from-start off --set full --import-source yes \
             -f -o "$OUT/$c" -c 7 -k "$kernels" \
             python3 .gpu/profile_kernels.py run $c bf16 2>&1 | grep -E "rror|Profiling" | tail -8
         ncu -i "$OUT/$c.ncu-rep" --page details >> "$OUT/ncu.txt"
@@ -69,14 +75,8 @@ if part ncu; then
     grep -E "$facts" "$OUT/ncu.txt" | cut -c1-100 | head -80
 fi
 
-part epoch && bench 110 epoch -k "test_epoch and bfloat16 and (sphere or density)"
-
-part tests && timeout 130 $PYTEST -n 12 --dist worksteal --tb=line --junitxml="$OUT/junit.xml" \
-    -k "not sanitizer" tests/kernels tests/ops tests/published tests/model/test_model.py \
-    tests/inference/test_predict.py tests/pairs/test_store.py tests/training 2>&1 | tail -25
-
 part op && [ $SECONDS -lt 430 ] && bench 60 op -k "test_op and bf16 or test_distances"
 
-part compiled && [ $SECONDS -lt 460 ] && bench 110 block -k test_block
+part compiled && [ $SECONDS -lt 450 ] && bench 110 block -k test_block
 
 echo "== done (after $SECONDS s)"

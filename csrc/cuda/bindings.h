@@ -74,6 +74,14 @@ void bound_distances_backward(uintptr_t cells, uintptr_t frac_i, uintptr_t frac_
         Address{usable}, Address{scratch}, Address{stream});
 }
 
+/// The shape is bound here, as no CPU kernel takes it.
+inline void bind_padded_batch(py::module_ &m) {
+    py::class_<PaddedBatchShape>(m, "PaddedBatchShape", py::module_local())
+        .def(py::init<int64_t, int64_t, int, int>(), py::arg("pairs"), py::arg("images"),
+             py::arg("places"), py::arg("rows"));
+    bind_kernel(m, "padded_batch", "_f32_cuda", padded_batch, padded_batch_scratch);
+}
+
 template <class T> void bind_geometry(py::module_ &m, const std::string &suffix) {
     const std::string name = "minimum_image_distances";
     m.def((name + "_forward" + suffix).c_str(), bound_distances_forward<T>, WithoutGil());
@@ -91,6 +99,7 @@ inline void bind(py::module_ &m) {
     bind_pair_embedding<float, uint16_t>(m, "_bf16_cuda");
     bind_power_spectrum<float>(m, "_f32_cuda");
     bind_power_spectrum<double>(m, "_f64_cuda");
+    bind_padded_batch(m);
     bind_geometry<float>(m, "_f32_cuda");
     bind_geometry<double>(m, "_f64_cuda");
 }

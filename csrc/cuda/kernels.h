@@ -6,6 +6,7 @@
 
 #include "../attention.h"
 #include "../geometry.h"
+#include "../padded_batch.h"
 #include "../power_spectrum.h"
 
 namespace sitenet::cuda {
@@ -16,12 +17,22 @@ struct Tf32 {
     float value;
 };
 
+/// What the forward pass keeps of each pair, so that the backward pass need not go through the
+/// hidden columns a third time: (pairs, 2 + heads), mean and rstd of the hidden columns and the
+/// logits without log_multiplicity. 20 bytes per pair with three heads in float.
+template <class T, class E> struct AttentionForwardKept : AttentionForward<T, E> {
+    T *statistics; ///< null if not wanted
+};
+template <class T, class E> struct AttentionBackwardKept : AttentionBackward<T, E> {
+    const T *statistics;
+};
+
 template <class T, class E>
-void attention_forward(const AttentionForward<T, E> &p, void *scratch, void *stream);
+void attention_forward(const AttentionForwardKept<T, E> &p, void *scratch, void *stream);
 template <class T, class E> int64_t attention_forward_scratch(const AttentionShape &shape);
 
 template <class T, class E>
-void attention_backward(const AttentionBackward<T, E> &p, void *scratch, void *stream);
+void attention_backward(const AttentionBackwardKept<T, E> &p, void *scratch, void *stream);
 template <class T, class E> int64_t attention_backward_scratch(const AttentionShape &shape);
 
 template <class T, class E>
@@ -40,6 +51,9 @@ template <class T> int64_t power_spectrum_forward_scratch(const PowerSpectrumSha
 template <class T>
 void power_spectrum_backward(const PowerSpectrumBackward<T> &p, void *scratch, void *stream);
 template <class T> int64_t power_spectrum_backward_scratch(const PowerSpectrumShape &shape);
+
+void padded_batch(const PaddedBatch &p, void *scratch, void *stream);
+int64_t padded_batch_scratch(const PaddedBatchShape &shape);
 
 /// pair_offsets (crystals + 1): the first distance of each crystal; null if there is one crystal.
 /// usable (crystals): 1, or 0 for a cell that has no volume or is not finite; its distances are

@@ -12,7 +12,7 @@ implementation and the addresses that its kernel gets all follow from them.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -97,8 +97,10 @@ def _pair_embedding_gradients(
 
 
 def _attention_outputs(
-    block: Block, options: BlockOptions, need_logits: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    block: Block, options: BlockOptions, need_logits: bool, need_statistics: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """y, e_out, logsum, logits, and what a backward pass on a GPU reads of each pair: (pairs,
+    2 + heads), the mean and rstd of its hidden columns and its logits without multiplicity."""
     heads, hidden = block.logit_weight.shape
     rows, columns = block.site_i.shape
     num_pairs = block.e.shape[0]
@@ -107,11 +109,16 @@ def _attention_outputs(
         block.e.new_empty((num_pairs, columns - hidden - options.attention_dim)),
         block.site_i.new_empty((rows, heads)),
         block.site_i.new_empty((num_pairs if need_logits else 0, heads)),
+        block.site_i.new_empty((num_pairs if need_statistics else 0, 2 + heads)),
     )
 
 
 def _attention_gradients(
-    block: Block, gradients: BlockGradients, options: BlockOptions, by_site: BySite
+    block: Block,
+    gradients: BlockGradients,
+    options: BlockOptions,
+    by_site: BySite,
+    statistics: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     site_i, site_j, e, weight, logit_weight = map(torch.empty_like, block.differentiable)
     return site_i, site_j, e, weight, logit_weight
@@ -184,14 +191,19 @@ def _pair_embedding_backward(
 
 
 def _attention_forward(
-    run: Run, block: Block, options: BlockOptions, need_logits: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    run: Run, block: Block, options: BlockOptions, need_logits: bool, need_statistics: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     checks.check_attention(*block, options.attention_dim, options.eps)
-    y, e_out, logsum, logits = _attention_outputs(block, options, need_logits)
+    if need_statistics and run is not run_cuda:
+        raise ValueError("need_statistics: only the backward kernels of a GPU read statistics")
+    outputs = _attention_outputs(block, options, need_logits, need_statistics)
+    y, e_out, logsum, logits, statistics = outputs
     dtypes = block.site_i.dtype, block.e.dtype
-    tensors = (*block, y, e_out, logsum, logits if need_logits else None)
+    tensors = [*block, y, e_out, logsum, logits if need_logits else None]
+    if run is run_cuda:
+        tensors.append(statistics if need_statistics else None)
     run("attention_forward", dtypes, _block_shape(block, options), tensors)
-    return y, e_out, logsum, logits
+    return outputs
 
 
 def _attention_backward(
@@ -200,6 +212,7 @@ def _attention_backward(
     gradients: BlockGradients,
     options: BlockOptions,
     by_site: BySite,
+    statistics: Tensor | None,
 ) -> tuple[Tensor, ...]:
     grad_y = gradients.grad_y.contiguous()
     grad_e_out = None if gradients.grad_e_out is None else gradients.grad_e_out.contiguous()
@@ -209,9 +222,13 @@ def _attention_backward(
         block.site_i, block.e, block.logit_weight, *gradients, options.attention_dim
     )
     by_site = by_site_for(run, by_site, block.sites, block.site_j.shape[0])
-    results = _attention_gradients(block, gradients, options, by_site)
+    results = _attention_gradients(block, gradients, options, by_site, statistics)
     dtypes = block.site_i.dtype, block.e.dtype
-    tensors = (*block, *gradients, *results, *by_site)
+    tensors = [*block, *gradients, *results, *by_site]
+    if run is run_cuda:
+        shape = block.e.shape[0], 2 + block.logit_weight.shape[0]
+        checks.check(cast(Tensor, statistics), "statistics", shape, like=block.site_i)
+        tensors.append(statistics)
     run("attention_backward", dtypes, _block_shape(block, options), tensors)
     return results
 
@@ -238,7 +255,7 @@ _ops = torch.ops.sitenet
 # Gradients, and the public functions.
 
 _NUM_TENSORS = len(Block._fields)
-_NUM_ARGUMENTS = _NUM_TENSORS + len(BlockOptions._fields) + 1  # of the forward op
+_NUM_ARGUMENTS = _NUM_TENSORS + len(BlockOptions._fields) + 2  # of the forward op
 
 
 class _PairEmbedding(torch.autograd.Function):
@@ -263,9 +280,9 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
         arguments, by_site = arguments[:_NUM_ARGUMENTS], arguments[_NUM_ARGUMENTS:]
-        y, e_out, logsum, logits = _ops.attention_forward(*arguments)
-        ctx.save_for_backward(*arguments[:_NUM_TENSORS], y, logsum, *by_site)
-        ctx.options = arguments[_NUM_TENSORS:-1]
+        y, e_out, logsum, logits, statistics = _ops.attention_forward(*arguments)
+        ctx.save_for_backward(*arguments[:_NUM_TENSORS], y, logsum, *by_site, statistics)
+        ctx.options = arguments[_NUM_TENSORS:-2]
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(logits)
         return y, e_out, logits
@@ -275,15 +292,21 @@ class _Attention(torch.autograd.Function):
     def backward(
         ctx: Any, grad_y: Tensor | None, grad_e_out: Tensor | None, _: None
     ) -> tuple[Tensor | None, ...]:
-        *block, y, logsum, of_site, offsets_of_site = ctx.saved_tensors
-        by_site = BySite(of_site, offsets_of_site)
+        *block, y, logsum, of_site, offsets_of_site, statistics = ctx.saved_tensors
+        kept = of_site, offsets_of_site, statistics
         if grad_y is None:
             grad_y = torch.zeros_like(y)
         if grad_e_out is not None and grad_e_out.shape[1] == 0:
             grad_e_out = None
         read = y, logsum, grad_y, grad_e_out
-        gradients = _ops.attention_backward(*block, *read, *ctx.options, *by_site)
-        return *gradients, *[None] * (_NUM_ARGUMENTS + len(by_site) - len(gradients))
+        gradients = _ops.attention_backward(*block, *read, *ctx.options, *kept)
+        num_arguments = _NUM_ARGUMENTS + len(BySite._fields)
+        return *gradients, *[None] * (num_arguments - len(gradients))
+
+
+def _keeps_statistics(x: Tensor) -> bool:
+    """Return whether backward kernels on the device of x read statistics of the forward pass."""
+    return x.is_cuda
 
 
 def _need_grad(*tensors: Tensor) -> bool:
@@ -422,9 +445,10 @@ def attention(
         checks.check_attention(*block, attention_dim, eps)
         checks.check_indices(offsets, sites, site_j.shape[0])
         checks.check_by_site(by_site or BySite(), sites, site_j.shape[0], read=True)
-    arguments = (*block, *options, need_logits)
-    if _need_grad(*block.differentiable):
+    need_grad = _need_grad(*block.differentiable)
+    arguments = (*block, *options, need_logits, need_grad and _keeps_statistics(site_i))
+    if need_grad:
         y, e_out, logits = _Attention.apply(*arguments, *(by_site or BySite()))
     else:
-        y, e_out, _, logits = _ops.attention_forward(*arguments)
+        y, e_out, _, logits, _ = _ops.attention_forward(*arguments)
     return y, e_out if e_out.shape[1] else None, logits if need_logits else None

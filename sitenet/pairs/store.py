@@ -15,14 +15,14 @@ import warnings
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sitenet.ops.rows import row_of_pair
+from sitenet.ops.padded_batch import Room, Stored, padded_batch
 from sitenet.pairs.columns import COLUMNS, Columns, dtype_of, joined
 from sitenet.pairs.pairs import Pairs
 
@@ -53,18 +53,11 @@ def _begins(lengths: Tensor) -> Tensor:
     return F.pad(lengths.long().cumsum(0), (1, 0))
 
 
-def _share(place: Tensor, places: Tensor, total: Tensor) -> Tensor:
-    """What each place gets if some places share a number evenly, in whole parts."""
-    places = places.clamp(min=1)
-    return (place + 1) * total // places - place * total // places
-
-
-class Room(NamedTuple):
-    """Sizes of the arrays of a batch."""
-
-    rows: int
-    pairs: int
-    images: int = 0  # of which there are none without vectors
+# Columns that a padded batch takes.
+_GATHERED = (
+    *("num_sites", "images", "numbers", "oxidation", "count"),
+    *("sites", "distance", "multiplicity"),
+)
 
 
 class PairStore:
@@ -175,57 +168,22 @@ class PairStore:
         Raises:
             ValueError: the store holds disordered crystals or sine distances.
         """
-        c, device = self.columns, index.device
+        c = self.columns
         if len(c["mixed_rows"]) or "sine_distance" in c:
             raise ValueError("disordered crystals and sine distances cannot be padded")
-        padding = index < 0
-        index = torch.where(padding, index[0], index)
-        first_row = self._row_of_crystal[index]
-        lengths = torch.where(padding, 1, self._row_of_crystal[index + 1] - first_row)
-        lengths[-1] += room.rows - lengths.sum()
-        begin = _begins(lengths)
-        crystal = row_of_pair(begin, room.rows)
-        row = torch.arange(room.rows, device=device)
-        added_rows = padding[crystal]
-        rows = torch.where(added_rows, first_row[0], first_row[crystal] + row - begin[crystal])
-        lengths = torch.where(added_rows, 0, c["num_pairs"][rows].long())
-        missing, places = room.pairs - lengths.sum(), added_rows.sum()
-        share = _share(row - (room.rows - places), places, missing)
-        offsets = _begins(torch.where(added_rows, share, lengths))
-        row = row_of_pair(offsets, room.pairs)
-        added = added_rows[row]
-        pairs = self._pair_of_row[rows[row]] - offsets[row]
-        pairs += torch.arange(room.pairs, device=device)
-        batch = self._take(index, rows, torch.where(added, 0, pairs), offsets, begin)
-        batch.sites = torch.where(added, row, batch.sites + begin[crystal[row]]).int()
-        batch.distance = torch.where(added, 1.0, batch.distance)
-        if "vectors" in c:
-            self._add_images(batch, index, padding, room, missing)
-        return batch.assume_checked()
-
-    def _add_images(
-        self, batch: Pairs, index: Tensor, padding: Tensor, room: Room, missing: Tensor
-    ) -> None:
-        """Give a padded batch its vectors, and the pairs that it lacked their multiplicity.
-
-        Args:
-            batch: with its pairs.
-            index: (crystals,) numbers of the crystals.
-            padding: (crystals,) which of them are none.
-            room: sizes of the arrays.
-            missing: (), pairs that were added, at the end.
-        """
-        first = self._image_of_crystal[index]
-        lengths = torch.where(padding, 0, self._image_of_crystal[index + 1] - first)
-        begin = _begins(lengths)
-        image = torch.arange(room.images, device=index.device)
-        added = image >= begin[-1]
-        crystal = row_of_pair(begin, room.images).clamp(max=len(index) - 1)
-        source = torch.where(added, 0, first[crystal] + image - begin[crystal])
-        batch.vectors = self.columns["vectors"].view(-1, 3)[source]
-        place = torch.arange(room.pairs, device=index.device) - (room.pairs - missing)
-        share = _share(place, missing, room.images - begin[-1])
-        batch.multiplicity = torch.where(place >= 0, share, batch.multiplicity).int()
+        vectors = c["vectors"].view(-1, 3) if "vectors" in c else None
+        stored = Stored(
+            self._row_of_crystal,
+            self._pair_of_row,
+            None if vectors is None else self._image_of_crystal,
+            **{f"stored_{name}": c[name] for name in _GATHERED},
+            stored_vectors=vectors,
+        )
+        gathered: dict[str, Any] = padded_batch(index, stored, room)
+        if vectors is None:
+            del gathered["vectors"]
+        none = torch.empty(0, dtype=torch.int32, device=index.device)
+        return Pairs(**gathered, orbit=none).assume_checked()
 
     def _take(
         self, index: Tensor, rows: Tensor, pairs: Tensor, offsets: Tensor, begin: Tensor

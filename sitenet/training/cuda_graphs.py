@@ -4,11 +4,11 @@ A graph has fixed sizes and addresses. So a batch is gathered on the GPU, from c
 buffer, and padded (``PairStore.padded_batch``) to one of a few sizes. The first step of a size runs
 eagerly, which loads its kernels; the second one is captured; later ones are replayed.
 
-An epoch of the published config over Matbench's 84,890 crystals is 2,166 steps of 39,000 merged
-pairs in 550 rows. A step is some 350 kernels (counted by a dispatch mode on a CPU), most of them
-small. At 2.5 us each, one after another in a graph, they take 0.9 ms; two blocks at the 0.56 G
-pairs/s that csrc/cuda predicts take 0.14 ms: some 2.2 s per epoch, of which larger batches save
-most. These are predictions, not measurements.
+A step of the published config is some 280 kernels, one of `sphere` 520 and one of `density` 650
+(``bench/count_operations.py``), most of them small. At 2.5 us each, one after another in a graph,
+they take 0.7, 1.3 and 1.6 ms, several times what the kernels of attention take. So an epoch over
+Matbench's 84,890 crystals, 1,326 steps of 64, takes `sphere` 1.7 s, and larger batches save most.
+These are predictions, not measurements.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from sitenet.model.sitenet import SiteNet
-from sitenet.pairs.store import PairStore, Room, placed
+from sitenet.ops.padded_batch import Room
+from sitenet.pairs.store import PairStore, placed
 from sitenet.system.distributed import world
 
 # (index, room), as ``padded_batch`` takes them -> the loss of the step.

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sitenet.model.sitenet import SiteNet
+from sitenet.ops.padded_batch import Room
 from sitenet.pairs.pairs import Pairs
-from sitenet.pairs.store import Room, placed
+from sitenet.pairs.store import placed
 from sitenet.system.devices import multiplies_bfloat16
 from sitenet.system.distributed import rank, world
 from sitenet.training.data import TrainingData

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sitenet.data.units import titled
 from sitenet.model.sitenet import SiteNet
-from sitenet.pairs.store import Room
+from sitenet.ops.padded_batch import Room
 from sitenet.system.distributed import is_first, world
 from sitenet.system.progress import Reporter, duration
 from sitenet.training.cuda_graphs import CapturedSteps, CudaGraphs, Graphs, check_capture

@@ -3,6 +3,7 @@
 #include "../../csrc/cuda/attention/forward.cu"
 #include "../../csrc/cuda/attention/pair_embedding.cu"
 #include "../../csrc/cuda/geometry.cu"
+#include "../../csrc/cuda/padded_batch.cu"
 #include "../../csrc/cuda/power_spectrum.cu"
 
 #include "../../csrc/cuda/bindings.h"

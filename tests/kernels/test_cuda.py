@@ -49,13 +49,15 @@ def test_a_build_without_kernels_says_how_to_get_them(monkeypatch, name):
     monkeypatch.setattr(ops._C, "with_cuda", False)
     tensors = inputs(DIMS["tiny"], (5, 9), torch.float32)
     forward = torch.ops.sitenet.attention_forward
-    y, e, logsum, _ = forward(*tensors, 3, 2, True, 1e-5, False)
+    y, e, logsum, *_ = forward(*tensors, 3, 2, True, 1e-5, False, False)
+    options = 3, 2, True, 1e-5
+    kept = None, None, torch.rand(len(e), 3)
     weight, bias = torch.rand(4, e.shape[1]), torch.rand(4)
     arguments = {
         "pair_embedding_forward": (e, weight, bias, e.dtype, 2, True, 1e-5),
         "pair_embedding_backward": (e, weight, bias, e @ weight.T, 2, True, 1e-5, True),
-        "attention_forward": (*tensors, 3, 2, True, 1e-5, False),
-        "attention_backward": (*tensors, y, logsum, y, None, 3, 2, True, 1e-5, None, None),
+        "attention_forward": (*tensors, *options, False, True),
+        "attention_backward": (*tensors, y, logsum, y, None, *options, *kept),
     }
     with pytest.raises(RuntimeError, match=r"pip install .*SITENET_CUDA=ON \."):
         attention.CUDA_IMPLEMENTATIONS[name](*arguments[name])
@@ -114,7 +116,7 @@ def test_random_cells_on_gpu(geometry_on_gpu, dtype, tolerance):
 @cuda
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
 def test_slabs_of_the_backward(gpu, dtype):
-    """More pairs than a slab (65,536), a row across its border, more rows than blocks (1024)."""
+    """More pairs than a slab (50,688), a row across its border, more rows than blocks (792)."""
     check_attention(DIMS["paper"], (250,) * 250 + (9,) * 1200, dtype, gpu, need_logits=False)
 
 

@@ -44,8 +44,13 @@ from spectrum_checks import (
     check_spectrum_sliced_inputs,
 )
 from spectrum_checks import inputs as spectrum_inputs
+from toy_crystals import toy_crystals, toy_dataset
+from trainers import DENSITY, SPHERE, padded, store_of, trainer_of, weights
 
-from sitenet.ops import _C, attention, geometry, kernel_calls, power_spectrum
+from sitenet.model import sitenet as model_module
+from sitenet.model import spectrum as spectrum_module
+from sitenet.ops import _C, attention, geometry, kernel_calls, padded_batch, power_spectrum
+from sitenet.ops.padded_batch import Room
 from sitenet.ops.rows import sorted_by_site
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -55,7 +60,8 @@ SANITIZERS = {
     "address": ("-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"),
     "thread": ("-O1", "-fsanitize=thread"),
 }
-SLAB = 1024  # pairs per slab of the backward pass; 65,536 on a GPU
+SLAB = 1024  # pairs per slab of the backward pass; 50,688 on a GPU
+FEW = 150  # pairs below which a warp takes fewer; 100,000 on a GPU
 
 
 def build(folder: Path, *flags: str) -> Path:
@@ -64,7 +70,14 @@ def build(folder: Path, *flags: str) -> Path:
     includes = (ROOT / "tests" / "kernels", pybind11.get_include(), sysconfig.get_path("include"))
     command = ["g++", "-std=c++17", "-shared", "-fPIC", "-fvisibility=hidden", *flags]
     command += [f"-I{path}" for path in includes]
-    command += [f"-DSITENET_SLAB={SLAB}", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
+    command += [
+        f"-DSITENET_SLAB={SLAB}",
+        f"-DSITENET_FEW_PAIRS={FEW}",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-Wno-unknown-pragmas",
+    ]
     subprocess.run([*command, ROOT / "tests/kernels/emulated.cpp", "-o", module], check=True)
     return module
 
@@ -115,13 +128,16 @@ def emulated(module, monkeypatch):
     """Run the public functions on CPU tensors through the CUDA implementations of the ops."""
     functions = {name: getattr(module, name) for name in dir(module) if name.endswith("_cuda")}
     shapes = {name: getattr(_C, name) for name in SHAPES}
-    for calls in (attention, kernel_calls, geometry, power_spectrum):
+    shapes["PaddedBatchShape"] = module.PaddedBatchShape
+    for calls in (attention, kernel_calls, geometry, padded_batch, power_spectrum):
         monkeypatch.setattr(calls, "_C", SimpleNamespace(**functions, **shapes))
+    for calls in (attention, kernel_calls, geometry, power_spectrum):
         monkeypatch.setattr(calls, "need_cuda", lambda: None)
     for calls in (kernel_calls, geometry):
         monkeypatch.setattr(calls, "launch", lambda kernel, like, *args: kernel(*args, 0))
     for calls in (attention, power_spectrum):
         monkeypatch.setattr(calls, "_ops", SimpleNamespace(**calls.CUDA_IMPLEMENTATIONS))
+    monkeypatch.setattr(attention, "_keeps_statistics", lambda x: True)
     monkeypatch.setattr(geometry, "_forward", geometry._forward_cuda)
     monkeypatch.setattr(geometry, "_backward", geometry._backward_cuda)
 
@@ -160,9 +176,15 @@ def test_nearly_nothing(emulated, rows, dtype):
     check_attention(DIMS["tiny"], rows, dtype)
 
 
-# A warp takes spans of 64 pairs in groups of 16. These rows end before, at and after the borders of
-# both, or cover several spans.
-SPANS = {"groups": (15, 16, 17), "spans": (63, 1, 64, 65), "first": (200, 30), "last": (10, 250)}
+# A warp takes spans of 64 pairs in groups of 16, or a group of few pairs. These rows end before, at
+# and after the borders of both, or cover several spans.
+SPANS = {
+    "groups": (15, 16, 17),
+    "several": (33, 1, 64, 2),
+    "spans": (63, 1, 64, 65),
+    "first": (200, 30),
+    "last": (10, 250),
+}
 
 
 @DTYPES
@@ -278,6 +300,55 @@ def test_blocks_share_the_list_of_pairs_by_site(emulated, monkeypatch):
             assert x is y is None or torch.equal(x, y)
 
 
+@pytest.mark.parametrize("extra", [(0, 0, 0), (1, 1, 1), (9, 2, 50), (3, 100, 17)], ids=str)
+@pytest.mark.parametrize("places", [1, 2, 30])
+@pytest.mark.parametrize("config", [SPHERE, DENSITY], ids=["pairs", "vectors"])
+def test_padded_batches(emulated, monkeypatch, config, places, extra):
+    """The kernels gather what plain torch does on a CPU, bit for bit."""
+    store = store_of(config, toy_crystals(12))
+    rng = np.random.default_rng(places)
+    for crystals in (rng.permutation(12)[:5], rng.integers(0, 12, 70)):
+        rows, pairs, images = store.room(crystals)
+        room = Room(rows + places + extra[0], pairs + extra[1])
+        if images:
+            room = Room(room.rows, room.pairs + 1, images + extra[1] + 1 + extra[2])
+        index = torch.tensor([*crystals, *[-1] * places])
+        batches = []
+        for device in ("CPU", "CUDA"):
+            gather = padded_batch.IMPLEMENTATIONS[device]
+            monkeypatch.setattr(padded_batch, "_ops", SimpleNamespace(padded_batch=gather))
+            batches.append(store.padded_batch(index, room))
+        for name in padded_batch.GATHERED:
+            x, y = (getattr(batch, name) for batch in batches)
+            assert x is y is None or (x.dtype == y.dtype and torch.equal(x, y)), name
+
+
+@pytest.mark.parametrize("config", [SPHERE, DENSITY], ids=["sphere", "density"])
+def test_training_on_the_kernels(request, monkeypatch, config):
+    """Padded steps take the weights where they go on a CPU, with the lists by site made once.
+
+    Sums are in float64 and in another order, and rates as floats: 1e-9 of weights near 1, for which
+    epsilon keeps AdamW from dividing by gradients near 0.
+    """
+    config = config.replace(precision="float32", epsilon=1e-2, batch_crystals=6)
+    results = []
+    for kernels in ("CPU", "CUDA"):
+        trainer = padded(trainer_of(config, toy_dataset(12), double=True))
+        if kernels == "CUDA":
+            request.getfixturevalue("emulated")
+            gather = padded_batch.IMPLEMENTATIONS["CUDA"]
+            monkeypatch.setattr(padded_batch, "_ops", SimpleNamespace(padded_batch=gather))
+            monkeypatch.setattr(kernel_calls, "sorted_by_site", None)  # nobody else makes one
+            for maker in (model_module, spectrum_module):
+                monkeypatch.setattr(maker, "by_site_for_backward", sorted_by_site)
+        losses = [trainer.train_epoch() for _ in range(2)]
+        results.append((losses, weights(trainer.model)))
+    (losses, want), (other_losses, got) = results
+    assert other_losses == pytest.approx(losses, rel=1e-6)  # of losses in float32
+    for name in want:
+        torch.testing.assert_close(got[name], want[name], rtol=0, atol=1e-9, equal_nan=True)
+
+
 def test_two_runs_give_equal_bits(emulated):
     tensors = inputs(DIMS["heads"], (70, 80), torch.float32)
     first, second = (
@@ -314,6 +385,7 @@ SANITIZED = " or ".join(
         *("test_rows_around_the_spans[last-f32]", "test_slabs_of_the_backward[many-f32]"),
         *("test_pair_embedding[3-17-mish-True]", "test_distances_of_batches"),
         *("test_power_spectrum[tiny-edges-f32]", "test_power_spectrum[odd-edges-f32]"),
+        "test_padded_batches[vectors-2-",
         "check_gradients_are_those_of_plain_torch",
     ]
 )

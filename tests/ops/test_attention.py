@@ -212,12 +212,13 @@ def test_an_unknown_level_is_an_error():
 
 def test_opcheck(device):
     tensors = inputs(DIMS["tiny"], (5, 9), torch.float32, device)
-    forward = (*tensors, 3, ops.ACTIVATIONS["mish"], True, 1e-5, True)
+    is_gpu = device.type == "cuda"  # whose forward pass keeps what its backward pass reads
+    forward = (*tensors, 3, ops.ACTIVATIONS["mish"], True, 1e-5, True, is_gpu)
     torch.library.opcheck(torch.ops.sitenet.attention_forward.default, forward)
-    y, e, logsum, _ = torch.ops.sitenet.attention_forward(*forward)
+    y, e, logsum, _, statistics = torch.ops.sitenet.attention_forward(*forward)
     for grad_e in (e, None):
         options = (3, ops.ACTIVATIONS["mish"], True, 1e-5)
-        backward = (*tensors, y, logsum, y, grad_e, *options, None, None)
+        backward = (*tensors, y, logsum, y, grad_e, *options, None, None, statistics)
         torch.library.opcheck(torch.ops.sitenet.attention_backward.default, backward)
     features, weight, bias = tensors[2], tensors[3], tensors[3][:, 0].contiguous()
     options = (ops.ACTIVATIONS["relu"], False, 1e-5)

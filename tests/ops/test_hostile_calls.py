@@ -75,14 +75,14 @@ def test_the_raw_forward_op_checks_sizes(case):
     changes, message = SIZES[case]
     arguments = block(**changes).values()
     with pytest.raises(ValueError, match=message):
-        torch.ops.sitenet.attention_forward(*arguments, 3, 2, True, 1e-5, False)
+        torch.ops.sitenet.attention_forward(*arguments, 3, 2, True, 1e-5, False, False)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_raw_forward_op_refuses_strides(name):
     arguments = block(**{name: lambda x: torch.stack([x, x], -1)[..., 0]}).values()
     with pytest.raises(ValueError, match=f"{name} must be contiguous, got strides"):
-        torch.ops.sitenet.attention_forward(*arguments, 3, 2, True, 1e-5, False)
+        torch.ops.sitenet.attention_forward(*arguments, 3, 2, True, 1e-5, False, False)
 
 
 @pytest.mark.parametrize(
@@ -97,11 +97,12 @@ def test_the_raw_forward_op_refuses_strides(name):
 def test_the_raw_backward_op_checks_sizes(name, change):
     arguments = block().values()
     options = 3, 2, True, 1e-5
-    y, e, logsum, _ = torch.ops.sitenet.attention_forward(*arguments, *options, False)
+    y, e, logsum, *_ = torch.ops.sitenet.attention_forward(*arguments, *options, False, False)
     read = {"y": y, "logsum": logsum, "grad_y": y.clone(), "grad_e_out": e}
     read[name] = change(read[name]).contiguous()
     with pytest.raises(ValueError, match=f"{name} must have shape"):
-        torch.ops.sitenet.attention_backward(*arguments, *read.values(), *options, None, None)
+        kept = None, None, None
+        torch.ops.sitenet.attention_backward(*arguments, *read.values(), *options, *kept)
 
 
 @pytest.mark.parametrize(

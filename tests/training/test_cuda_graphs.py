@@ -24,7 +24,8 @@ from trainers import (
 from sitenet.config import InteractionFeature, SiteNetConfig
 from sitenet.crystal.crystal import Crystal
 from sitenet.model.sitenet import SiteNet
-from sitenet.pairs.store import PairStore, Room
+from sitenet.ops.padded_batch import Room
+from sitenet.pairs.store import PairStore
 from sitenet.training.cuda_graphs import check_capture, padded_size, rounded
 from sitenet.training.optimizer import Optimizer
 from sitenet.training.train import train

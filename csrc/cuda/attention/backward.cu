@@ -1,11 +1,13 @@
 // The attention block on the GPU, backward pass (formulas and layouts: ../../attention.h).
 //
-// Everything is computed again from e and the states of sites. Pairs go in slabs of 65,536, because
-// dz (the gradient of z, in bfloat16 or T) is as wide as the columns: 42 MB per slab in bfloat16,
+// z is computed again from e and the states of sites; the norm of the hidden columns and the logits
+// come from the forward pass (AttentionForwardKept). Pairs go in slabs of 50,688, because
+// dz (the gradient of z, in bfloat16 or T) is as wide as the columns: 32 MB per slab in bfloat16,
 // which stays in the second-level cache. pack_backward_kernel lays out what all slabs read
 // (backward_packing.cuh). Then, per slab, in this order on the stream:
-//   1. gradient_kernel, a warp per 16 pairs (backward_gradient.cuh): the columns once for norms and
-//      logits, then again for dz; one partial sum of grad_logit_weight per block.
+//   1. gradient_kernel, a warp per 16 pairs (backward_gradient.cuh): the attention and interaction
+//      columns once for their norms, then all columns for dz; one partial sum of grad_logit_weight
+//      per block.
 //   2. grad_e_kernel, a warp per 16 pairs (backward_products.cuh): dz W.
 //   3. grad_weight_kernel, a warp per 32 columns and 512 pairs: partial sums of dz^T e.
 //   4. sum_sites_kernel, blocks that go through the rows of grad_site_i and grad_site_j with pairs
@@ -16,17 +18,18 @@
 // sum_logit_weight_kernel follows the last slab.
 //
 // Memory traffic per pair at the published size in bfloat16: 96 bytes of e and 96 of grad_e_out in,
-// 96 of grad_e out, some 40 of indices. Through the second-level cache: 640 bytes of dz written
+// 96 of grad_e out, some 40 of indices, 20 of statistics. Through the second-level cache: 640 bytes of dz written
 // once and read four times, 96 of e as fragments written once and read five times, 165 of partial
 // sums; 4 KB in all.
 //
 // Operations per pair, from the compiled loops (sm_90), per 16 pairs and 16 columns: some 230
-// instructions for the norms and 430 for dz, where 12 shuffles per step sum grad_logit_weight. That
-// is 206 clocks of a multiprocessor per pair at 4 instructions per clock, 80 of them on the
-// special-function units, and 36 more for steps 2 to 4, which the cache bounds.
+// instructions for the norms and 400 for dz, where 12 shuffles per step sum grad_logit_weight. That
+// is 157 clocks of a multiprocessor per pair at 4 instructions per clock (209 if the hidden columns
+// were gone through for their norm as well), 50 of them on the special-function units, and 36 more
+// for steps 2 to 4, which the cache bounds.
 //
 // Predicted floor on an H100 or H200 (132 multiprocessors, 1.75 GHz, 5 TB/s of second-level cache),
-// not measured: 0.9 ns for dz and 0.6 ns for the rest, 0.67 G pairs/s; with the forward pass 0.56.
+// not measured: 0.7 ns for dz and 0.6 ns for the rest, 0.78 G pairs/s; with the forward pass 0.64.
 // In float about a quarter of that, from the products and twice the bytes.
 //
 // No atomics. Results are bitwise reproducible and do not depend on the number of multiprocessors.
@@ -40,8 +43,8 @@ namespace {
 
 /// Launches the kernels of the pairs begin to end - 1.
 template <class T, class E>
-void run_slab(const AttentionBackward<T, E> &p, const BackwardScratch<T, E> &scratch, int64_t begin,
-              int64_t end, cudaStream_t stream) {
+void run_slab(const AttentionBackwardKept<T, E> &p, const BackwardScratch<T, E> &scratch,
+              int64_t begin, int64_t end, cudaStream_t stream) {
     const char *op = "attention_backward";
     const AttentionShape &s = p.shape;
     const Columns &columns = scratch.packed.columns;
@@ -86,7 +89,7 @@ template <class T, class E> int64_t attention_backward_scratch(const AttentionSh
 }
 
 template <class T, class E>
-void attention_backward(const AttentionBackward<T, E> &p, void *memory, void *handle) {
+void attention_backward(const AttentionBackwardKept<T, E> &p, void *memory, void *handle) {
     const char *op = "attention_backward";
     const AttentionShape &s = p.shape;
     const auto stream = static_cast<cudaStream_t>(handle);
@@ -107,7 +110,7 @@ void attention_backward(const AttentionBackward<T, E> &p, void *memory, void *ha
 
 #define INSTANTIATE(T, E)                                                                          \
     template int64_t attention_backward_scratch<T, E>(const AttentionShape &);                     \
-    template void attention_backward<T, E>(const AttentionBackward<T, E> &, void *, void *);
+    template void attention_backward<T, E>(const AttentionBackwardKept<T, E> &, void *, void *);
 INSTANTIATE(float, float)
 INSTANTIATE(double, double)
 INSTANTIATE(float, uint16_t)

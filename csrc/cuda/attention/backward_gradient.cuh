@@ -34,8 +34,9 @@ template <class T> __device__ T sum_of_pairs(const T v[4], int lane, int &kept) 
 template <class T, class E> class GradientWarp {
   public:
     /// first: the first pair, counted from the begin of the slab.
-    __device__ GradientWarp(const AttentionBackward<T, E> &p, const BackwardScratch<T, E> &scratch,
-                            T *shared, T *logit_sums, int64_t begin, int64_t first)
+    __device__ GradientWarp(const AttentionBackwardKept<T, E> &p,
+                            const BackwardScratch<T, E> &scratch, T *shared, T *logit_sums,
+                            int64_t begin, int64_t first)
         : p(p), s(p.shape), scratch(scratch), columns(scratch.packed.columns), first(first),
           pairs(begin + first, s.pairs, scratch.packed.row_of_pair, p.sites_of_pair),
           walk(scratch.packed, p.e, s.width, pairs), logit(shared + at.row),
@@ -48,8 +49,7 @@ template <class T, class E> class GradientWarp {
             walk.products.store_transposed(scratch.e_fragments, first / kGroup);
         const NormBackward<T> interaction = interaction_norm();
         Normaliser<T> hidden[2];
-        for (int head = 0; head < s.heads; head += kHeads)
-            logits(head, hidden);
+        logits(hidden);
         __syncwarp();
         const NormBackward<T> attention = attention_norm();
         __syncwarp();
@@ -60,7 +60,7 @@ template <class T, class E> class GradientWarp {
     }
 
   private:
-    const AttentionBackward<T, E> &p;
+    const AttentionBackwardKept<T, E> &p;
     const AttentionShape &s;
     const BackwardScratch<T, E> &scratch;
     const Columns &columns;
@@ -74,22 +74,19 @@ template <class T, class E> class GradientWarp {
     T *logit_sums; // (heads, padded hidden) of this warp
     E *dz;         // the lane's first pair and column
 
-    // Writes logits and softmax weights, heads `head` to head + kHeads - 1, and sets the norm.
-    __device__ void logits(int head, Normaliser<T> n[2]) {
-        const GroupSums<T, kHeads> sums = hidden_sums(walk, s, head);
+    // Writes the logits that the forward pass kept, and their softmax weights; sets the norm.
+    __device__ void logits(Normaliser<T> n[2]) {
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
-            n[r] = sums.normaliser(r, s.hidden, s.norm, T(s.eps));
+            const T *kept = p.statistics + pairs.pair[r] * (2 + s.heads);
+            n[r] = {kept[0], kept[1]};
             const T lm = p.log_multiplicity[pairs.pair[r]];
-            const T *logsum = p.logsum + int64_t(pairs.row[r]) * s.heads + head;
-#pragma unroll
-            for (int h = 0; h < kHeads; ++h) {
-                if (head + h >= s.heads || at.quad)
-                    continue;
-                const T l = sums.normal_dot(r, h, scratch.packed.logit_sums[head + h], n[r]);
-                const bool kept = lm != kNone<T> && pairs.valid(r);
-                logit[(head + h) * kGroup + 8 * r] = l;
-                weight[(head + h) * kGroup + 8 * r] = kept ? exponential(l + lm - logsum[h]) : T(0);
+            const T *logsum = p.logsum + int64_t(pairs.row[r]) * s.heads;
+            const bool counts = lm != kNone<T> && pairs.valid(r);
+            for (int h = at.quad; h < s.heads; h += 4) { // the four lanes of a pair share its heads
+                const T l = kept[2 + h];
+                logit[h * kGroup + 8 * r] = l;
+                weight[h * kGroup + 8 * r] = counts ? exponential(l + lm - logsum[h]) : T(0);
             }
         }
     }
@@ -311,7 +308,7 @@ SITENET_HD int64_t gradient_room(const AttentionShape &s, int padded_hidden) {
 /// A warp per 16 pairs.
 template <class T, class E>
 __global__ void __launch_bounds__(kBlockWarps *kWarp, kMinBlocks<T>)
-    gradient_kernel(AttentionBackward<T, E> p, BackwardScratch<T, E> scratch, int64_t begin,
+    gradient_kernel(AttentionBackwardKept<T, E> p, BackwardScratch<T, E> scratch, int64_t begin,
                     int64_t end) {
     DYNAMIC_SHARED(T, shared);
     const int warps = blockDim.x / kWarp, padded = scratch.packed.padded_hidden();

@@ -44,8 +44,8 @@ __device__ void pack_back_fragments(const float *__restrict__ weight, int width,
 
 /// A thread packs grad_y of one row and head, sums it and multiplies it with y.
 template <class T, class E>
-__device__ void pack_grad_y(const AttentionBackward<T, E> &p, const BackwardScratch<T, E> &scratch,
-                            int64_t i) {
+__device__ void pack_grad_y(const AttentionBackwardKept<T, E> &p,
+                            const BackwardScratch<T, E> &scratch, int64_t i) {
     const int heads = p.shape.heads, attention = p.shape.attention;
     if (i >= int64_t(p.shape.rows) * heads)
         return;
@@ -109,7 +109,7 @@ constexpr int kPackShared = 2 * kPackThreads * int(sizeof(int32_t)); // bytes
 
 template <class T, class E>
 __global__ void __launch_bounds__(kPackThreads)
-    pack_backward_kernel(AttentionBackward<T, E> p, BackwardScratch<T, E> scratch,
+    pack_backward_kernel(AttentionBackwardKept<T, E> p, BackwardScratch<T, E> scratch,
                          PackBlocks<T, E> blocks) {
     DYNAMIC_SHARED(int32_t, shared); // lowest, then highest site of each thread
     const AttentionShape &s = p.shape;

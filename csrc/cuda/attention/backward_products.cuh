@@ -65,7 +65,7 @@ __device__ void multiply_back(const BackwardScratch<T, E> &scratch, const E *con
 /// A warp per 16 pairs.
 template <class T, class E>
 __global__ void __launch_bounds__(kBlockWarps *kWarp, kMinBlocks<T>)
-    grad_e_kernel(AttentionBackward<T, E> p, BackwardScratch<T, E> scratch, int64_t begin,
+    grad_e_kernel(AttentionBackwardKept<T, E> p, BackwardScratch<T, E> scratch, int64_t begin,
                   int64_t end) {
     const LaneOf at;
     const int width = p.shape.width, padded = scratch.packed.columns.padded();
@@ -94,7 +94,7 @@ __global__ void __launch_bounds__(kBlockWarps *kWarp, kMinBlocks<T>)
 /// columns from `column` on and the columns of e from 8 `tile` on. A lane holds the columns
 /// column_of(0, row) and column_of(1, row) of each step, and two of every 8 columns of e.
 template <class T, class E>
-__device__ void multiply_pairs(const AttentionBackward<T, E> &p,
+__device__ void multiply_pairs(const AttentionBackwardKept<T, E> &p,
                                const BackwardScratch<T, E> &scratch, int64_t begin, int64_t first,
                                int64_t last, int column, int steps, int tile, int tiles,
                                T c[kWeightSteps][kTiles][4]) {
@@ -189,7 +189,7 @@ __device__ void multiply_pairs(const AttentionBackward<T, E> &p,
 /// slab, blocks of columns, tiles of the width.
 template <class T, class E>
 __global__ void __launch_bounds__(kBlockWarps *kWarp, kMinBlocks<T>)
-    grad_weight_kernel(AttentionBackward<T, E> p, BackwardScratch<T, E> scratch, int64_t begin,
+    grad_weight_kernel(AttentionBackwardKept<T, E> p, BackwardScratch<T, E> scratch, int64_t begin,
                        int64_t end) {
     const LaneOf at;
     const Columns &columns = scratch.packed.columns;

@@ -23,7 +23,7 @@ __device__ inline int64_t lower_bound(const int64_t *list, int64_t begin, int64_
 /// slab visits all rows, so that those without pairs become 0. Blocks share the rows; the warps of
 /// a block share the pairs of a row.
 template <bool kOfJ, class T, class E>
-__device__ void sum_rows(const AttentionBackward<T, E> &p, const BackwardScratch<T, E> &scratch,
+__device__ void sum_rows(const AttentionBackwardKept<T, E> &p, const BackwardScratch<T, E> &scratch,
                          int64_t begin, int64_t end, T *shared) {
     const Columns &columns = scratch.packed.columns;
     const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, padded = columns.padded();
@@ -76,7 +76,7 @@ __device__ void sum_rows(const AttentionBackward<T, E> &p, const BackwardScratch
 /// multiprocessor is the most that does not spill.
 template <class T, class E>
 __global__ void __launch_bounds__(kBlockWarps *kWarp, 8)
-    sum_sites_kernel(AttentionBackward<T, E> p, BackwardScratch<T, E> scratch, int64_t begin,
+    sum_sites_kernel(AttentionBackwardKept<T, E> p, BackwardScratch<T, E> scratch, int64_t begin,
                      int64_t end) {
     DYNAMIC_SHARED(T, shared); // (warps, lanes, 4)
     if (blockIdx.z == 0)

@@ -1,7 +1,7 @@
 // The attention block on the GPU, forward pass (formulas and layouts: ../../attention.h).
 //
-// Mapping. A warp owns a span of 64 consecutive pairs, whatever rows they belong to, so rows of 10
-// and of 10,000 pairs load the machine alike. It works on 16 pairs at a time (fragments.cuh):
+// Mapping. A warp owns a span of 64 consecutive pairs (16 where pairs are few), whatever rows they
+// belong to, so rows of 10 and of 10,000 pairs load the machine alike. It works on 16 pairs at a time (fragments.cuh):
 //   1. Hidden columns, 16 per step: z = site_i + site_j + W e, activation, sum, sum of squares and
 //      one dot product per head, all in registers. Mean, rstd and the logits follow.
 //   2. Attention and interaction columns likewise. They wait in shared memory for their norm (each
@@ -11,7 +11,8 @@
 // one state per span (largest logit, sum, weighted sums); one warp per row merges them in order.
 //
 // Memory traffic per pair at the published size (48 -> 225 | 30 | 48, 3 heads, bfloat16): 96 bytes
-// of e in, 96 out, 16 of indices, 12 for a span's state. 2.4 KB of site terms and 2 KB of weights
+// of e in, 96 out, 16 of indices, 12 for a span's state, and 20 of statistics out if a backward pass
+// follows. 2.4 KB of site terms and 2 KB of weights
 // come from the first-level cache.
 //
 // Operations per pair. The compiled loop over hidden columns takes some 200 instructions per 16
@@ -33,7 +34,8 @@
 namespace sitenet::cuda {
 namespace {
 
-constexpr int kSpan = 4 * kGroup; // pairs per warp
+/// Pairs per warp. Long spans leave fewer states of rows to merge.
+SITENET_HD int span_of(int64_t pairs) { return pairs < kFewPairs ? kGroup : 4 * kGroup; }
 
 /// The online softmax of one row.
 template <class T> struct RowState {
@@ -73,8 +75,10 @@ template <class T, class E> struct ForwardScratch {
     Packed<T, E> packed;
     /// (spans, 2) states: of the span's first row if that began earlier, of the row it ends in.
     T *states;
-    ForwardScratch(const AttentionShape &s, Scratch &scratch) : packed(s, scratch) {
-        states = scratch.take<T>(divide_up(s.pairs, kSpan) * 2 * RowState<T>::size(s));
+    int span_pairs; ///< pairs per span
+    ForwardScratch(const AttentionShape &s, Scratch &scratch)
+        : packed(s, scratch), span_pairs(span_of(s.pairs)) {
+        states = scratch.take<T>(divide_up(s.pairs, span_pairs) * 2 * RowState<T>::size(s));
     }
 };
 
@@ -85,14 +89,15 @@ template <class T> __device__ T inverse_sum(T sum) {
 /// The work of one warp on its span.
 template <class T, class E> class ForwardWarp {
   public:
-    __device__ ForwardWarp(const AttentionForward<T, E> &p, const ForwardScratch<T, E> &scratch,
+    __device__ ForwardWarp(const AttentionForwardKept<T, E> &p, const ForwardScratch<T, E> &scratch,
                            const ForwardRoom &room, T *shared, int64_t span)
         : p(p), s(p.shape), scratch(scratch), columns(scratch.packed.columns), room(room),
           shared(shared), state(shared + room.softmax, s), span(span) {}
 
     __device__ void run() {
-        const int64_t begin = span * kSpan;
-        const int64_t end = begin + kSpan < s.pairs ? begin + kSpan : s.pairs;
+        const int64_t begin = span * scratch.span_pairs;
+        const int64_t end =
+            begin + scratch.span_pairs < s.pairs ? begin + scratch.span_pairs : s.pairs;
         int *rows = reinterpret_cast<int *>(shared + room.rows);
         current = scratch.packed.row_of_pair[begin];
         reset();
@@ -116,7 +121,7 @@ template <class T, class E> class ForwardWarp {
     }
 
   private:
-    const AttentionForward<T, E> &p;
+    const AttentionForwardKept<T, E> &p;
     const AttentionShape &s;
     const ForwardScratch<T, E> &scratch;
     const Columns &columns;
@@ -133,13 +138,22 @@ template <class T, class E> class ForwardWarp {
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
             const Normaliser<T> n = sums.normaliser(r, s.hidden, s.norm, T(s.eps));
+            T *kept = p.statistics && pairs.valid(r) && at.quad == 0
+                          ? p.statistics + pairs.pair[r] * (2 + s.heads)
+                          : nullptr;
+            if (kept && head == 0) {
+                kept[0] = n.mean;
+                kept[1] = n.rstd;
+            }
 #pragma unroll
             for (int h = 0; h < kHeads; ++h) {
                 if (head + h >= s.heads || at.quad)
                     continue;
-                const T logit = sums.normal_dot(r, h, scratch.packed.logit_sums[head + h], n) +
-                                p.log_multiplicity[pairs.pair[r]];
+                const T alone = sums.normal_dot(r, h, scratch.packed.logit_sums[head + h], n);
+                const T logit = alone + p.log_multiplicity[pairs.pair[r]];
                 shared[room.weights + (head + h) * kGroup + at.row + 8 * r] = logit;
+                if (kept)
+                    kept[2 + head + h] = alone;
                 if (p.logits && pairs.valid(r))
                     p.logits[pairs.pair[r] * s.heads + head + h] = logit;
             }
@@ -244,8 +258,8 @@ template <class T, class E> class ForwardWarp {
     // Writes the result of the current row if it lies within the span, else its state.
     __device__ void finish() {
         const int64_t begin = p.offsets[current], end = p.offsets[current + 1];
-        const bool starts = begin >= span * kSpan;
-        if (starts && end <= (span + 1) * kSpan) {
+        const bool starts = begin >= span * scratch.span_pairs;
+        if (starts && end <= (span + 1) * scratch.span_pairs) {
             const int width = s.attention * s.heads;
             for (int i = at.lane; i < width; i += kWarp)
                 p.y[int64_t(current) * width + i] =
@@ -270,24 +284,26 @@ __global__ void __launch_bounds__(kPackThreads)
 /// A warp per span.
 template <class T, class E>
 __global__ void __launch_bounds__(kBlockWarps *kWarp, kMinBlocks<T>)
-    attention_forward_kernel(AttentionForward<T, E> p, ForwardScratch<T, E> scratch,
+    attention_forward_kernel(AttentionForwardKept<T, E> p, ForwardScratch<T, E> scratch,
                              ForwardRoom room) {
     DYNAMIC_SHARED(T, shared);
     const int warp = threadIdx.x / kWarp;
     const int64_t span = int64_t(blockIdx.x) * (blockDim.x / kWarp) + warp;
-    if (span * kSpan < p.shape.pairs)
+    if (span * scratch.span_pairs < p.shape.pairs)
         ForwardWarp<T, E>(p, scratch, room, shared + warp * room.total, span).run();
 }
 
 /// A warp per row: writes the results of rows without pairs and of rows with several spans.
 template <class T, class E>
-__global__ void merge_states_kernel(AttentionForward<T, E> p, const T *__restrict__ states) {
+__global__ void merge_states_kernel(AttentionForwardKept<T, E> p, const T *__restrict__ states,
+                                    int span_pairs) {
     const AttentionShape &s = p.shape;
     const int row = blockIdx.x * (blockDim.x / kWarp) + threadIdx.x / kWarp, lane = LaneOf().lane;
     if (row >= s.rows)
         return;
     const int64_t begin = p.offsets[row], end = p.offsets[row + 1];
-    const int64_t first = begin / kSpan, last = (end - 1) / kSpan, size = RowState<T>::size(s);
+    const int64_t first = begin / span_pairs, last = (end - 1) / span_pairs,
+                  size = RowState<T>::size(s);
     if (begin < end && first == last)
         return;
     const int width = s.attention * s.heads;
@@ -325,7 +341,7 @@ template <class T, class E> int64_t attention_forward_scratch(const AttentionSha
 }
 
 template <class T, class E>
-void attention_forward(const AttentionForward<T, E> &p, void *memory, void *handle) {
+void attention_forward(const AttentionForwardKept<T, E> &p, void *memory, void *handle) {
     const char *op = "attention_forward";
     const auto stream = static_cast<cudaStream_t>(handle);
     Scratch carved(memory);
@@ -340,16 +356,16 @@ void attention_forward(const AttentionForward<T, E> &p, void *memory, void *hand
     scratch.packed.check_size(op, p.shape);
     LAUNCH(op, (pack_kernel<T, E>), grid_of(scratch.packed.blocks(p.shape)), kPackThreads, 0,
            stream, p, scratch.packed);
-    const int64_t blocks = divide_up(divide_up(p.shape.pairs, kSpan), warps);
+    const int64_t blocks = divide_up(divide_up(p.shape.pairs, scratch.span_pairs), warps);
     LAUNCH(op, (attention_forward_kernel<T, E>), grid_of(blocks), warps * kWarp, warps * bytes,
            stream, p, scratch, room);
     LAUNCH(op, (merge_states_kernel<T, E>), grid_of(divide_up(p.shape.rows, kBlockWarps)),
-           kBlockWarps * kWarp, 0, stream, p, scratch.states);
+           kBlockWarps * kWarp, 0, stream, p, scratch.states, scratch.span_pairs);
 }
 
 #define INSTANTIATE(T, E)                                                                          \
     template int64_t attention_forward_scratch<T, E>(const AttentionShape &);                      \
-    template void attention_forward<T, E>(const AttentionForward<T, E> &, void *, void *);
+    template void attention_forward<T, E>(const AttentionForwardKept<T, E> &, void *, void *);
 INSTANTIATE(float, float)
 INSTANTIATE(double, double)
 INSTANTIATE(float, uint16_t)

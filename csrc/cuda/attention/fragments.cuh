@@ -25,6 +25,13 @@ constexpr int kBlockWarps = 4; // warps per block; they do not wait for each oth
 // Blocks per multiprocessor: allows 168 registers per thread, in double 255.
 template <class T> constexpr int kMinBlocks = sizeof(T) == 8 ? 2 : 3;
 
+#ifndef SITENET_FEW_PAIRS
+#define SITENET_FEW_PAIRS 100000 // fewer in the tests on the CPU
+#endif
+/// Below so many pairs, warps that take 64 each leave an H100 idle: it holds 3 blocks of 4 warps on
+/// each of 132 multiprocessors. A mini-batch of 64 crystals has some 28,000.
+constexpr int64_t kFewPairs = SITENET_FEW_PAIRS;
+
 /// The place of this thread in its warp.
 struct LaneOf {
     int lane, row, quad;

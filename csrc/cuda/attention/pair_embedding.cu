@@ -19,9 +19,13 @@
 namespace sitenet::cuda {
 namespace {
 
-constexpr int kWarpPairs = 8;   // pairs per warp at a time
-constexpr int kBlockRounds = 8; // rounds per block in the backward pass
-constexpr int kBlockPairs = kBlockRounds * kBlockWarps * kWarpPairs;
+constexpr int kWarpPairs = 8; // pairs per warp at a time
+
+/// Pairs per block in the backward pass: 8 rounds of all its warps, or 2 of few pairs. More rounds
+/// leave fewer partial sums.
+SITENET_HD int block_pairs(int64_t pairs) {
+    return (pairs < kFewPairs ? 2 : 8) * kBlockWarps * kWarpPairs;
+}
 
 /// Numbers of weight and bias that a block keeps in shared memory, of which its warps take `bytes`:
 /// all, or none if they are too many.
@@ -171,7 +175,7 @@ __device__ void pair_embedding_dz(const PairEmbeddingBackward<T, E> &p,
     }
 }
 
-/// A block per kBlockPairs pairs.
+/// A block per block_pairs pairs.
 template <class T, class E>
 __global__ void pair_embedding_backward_kernel(PairEmbeddingBackward<T, E> p, int stage,
                                                T *__restrict__ partials) {
@@ -184,8 +188,8 @@ __global__ void pair_embedding_backward_kernel(PairEmbeddingBackward<T, E> p, in
     T *dz = shared + warp * pair_embedding_room(s), *sums = dz + kWarpPairs * s.width;
     for (int i = at.lane; i < s.width * outputs; i += kWarp)
         sums[i] = 0;
-    const int64_t begin = int64_t(blockIdx.x) * kBlockPairs;
-    const int64_t end = begin + kBlockPairs < s.pairs ? begin + kBlockPairs : s.pairs;
+    const int64_t per_block = block_pairs(s.pairs), begin = blockIdx.x * per_block;
+    const int64_t end = begin + per_block < s.pairs ? begin + per_block : s.pairs;
     for (int64_t first = begin + warp * kWarpPairs; first < end; first += warps * kWarpPairs) {
         const int64_t mine = first + at.row < end ? first + at.row : end - 1;
         const EmbeddingPair<T> pair(forward, mine);
@@ -249,7 +253,8 @@ void pair_embedding_forward(const PairEmbeddingForward<T, E> &p, void *, void *h
 }
 
 template <class T, class E> int64_t pair_embedding_backward_scratch(const PairEmbeddingShape &s) {
-    return divide_up(s.pairs, kBlockPairs) * s.width * (s.num_features + 1) * int64_t(sizeof(T));
+    return divide_up(s.pairs, block_pairs(s.pairs)) * s.width * (s.num_features + 1) *
+           int64_t(sizeof(T));
 }
 
 template <class T, class E>
@@ -261,7 +266,7 @@ void pair_embedding_backward(const PairEmbeddingBackward<T, E> &p, void *scratch
     const int warps = warps_in_shared(op, bytes, stage * int64_t(sizeof(T)), kBlockWarps,
                                       std::to_string(p.shape.width) + " outputs x " +
                                           std::to_string(p.shape.num_features) + " pair features");
-    const int64_t blocks = divide_up(p.shape.pairs, kBlockPairs);
+    const int64_t blocks = divide_up(p.shape.pairs, block_pairs(p.shape.pairs));
     T *partials = static_cast<T *>(scratch);
     LAUNCH(op, (pair_embedding_backward_kernel<T, E>), grid_of(blocks), warps * kWarp,
            stage * int(sizeof(T)) + warps * bytes, stream, p, stage, partials);
