@@ -85,6 +85,7 @@ def attention(
     eps: float = 1e-5,
     need_logits: bool = False,
     check_indices: bool = True,
+    by_site: object = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """One attention block over CSR rows of pairs.
 
@@ -104,6 +105,7 @@ def attention(
         eps: of the norm.
         need_logits: whether to return the logits.
         check_indices: as in ``ops.attention``; torch itself checks every index here.
+        by_site: as in ``ops.attention``; nothing here needs it.
 
     Returns:
         y (rows, A * heads) with feature index a * heads + h; the next interaction features
