@@ -1,5 +1,6 @@
 #include "simd_level.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <initializer_list>
 #include <stdexcept>
@@ -114,7 +115,7 @@ int supported() {
 }
 
 const Level &choose() {
-    const int usable = supported();
+    const int usable = std::min(supported(), kNumLevels); // a generic build has one level
     const char *name = std::getenv("SITENET_SIMD");
     if (!name || !*name)
         return kLevels[usable - 1];

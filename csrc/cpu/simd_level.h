@@ -13,7 +13,9 @@
 
 // X(level, plain): `level` adds kernels with products in bfloat16 to those of the level `plain`,
 // which are compiled once. CMakeLists.txt has the same list.
-#if defined(__x86_64__)
+#if defined(SITENET_GENERIC)
+#define SITENET_LEVELS(X) X(generic, generic)
+#elif defined(__x86_64__)
 #define SITENET_LEVELS(X)                                                                          \
     X(x86_64_v2, x86_64_v2)                                                                        \
     X(x86_64_v3, x86_64_v3) X(x86_64_v4, x86_64_v4) X(x86_64_v4_bf16, x86_64_v4)
