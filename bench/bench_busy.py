@@ -106,7 +106,7 @@ def test_beside_a_busy_process(job, two_cores, table, full):
     times: dict[tuple[str, bool], list[float]] = {}
     try:
         ways = list(measured.items())
-        for _ in range(15 if full else 4):
+        for _ in range(15 if full else 2):
             ways.append(ways.pop(0))  # none is always the first after a switch
             for beside in (False, True):
                 busy.send_signal(signal.SIGCONT if beside else signal.SIGSTOP)

@@ -99,9 +99,10 @@ def builds(request, tmp_path_factory):
     if os.environ.get("SITENET_EMULATED"):  # built already: this is a sanitized run
         yield {}
         return
-    pool = ThreadPoolExecutor(2)
-    jobs = {"emulated": pool.submit(build, tmp_path_factory.mktemp("emulated"), "-O1")}
-    slow = any(item.get_closest_marker("slow") for item in request.session.items)
+    pool, jobs, items = ThreadPoolExecutor(2), {}, request.session.items
+    if any("emulated" in item.fixturenames for item in items):
+        jobs["emulated"] = pool.submit(build, tmp_path_factory.mktemp("emulated"), "-O1")
+    slow = any(item.get_closest_marker("slow") for item in items)
     for name, flags in SANITIZERS.items() if slow else ():
         jobs[name] = pool.submit(build, tmp_path_factory.mktemp(name), *flags)
     if slow and shutil.which("nvcc"):
