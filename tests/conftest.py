@@ -21,6 +21,9 @@ if not any((ROOT / "sitenet").glob("_C.*")):
 # be started in, which has no compiled kernels unless it is the installed one.
 os.environ.setdefault("PYTHONSAFEPATH", "1")
 
+# The options of this run are not those of a pytest that a test starts.
+os.environ.pop("PYTEST_ADDOPTS", None)
+
 # Their assertions show the values compared, as those of a test do.
 pytest.register_assert_rewrite("attention_checks", "geometry_checks", "rounding")
 
