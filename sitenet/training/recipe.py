@@ -16,9 +16,7 @@ STEPS = 20  # optimiser steps per epoch, about, where batches may shrink
 LEAST_BATCH, MOST_BATCH = 4, 64  # crystals
 EPOCHS, CRYSTALS = 40, 3200  # a run over this many crystals takes this many epochs
 MOST_EPOCHS = 300
-FINE_TUNING = 5  # a start needs so many times fewer epochs
-LEAST_EPOCHS = 10  # of fine-tuning
-RATE = 1 / 3  # learning rate of fine-tuning, over that which trained the start
+FINE_TUNING = 1.5  # a start needs so many times fewer epochs
 
 
 def batch_for(crystals: int) -> int:
@@ -30,10 +28,10 @@ def batch_for(crystals: int) -> int:
 
 def epochs_for(crystals: int, has_start: bool) -> int:
     """Epochs: 40 from 3,200 crystals on, and for fewer ones more, in inverse proportion to the
-    square root of their number; a fifth of that for fine-tuning."""
+    square root of their number; two thirds of that for fine-tuning."""
     epochs = EPOCHS * math.sqrt(CRYSTALS / max(crystals, 1))
     epochs = min(max(epochs, EPOCHS), MOST_EPOCHS)
-    return max(round(epochs / FINE_TUNING), LEAST_EPOCHS) if has_start else round(epochs)
+    return round(epochs / FINE_TUNING if has_start else epochs)
 
 
 def open_settings(training: TrainingConfig, crystals: int, has_start: bool) -> dict[str, Any]:
@@ -75,15 +73,14 @@ def described(crystals: int, chosen: Mapping[str, int], as_begun: bool = False) 
 def fine_tuning(training: TrainingConfig) -> TrainingConfig:
     """The settings by which a model is fine-tuned, from those that trained it.
 
-    Its optimiser stays. The learning rate is a third, warms up and falls to 0. Batches and epochs
+    Its optimiser and learning rate stay; the rate warms up and falls to 0. Batches and epochs
     follow the number of crystals, targets are standardised, and the rest is as in the default
     config.
     """
-    kept = ("optimizer", "weight_decay", "epsilon", "amsgrad", "clip_norm", "precision")
+    optimizer = ("optimizer", "learning_rate", "weight_decay", "epsilon", "amsgrad", "clip_norm")
     return dataclasses.replace(
         load_config(DEFAULT_CONFIG).training,
-        **{name: getattr(training, name) for name in kept},
-        learning_rate=training.learning_rate * RATE,
+        **{name: getattr(training, name) for name in (*optimizer, "precision")},
         schedule="cosine",
         warmup=0.1,
         scale_targets=True,
