@@ -6,8 +6,8 @@
 The table is the one that the model's card names or makes, and its split is drawn again as in
 training. The weights are kept in ten bits. The present code computes again what the file keeps
 beside them: the errors on the validation crystals, the statistics and the index of the training
-crystals, and the validation scores in the metadata. A stopped run goes on where it was, from the
-files in CACHE.
+crystals, and the scores in the metadata. Predictions of the held-out crystals go to
+CACHE/predictions.csv; a stopped run goes on where it was, from the other files in CACHE.
 
 ``--judge`` writes nothing: it leaves the crystals of the card's test out of the statistics and
 prints which share of them, and of ruined crystals, counts as like the training crystals.
@@ -70,7 +70,7 @@ def calibrated(
     parts: Split,
     cache: Path,
 ) -> tuple[Calibration, Encoded]:
-    """A calibration, and the validation crystals.
+    """A calibration, and all crystals.
 
     Args:
         model: as it ships.
@@ -103,7 +103,7 @@ def calibrated(
         of_train.formulas.tolist(),
         Fingerprints.from_values(of_train.compositions, of_train.symmetries, of_train.volumes),
     )
-    return calibration, of_valid
+    return calibration, encoded
 
 
 def ruined(crystals: list[Crystal], elements: np.ndarray) -> dict[str, list[Crystal]]:
@@ -177,20 +177,24 @@ def main() -> None:
     if not facts["crystals"]["test"] and not options.judge:
         parts = parts.without_test()  # the weights that ship learned from those, too
     truth = np.array(table[target].to_pylist(), dtype=np.float64)[:, None]
-    calibration, of_valid = calibrated(model, table, truth, parts, options.cache)
+    calibration, encoded = calibrated(model, table, truth, parts, options.cache)
     if options.judge:
         judge_all(model, calibration, table, parts.test, options.other)
         return
     model.calibration = calibration
-    rows = np.sort(parts.valid)
-    valid, names = crystals_of(table, rows), [ids[k] for k in rows]
-    count, unit = len(rows), model.targets[0].unit
-    data = Dataset(names, valid, truth[rows], (target,), (unit,), [""] * count)
-    each = {"valid": np.arange(count)}
-    predictions = Predictions.of(model, data, each, of_valid.values, of_valid.encodings)
-    facts["scores"]["valid"][target] |= predictions.scores()["valid"][target]
+    held_out = {name: np.sort(getattr(parts, name)) for name in ("valid", "test")}
+    rows = np.concatenate([*held_out.values()])
+    crystals, names, count = crystals_of(table, rows), [ids[k] for k in rows], len(rows)
+    data = Dataset(names, crystals, truth[rows], (target,), (model.targets[0].unit,), [""] * count)
+    places = np.split(np.arange(count), [len(held_out["valid"])])
+    each = {name: place for name, place in zip(held_out, places, strict=True) if len(place)}
+    of_rows = encoded.take(rows)
+    predictions = Predictions.of(model, data, each, of_rows.values, of_rows.encodings)
+    predictions.write(options.cache / "predictions.csv")
+    for name, scores in predictions.scores().items():
+        facts["scores"][name][target] |= scores[target]
     model.save(path, facts, BITS)
-    print(f"{path}: {path.stat().st_size} bytes, {facts['scores']['valid'][target]}")
+    print(f"{path}: {path.stat().st_size} bytes, {facts['scores']}")
 
 
 def judge_all(

@@ -259,7 +259,8 @@ class Runs:
             property_, x = outputs(model, store.to(self.device), np.arange(len(dataset)))
             target = Target(task.target, scale="log10" if task.log else "linear")
             y = target.learned(dataset.targets[:, 0])
-            scores = {"start": start, **ridge_scores(x, y, places, task.is_class)}
+            shown = None if task.in_log10 else target.shown
+            scores = {"start": start, **ridge_scores(x, y, places, task.is_class, shown)}
             if task.unit and model.targets[0].unit == task.unit:
                 scores["line"] = ridge_scores(property_, y, places, False)["test"]["mae"]
             if not best or scores["valid"] < best["valid"]:

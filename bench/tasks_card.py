@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import yaml
 from model_card import (
+    NO_OXIDATION,
+    USED_OXIDATION,
     Predictions,
     by_element,
     by_range,
@@ -103,6 +105,7 @@ def card(runs: Runs, task: Task, facts: Mapping[str, Any], shipped: Path) -> str
         index=f"{len(model.calibration.index):,}",
         licence=facts["licence"],
         not_for="\n".join(f"- {line}" for line in facts["not_for"]),
+        oxidation=USED_OXIDATION if header["uses_oxidation"] else NO_OXIDATION,
         data=facts["data"].strip(),
         protocol=_protocol(task, tested, runs),
         options=_options(task, tested, runs),
@@ -271,7 +274,7 @@ def _rivals(
     """Header and rows of the table of other models."""
     scores = tested["scores"]["test"][task.target]
     own = scores["roc_auc_of_labels"] if task.is_class else scores[task.measure]
-    unit = "log10" if task.log else task.unit
+    unit = "log10" if task.in_log10 else task.unit
     title = (
         "area under the ROC curve of labels" if task.is_class else f"error ({unit})" * bool(unit)
     )

@@ -33,9 +33,14 @@ class Task:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
+    def in_log10(self) -> bool:
+        """Whether errors are those of decimal logarithms, which the table holds."""
+        return self.conversion == "power_of_ten"
+
+    @property
     def measure(self) -> str:
         """The score by which starts are compared, the lower the better."""
-        return "log_loss" if self.is_class else "mae_log10" if self.log else "mae"
+        return "log_loss" if self.is_class else "mae_log10" if self.in_log10 else "mae"
 
 
 def read_tasks(path: Path = TASKS) -> dict[str, Task]:

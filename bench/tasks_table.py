@@ -80,8 +80,9 @@ def _row(task: Task, tested: Mapping[str, Any], rival: Mapping[str, Any]) -> tup
         shown = f"**{scores['roc_auc']:.4f}** (of labels {scores['roc_auc_of_labels']:.4f})"
         constant = "0.5"
     else:
-        shown = f"**{_short(scores[task.measure])}** {'log10' if task.log else task.unit}".strip()
-        constant = "" if task.log else _short(scores["mae_of_median"])
+        unit = "log10" if task.in_log10 else task.unit
+        shown = f"**{_short(scores[task.measure])}** {unit}".strip()
+        constant = "" if task.in_log10 else _short(scores["mae_of_median"])
     if rival:
         error = rival["test"]["roc_auc" if task.is_class else "mae"]
         line = f"; line {_short(rival['line'])}" if "line" in rival else ""

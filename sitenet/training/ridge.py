@@ -3,7 +3,7 @@ else. Its strength is chosen on the validation crystals."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -37,7 +37,11 @@ def ridge(
 
 
 def ridge_scores(
-    x: np.ndarray, y: np.ndarray, parts: Mapping[str, np.ndarray], is_class: bool
+    x: np.ndarray,
+    y: np.ndarray,
+    parts: Mapping[str, np.ndarray],
+    is_class: bool,
+    shown: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> dict[str, Any]:
     """Fit on the training crystals, choose the strength on the validation crystals, and test.
 
@@ -46,6 +50,7 @@ def ridge_scores(
         y: (crystals,) on the scale that a model would learn.
         parts: Numbers of the crystals that "train", "valid" and "test".
         is_class: Whether y is 0 or 1; the fit is then a score of class 1, not a probability.
+        shown: Converts y to the scale on which errors are measured; None measures them on its own.
 
     Returns:
         ``valid``, the error that chose (mean absolute error, or 1 - ROC AUC), ``test`` with all
@@ -55,8 +60,12 @@ def ridge_scores(
     predicted = x @ w + b
 
     def scores(part: str, k: int) -> dict[str, float]:
-        rows = parts[part]
-        return (class_scores if is_class else regression_scores)(y[rows], predicted[rows, k])
+        true, own = y[parts[part]], predicted[parts[part], k]
+        if is_class:
+            return class_scores(true, own)
+        if shown is not None:
+            true, own = shown(true), shown(own)
+        return regression_scores(true, own)
 
     errors = [
         1 - s["roc_auc"] if is_class else s["mae"]
@@ -64,9 +73,9 @@ def ridge_scores(
     ]
     best = int(np.argmin(errors))
     test = scores("test", best)
-    shown = ("crystals", "roc_auc") if is_class else ("crystals", "mae", "rmse", "r2")
+    kept = ("crystals", "roc_auc") if is_class else ("crystals", "mae", "rmse", "r2")
     return {
         "valid": errors[best],
-        "test": {name: test[name] for name in shown},
+        "test": {name: test[name] for name in kept},
         "strength": float(STRENGTHS[best]),
     }
