@@ -359,6 +359,6 @@ def test_weights_that_do_not_fit_are_named(model, tmp_path):
 
 def test_unknown_name_lists_what_ships():
     with pytest.raises(
-        FileNotFoundError, match="'no-such'; weights that ship with sitenet: .*mp-eform"
+        FileNotFoundError, match=r"'no-such'; weights that ship with sitenet: .*mp-eform"
     ):
         sitenet.load("no-such")
