@@ -338,7 +338,7 @@ def trained_model():
 @pytest.mark.slow
 @pytest.mark.parametrize("load", [published_model, trained_model], ids=["random", "trained"])
 def test_merging_changes_no_prediction(load):
-    """The largest change over 500 Matbench crystals, before the last activation, in eV."""
+    """The largest change over 1000 Matbench crystals, before the last activation, in eV."""
     pytest.importorskip("sitenet.crystal.elements")
     model = load().double().eval()
 
@@ -350,7 +350,7 @@ def test_merging_changes_no_prediction(load):
             outputs.append(one.decoder(x))
         return torch.stack(outputs).mean(0)
 
-    crystals = [c for c in matbench_crystals(500) if len(c.numbers) <= 100]
+    crystals = [c for c in matbench_crystals(1000) if len(c.numbers) <= 100]
     worst = known = 0
     with torch.inference_mode():
         for k in range(0, len(crystals), 50):
@@ -362,7 +362,7 @@ def test_merging_changes_no_prediction(load):
             worst = max(worst, (merged - unmerged).nan_to_num().abs().max().item())
             known += int((~merged.isnan()).all(1).sum())
     print(f"largest change of {known} predictions: {worst:.1e}")
-    assert known > 450
+    assert known > 900
     assert worst < 1e-4
 
 

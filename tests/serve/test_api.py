@@ -328,8 +328,7 @@ def test_fifty_requests_at_once_are_answered_while_one_is_large():
             rows = [future.result()["rows"] for future in futures]
             assert len(big.result()["rows"]) == 1600
     assert len(order) == 51
-    # It had begun before all others, and one at a time it would be answered first.
-    assert order.index("large") >= 10
+    assert order.index("large") >= 25  # it had begun before all others
     expected = [row["size_A_predicted"] for row in rows[0]]
     assert all([row["id"] for row in one] == ["c0", "c1"] for one in rows)
     for one in rows:
