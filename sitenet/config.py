@@ -122,8 +122,9 @@ class TrainingConfig:
         "crystals", "Average the validation error over crystals, or over mini-batches as published"
     )
     test: float = setting(0.1, "Fraction of the crystals for the test", least=0, below=1)
-    group: Literal["structure", "formula", "none"] = setting(
-        "structure", "Keep crystals of equal structure, or of equal formula, on one side of a split"
+    group: Literal["structure", "formula", "elements", "none"] = setting(
+        "structure",
+        "Keep crystals with the same structure, formula or set of elements on one side of a split",
     )
 
     def __post_init__(self) -> None:

@@ -13,7 +13,7 @@ from sitenet.crystal.crystal import Crystal
 from sitenet.data.failures import NO_VALUE, UnclearTarget
 from sitenet.data.failures import LeftOut as LeftOut
 from sitenet.data.failures import write_left_out as write_left_out
-from sitenet.data.groups import formula_groups, structure_groups
+from sitenet.data.groups import element_groups, formula_groups, structure_groups
 from sitenet.data.source import Record, Source
 from sitenet.data.splits import Split as Split
 from sitenet.data.splits import split as split
@@ -101,16 +101,24 @@ class Dataset:
         """The number of each crystal's first equal one, (crystals,).
 
         Args:
-            kind: what to compare: "structure", "formula" or "none".
+            kind: what to compare: "structure", "formula", "elements" or "none".
         """
         if kind == "none":
             return np.arange(len(self))
-        compare = {"structure": structure_groups, "formula": formula_groups}.get(kind)
+        compare = _GROUPS.get(kind)
         if compare is None:
-            raise ValueError(f"group must be 'structure', 'formula' or 'none', got {kind!r}")
+            names = ", ".join(map(repr, _GROUPS))
+            raise ValueError(f"group must be {names} or 'none', got {kind!r}")
         if kind not in self._groups:
             self._groups[kind] = compare(self.crystals)
         return self._groups[kind]
+
+
+_GROUPS = {
+    "structure": structure_groups,
+    "formula": formula_groups,
+    "elements": element_groups,
+}
 
 
 def _first_of_each(groups: np.ndarray) -> np.ndarray:

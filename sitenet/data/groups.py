@@ -1,4 +1,4 @@
-"""Crystals of equal formula or equal structure, whatever their cells.
+"""Crystals with the same structure, formula or set of elements, whatever their cells.
 
 Two structures are compared only if their compositions agree and their volumes per atom differ by
 less than VOLUME. They are equal if sites with the same surroundings make up equal shares of both:
@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -26,8 +26,12 @@ DISTANCES = 3 * NEIGHBOURS  # most distances of one kind that are kept, the shor
 
 def formula_groups(crystals: Sequence[Crystal]) -> np.ndarray:
     """The number of each crystal's first one of equal composition, (crystals,)."""
-    first: dict[tuple, int] = {}
-    return np.array([first.setdefault(_composition(c), k) for k, c in enumerate(crystals)], int)
+    return _first_with_equal(_composition(c) for c in crystals)
+
+
+def element_groups(crystals: Sequence[Crystal]) -> np.ndarray:
+    """The number of each crystal's first one with the same elements, (crystals,)."""
+    return _first_with_equal(_composition(c)[0] for c in crystals)
 
 
 def structure_groups(crystals: Sequence[Crystal]) -> np.ndarray:
@@ -48,6 +52,11 @@ def structure_groups(crystals: Sequence[Crystal]) -> np.ndarray:
             for k, same in _compare(crystals, run, per_atom):
                 groups[k] = same
     return groups[groups]  # copies follow the crystal that they are copies of
+
+
+def _first_with_equal(keys: Iterable[Hashable]) -> np.ndarray:
+    first: dict[Hashable, int] = {}
+    return np.array([first.setdefault(key, k) for k, key in enumerate(keys)], int)
 
 
 def _atoms(crystal: Crystal) -> float:

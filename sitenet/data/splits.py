@@ -45,7 +45,7 @@ def split(
         seed: of the random order, the same for the same number of crystals.
         fold: the value of the split column whose rows are the test.
         group: crystals that are kept together where parts are drawn: those with the same
-            "structure", those with the same "formula", or "none". A part is then as near to its
+            "structure", "formula" or set of "elements", or "none". A part is then as near to its
             size as whole groups allow; without equal crystals it is the same for all three.
 
     Raises:

@@ -9,7 +9,7 @@ from toy_crystals import cif_of, toy_crystals, toy_dataset
 from sitenet.crystal.crystal import Crystal
 from sitenet.data.dataset import Dataset
 from sitenet.data.duplicates import find_duplicates
-from sitenet.data.groups import NEAR, VOLUME, formula_groups, structure_groups
+from sitenet.data.groups import NEAR, VOLUME, element_groups, formula_groups, structure_groups
 from sitenet.data.prepare import open_dataset
 from sitenet.data.splits import Split, shared_structures
 from sitenet.system.progress import Reporter
@@ -97,6 +97,23 @@ def test_equal_formulas():
     assert formula_groups([*crystals, *strained, *larger]).tolist() == 3 * [0, 1, 2]
 
 
+def test_equal_elements():
+    def compound(numbers, occupancy=None):
+        frac = np.arange(len(numbers))[:, None] * [0.25, 0.25, 0.25]
+        return Crystal(np.eye(3) * 5, frac, numbers, occupancy=occupancy)
+
+    crystals = [
+        compound([3, 8]),
+        compound([8, 3, 3]),
+        compound([3, 8, 15]),
+        compound([3, 8, 11], [1.0, 1.0, 0.25]),
+        compound([11, 3, 8]),
+        compound([3]),
+    ]
+    assert element_groups(crystals).tolist() == [0, 0, 2, 3, 3, 5]
+    assert formula_groups(crystals).tolist() == [0, 1, 2, 3, 4, 5]
+
+
 def with_copies():
     """Twelve crystals; c1, c5 and c9 are one structure, c2 and c3 too; both have other targets,
     those of c5 and c9 by little."""
@@ -171,5 +188,6 @@ def test_groups_follow_a_selection():
     assert chosen._groups and chosen.groups("structure").tolist() == [0, 1, 0, 3]
     fresh = Dataset(*[getattr(chosen, n) for n in "ids crystals targets names units split".split()])
     assert fresh.groups("structure").tolist() == [0, 1, 0, 3]
-    with pytest.raises(ValueError, match="group must be 'structure', 'formula' or 'none', got 'x'"):
+    expected = "group must be 'structure', 'formula', 'elements' or 'none', got 'x'"
+    with pytest.raises(ValueError, match=expected):
         data.groups("x")

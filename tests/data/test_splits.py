@@ -24,7 +24,7 @@ def test_folds_are_of_equal_size_and_of_the_seed(count):
     assert (fold != folds(data, count, seed=2)).any()
 
 
-@pytest.mark.parametrize("group", ["structure", "formula"])
+@pytest.mark.parametrize("group", ["structure", "formula", "elements"])
 def test_groups_stay_together(group):
     data = repeated()
     fold, groups = folds(data, 4, seed=0, group=group), data.groups(group)
