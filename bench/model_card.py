@@ -13,16 +13,15 @@ of RUN; errors by similarity to the training set are then those of the shipped w
 from __future__ import annotations
 
 import argparse
-import csv
 import itertools
 import string
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import judge_errors
 import numpy as np
 import yaml
+from predictions import Predictions
 
 from sitenet.crystal.crystal import Crystal
 from sitenet.crystal.elements import SYMBOLS
@@ -55,51 +54,6 @@ NO_OXIDATION = (
     "Oxidation states in a file do not change the prediction: no training structure had any."
 )
 USED_OXIDATION = "Oxidation states in a file change the prediction."
-
-
-@dataclass
-class Predictions:
-    """Predictions of one target for the tested crystals; every array is (crystals,). ``covered`` is
-    NaN without an interval."""
-
-    split: str
-    ids: np.ndarray
-    truth: np.ndarray
-    predicted: np.ndarray
-    covered: np.ndarray
-    like_training: np.ndarray
-
-    @classmethod
-    def read(cls, path: Path, target: str) -> Predictions:
-        """Read predictions.csv: the test crystals, or the only split that there is."""
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-        split = "test" if any(row["split"] == "test" for row in rows) else rows[0]["split"]
-        rows = [row for row in rows if row["split"] == split and row[target]]
-
-        def numbers(name: str) -> np.ndarray:
-            return np.array([float(row.get(name) or "nan") for row in rows])
-
-        truth = numbers(target)
-        low, high = numbers(f"{target}_low"), numbers(f"{target}_high")
-        covered = np.where(np.isfinite(low), (low <= truth) & (truth <= high), np.nan)
-        return cls(
-            split,
-            np.array([row["id"] for row in rows]),
-            truth,
-            numbers(f"{target}_predicted"),
-            covered,
-            np.array([row["like_training"] == "yes" for row in rows]),
-        )
-
-    def cells(self, chosen: np.ndarray) -> tuple[str, ...]:
-        """Format the count, errors and coverage of some crystals as cells of a table."""
-        if not chosen.any():
-            return ("0", "", "", "")
-        error = self.predicted[chosen] - self.truth[chosen]
-        mean = f"{np.abs(error).mean():.3f}", f"{error.mean():+.3f}"
-        share = self.covered[chosen].mean()
-        return (str(int(chosen.sum())), *mean, f"{share:.0%}" if np.isfinite(share) else "")
 
 
 COUNTED = ("crystals", "MAE", "mean error", "coverage")

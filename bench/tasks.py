@@ -35,10 +35,10 @@ import pyarrow as pa
 import pyarrow.compute as compute
 import pyarrow.parquet as parquet
 import yaml
+from predictions import Predictions
 from rich.console import Console
 from tasks_card import write_card
 from tasks_list import RANDOM, Task, read_tasks
-from tasks_scores import Tested
 from tasks_table import write_table
 
 import sitenet
@@ -240,7 +240,7 @@ class Runs:
         source = parquet.read_table(self._source(task.name), columns=["id", "reduced_formula"])
         pairs = zip(*(column.to_pylist() for column in source.columns), strict=True)
         new = {name for name, formula in pairs if formula not in known}
-        return Tested.read(path, task.target).only(new).scores(task.is_class, task.log)
+        return Predictions.read(path, task.target).only(new).scores(task.is_class, task.log)
 
     def _rival(self, task: Task) -> dict[str, Any]:
         """The best ridge regression on the encodings of the starts; nothing without starts."""
@@ -295,7 +295,7 @@ class Runs:
             **settings,
         )
         if task.is_class and "test" in result.scores:
-            scores = Tested.read(out / "predictions.csv", task.target).scores(True, False)
+            scores = Predictions.read(out / "predictions.csv", task.target).scores(True, False)
             result.scores["test"][task.target] |= scores
         epochs = [entry["epoch"] for entry in result.history]
         seconds = round(time.monotonic() - begin)

@@ -16,7 +16,6 @@ import yaml
 from model_card import (
     NO_OXIDATION,
     USED_OXIDATION,
-    Predictions,
     by_element,
     by_range,
     by_similarity,
@@ -26,6 +25,7 @@ from model_card import (
     largest,
     markdown,
 )
+from predictions import Predictions
 from tasks_list import RANDOM, Task
 
 from sitenet.data.prepared import load_dataset

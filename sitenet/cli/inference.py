@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -26,6 +26,7 @@ from sitenet.system.files import writable_file, writable_folder, write_columns
 from sitenet.system.model_files import find_model, find_models
 
 if TYPE_CHECKING:
+    from sitenet.inference.chunked_job import Outcome
     from sitenet.inference.explain_files import Survey
     from sitenet.inference.explanation import Explanation
     from sitenet.model.ensemble import Model
@@ -70,8 +71,7 @@ def predict(
     if out is not None:
         writable_file(out)
     from sitenet.inference.predict_files import predict_files
-    from sitenet.inference.several import models_of, named_targets
-    from sitenet.inference.table_text import WIDTH, table_text
+    from sitenet.inference.several import models_of
     from sitenet.published.checkpoint import from_published
     from sitenet.system.devices import choose_device
     from sitenet.system.distributed import process_group, world
@@ -99,8 +99,15 @@ def predict(
             reporter=reporter(),
             **sampling,
         )
-    if not is_first():
-        return
+    if is_first():
+        _show(outcome, nets, out, as_json)
+
+
+def _show(outcome: Outcome, nets: Mapping[str, Model], out: Path | None, as_json: bool) -> None:
+    """Print predictions, or what was written; exits with 1 if nothing could be predicted."""
+    from sitenet.inference.several import named_targets
+    from sitenet.inference.table_text import WIDTH, table_text
+
     if out is None and sys.stdout.isatty() and not as_json and outcome.results:
         width = shutil.get_terminal_size().columns
         targets = [target for each in named_targets(nets).values() for target in each]

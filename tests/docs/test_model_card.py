@@ -8,7 +8,8 @@ import pytest
 import tasks_card
 import torch
 import yaml
-from model_card import Predictions, by_range, card, front_matter
+from model_card import by_range, card, front_matter
+from predictions import Predictions
 from tasks_list import read_tasks
 
 from sitenet.config import SiteNetConfig
@@ -180,7 +181,7 @@ def test_elements_are_counted_in_the_test_crystals(run):
 def test_ranges_without_many_zeros_are_quintiles():
     truth = np.arange(1.0, 101.0)
     same = np.ones(100, dtype=bool)
-    p = Predictions("test", truth.astype(str), truth, truth + 1, same, same)
+    p = Predictions("test", truth.astype(str), truth, truth + 1, truth, truth + 2, same)
     lines = by_range(p, "K", None).splitlines()[2:]
     assert len(lines) == 5 and all("| 20 | 1.000 | +1.000 | 100% |" in line for line in lines)
     assert lines[0].startswith("| below 20.8 K |") and lines[-1].startswith("| 80.2 K and above |")

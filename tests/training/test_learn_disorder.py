@@ -2,11 +2,13 @@
 
 import csv
 
-import learn_disorder as bench
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
+
+pytest.importorskip("sklearn")
+import learn_disorder as bench
 from trainers import FAST
 
 from sitenet.crystal.crystal import Crystal
