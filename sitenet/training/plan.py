@@ -13,11 +13,11 @@ from sitenet.data.dataset import Dataset, Preparation
 from sitenet.data.prepare import preparation_of
 from sitenet.model.checkpoint import load
 from sitenet.model.ensemble import Ensemble, Model
-from sitenet.model.sitenet import SiteNet
+from sitenet.model.sitenet import SiteNet, Target
 from sitenet.system.progress import Reporter
 from sitenet.training.recipe import described, fine_tuning, open_settings
 from sitenet.training.state import STATE, earlier_settings
-from sitenet.training.targets import sets_last_activation
+from sitenet.training.targets import same_properties, sets_last_activation
 
 Start = str | Path | Model | Sequence[str | Path | Model] | None
 
@@ -101,11 +101,36 @@ class Plan:
         reporter.say(described(crystals, chosen, as_begun=bool(as_begun)))
         return replace(self, config=self.config.replace(**chosen))
 
-    def for_negative(self, names: Sequence[str], reporter: Reporter) -> Plan:
-        """The plan with a last activation that can predict these negative targets, unless the
-        user chose another one."""
+    def for_signs(
+        self, negative: Sequence[str], targets: Sequence[Target], reporter: Reporter
+    ) -> Plan:
+        """The plan with a last activation that suits the signs of the targets, unless the user
+        chose one: identity for negative values, and for a property without them that of the
+        default config in place of the identity that a start needed for its own property.
+
+        Args:
+            negative: Names of the targets with negative values.
+            targets: All of them.
+            reporter: Says what is changed, and why.
+        """
+        if negative:
+            return self._for_negative(negative, reporter)
+        usual = SiteNetConfig().last_activation
+        if (
+            not self.starts
+            or self.activation_is_set
+            or self.config.last_activation != "identity"
+            or same_properties(self.starts[0].targets, targets)
+            or not all(t.kind == "value" and t.scale == "linear" for t in targets)
+        ):
+            return self
+        names = ", ".join(t.name for t in targets)
+        reporter.say(f"no value of {names} is negative: last_activation is {usual}")
+        return replace(self, config=self.config.replace(last_activation=usual))
+
+    def _for_negative(self, names: Sequence[str], reporter: Reporter) -> Plan:
         activation = self.config.last_activation
-        if not names or activation == "identity":
+        if activation == "identity":
             return self
         subject = f"{', '.join(names)} {'has' if len(names) == 1 else 'have'} negative values"
         if self.activation_is_set:

@@ -110,7 +110,8 @@ def train(
         reporter: Shows progress.
         after_epoch: Called with the history entry of each epoch; an exception ends the run.
         changes: Fields of the config to change. Unless ``last_activation`` is set here or by a
-            config of your own, it is identity where a target has negative values.
+            config of your own, it is identity where a target has negative values, and not that of
+            ``start`` if this is identity and another property without negative values is learned.
 
     Returns:
         The best model with its history and its errors.
@@ -163,7 +164,8 @@ def train(
         parts = _split(dataset, plan.config.training, fold, refit)
         plan = plan.for_size(len(parts.train), folder, reporter)
         targets = targets_of(dataset, parts, classes, log, plan.config.training)
-        plan = plan.for_negative(negative_targets(dataset, parts, classes, log), reporter)
+        negative = negative_targets(dataset, parts, classes, log)
+        plan = plan.for_signs(negative, targets, reporter)
         if plan.starts and same_properties(plan.starts[0].targets, targets):
             targets = plan.starts[0].targets  # the scale that its decoder has learned
         _report_data(dataset, parts, store, folder, reporter)

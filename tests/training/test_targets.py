@@ -160,6 +160,29 @@ def test_a_model_of_positive_values_is_fine_tuned_on_negative_ones():
     assert model.config.last_activation == "identity"
 
 
+def test_a_model_of_negative_values_is_fine_tuned_on_positive_ones():
+    """Only on another property than its own, and unless the user chose the identity."""
+
+    def activation(data, target="other", **options):
+        start = SiteNet(
+            SiteNetConfig.from_dict(UNSET | {"last_activation": "identity"}), [Target(target)]
+        )
+        result, said = spoken(data, None, epochs=1, start=start, **options)
+        assert ("no value of size_A is negative: last_activation is trelu" in said) == (
+            result.model.config.last_activation == "trelu"
+        )
+        return result.model.config.last_activation
+
+    assert activation(toy_dataset(20)) == "trelu"
+    assert activation(toy_dataset(20), target="size_A") == "identity"
+    assert activation(toy_dataset(20), last_activation="identity") == "identity"
+    assert activation(toy_dataset(20), log=["size_A"]) == "identity"
+    assert activation(negative_dataset()) == "identity"
+    classes = toy_dataset(20)
+    classes.targets = (classes.targets > np.median(classes.targets)).astype(float)
+    assert activation(classes, classes=["size_A"]) == "identity"
+
+
 # ---------------------------------------------------------------------------------------------
 # What a run reports
 
