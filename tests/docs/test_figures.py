@@ -4,6 +4,7 @@ import re
 from types import SimpleNamespace
 
 import pytest
+import weights_page
 from conftest import ROOT
 from tasks_list import read_tasks
 
@@ -175,3 +176,10 @@ def test_the_readme_gives_the_training_step_of_the_benchmarks():
 
 def benchmarks():
     return (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+
+
+def test_the_page_of_all_weights_is_what_its_bench_writes(tmp_path):
+    weights_page.write_page(tmp_path / "index.md")
+    written = (tmp_path / "index.md").read_text(encoding="utf-8")
+    assert written == (ROOT / "docs/models/index.md").read_text(encoding="utf-8")
+    assert all(f"| [{name}]({name}.md): " in written for name in NAMES)
