@@ -36,7 +36,7 @@ from sitenet.training.leaderboard import ANCHORS, SOURCE
 from sitenet.training.matbench_tasks import official_rows
 
 if TYPE_CHECKING:
-    from tasks import Runs
+    from tasks_runs import Runs
 
 HERE = Path(__file__).resolve().parent
 CARDS = HERE.parent / "docs" / "models"

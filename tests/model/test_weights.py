@@ -9,8 +9,8 @@ import pyarrow.compute as compute
 import pyarrow.parquet as parquet
 import pytest
 from conftest import ROOT, SHARED
-from tasks import Runs
 from tasks_list import read_tasks
+from tasks_runs import Runs
 
 import sitenet
 from sitenet.data.dataset import Dataset, read, split

@@ -10,8 +10,10 @@ import pyarrow.parquet as parquet
 import pytest
 import tasks as bench
 import tasks_card
+import tasks_runs
 import yaml
-from tasks import Runs, Task, read_tasks
+from tasks_list import Task, read_tasks
+from tasks_runs import Runs
 from tasks_table import write_table
 from toy_crystals import cif_of, toy_crystals, toy_targets
 from trainers import FAST
@@ -185,7 +187,7 @@ def test_a_model_file_can_be_the_tested_start_of_a_property(runs, tmp_path):
 
 
 def test_finished_steps_are_not_done_again(runs, monkeypatch):
-    monkeypatch.setattr(bench, "train", None)
+    monkeypatch.setattr(tasks_runs, "train", None)
     runs.work(["energy", "modulus"], bench.STEPS)
     runs.result_path("modulus", "shipped").rename(runs.folder / "kept.json")
     with pytest.raises(TypeError):
