@@ -107,7 +107,7 @@ def card(runs: Runs, task: Task, facts: Mapping[str, Any], shipped: Path) -> str
         not_for="\n".join(f"- {line}" for line in facts["not_for"]),
         oxidation=USED_OXIDATION if header["uses_oxidation"] else NO_OXIDATION,
         data=facts["data"].strip(),
-        protocol=_protocol(task, tested, runs),
+        protocol=_protocol(task, tested, runs, header["config"]["training"]["epochs"]),
         options=_options(task, tested, runs),
         rivals=markdown(*_rivals(task, tested, runs.result(task.name, "rival"))),
         rival_text=_rival_text(task, tested),
@@ -227,7 +227,7 @@ def _shipped_error(task: Task, tested: Mapping[str, Any], after: Mapping[str, An
     return f"their {title} is {now:.3f}{unit} (tested model: {then:.3f}{unit})"
 
 
-def _protocol(task: Task, tested: Mapping[str, Any], runs: Runs) -> str:
+def _protocol(task: Task, tested: Mapping[str, Any], runs: Runs, shipped_epochs: int) -> str:
     """How the models were trained and tested, in paragraphs."""
     folds = "those of matbench_mp_gap" if task.fold != "matbench_fold" else "Matbench's own"
     if task.matbench == METAL:
@@ -259,9 +259,11 @@ def _protocol(task: Task, tested: Mapping[str, Any], runs: Runs) -> str:
             f"{tested['rows']['unseen']:,} crystals that other properties test on "
             f"({', '.join(task.without)}) were left out of the training."
         )
+    epochs = tested["epochs"]
+    other = f" for {shipped_epochs} epochs instead of {epochs}" if shipped_epochs != epochs else ""
     lines.append(
-        "The shipped weights were trained in the same way on all folds at hand, with the same "
-        "validation crystals, from the shipped weights of the same start, and are kept in "
+        f"The shipped weights were trained in the same way{other} on all folds at hand, with the "
+        "same validation crystals, from the shipped weights of the same start, and are kept in "
         f"{task.settings.get('bits', 32)} bits. Unless it says so, every error on this page is "
         "that of the tested model."
     )

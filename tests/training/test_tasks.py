@@ -295,7 +295,10 @@ def test_a_card_of_a_class_and_one_of_a_start_of_ones_own(runs, tmp_path, monkey
     rows = dict(tasks_card._scores(task, tested))
     want = "7 test crystals: 1.500 GPa (0.2500 of the logarithm), intervals hold 50.0%"
     assert rows["on formulas new to the starts"] == want
-    assert "apart, on the 1,234 rows of `own.parquet`" in tasks_card._protocol(task, tested, runs)
+    protocol = tasks_card._protocol(task, tested, runs, tested["epochs"])
+    assert "apart, on the 1,234 rows of `own.parquet`" in protocol and "instead of" not in protocol
+    protocol = tasks_card._protocol(task, tested, runs, 1)
+    assert "in the same way for 1 epochs instead of 2 on all folds" in protocol
     options = tasks_card._options(task, tested, runs)
     assert options.endswith("--start energy=FILE --start-table energy=own.parquet")
 
