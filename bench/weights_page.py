@@ -100,7 +100,7 @@ def _best(task: Task) -> str:
 
 def short(x: float) -> str:
     """Three digits."""
-    return f"{x:.3g}" if abs(x) < 100 else f"{x:.0f}"
+    return f"{x:#.3g}" if abs(x) < 100 else f"{x:.0f}"
 
 
 if __name__ == "__main__":
