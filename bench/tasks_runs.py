@@ -136,7 +136,8 @@ class Runs:
             reporter=self.reporter,
         )
         settings = self._settings(task)
-        parts = split(dataset, settings["valid"], 0.0, settings.get("seed", 42), None, "none")
+        seed, group = settings.get("seed", 42), settings.get("group", "none")
+        parts = split(dataset, settings["valid"], 0.0, seed, None, group)
         names = np.array(["train" if shipped else x for x in dataset.split], dtype=object)
         names[parts.valid] = "valid"
         return replace(dataset, split=names.tolist())

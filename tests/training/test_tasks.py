@@ -392,3 +392,24 @@ def test_anchors_are_those_of_all_folds_or_of_some():
         (a.mean for a in ANCHORS["matbench_mp_is_metal"]), reverse=True
     )
     assert json.dumps(sorted(ANCHORS)) == json.dumps(sorted(TASKS))
+
+
+@pytest.mark.parametrize("group", ["none", "formula"])
+def test_the_draw_of_the_validation_keeps_groups_together(tmp_path, group):
+    """Several measurements of a compound would otherwise be on both sides."""
+    crystals = [c for c in toy_crystals(20) for _ in range(3)]
+    columns = {
+        "id": [f"c{k}" for k in range(60)],
+        "cif": [cif_of(c) for c in crystals],
+        "reduced_formula": [c.reduced_formula for c in crystals],
+        "gap": np.arange(60.0).tolist(),
+        "matbench_fold": [2 if k < 30 else 1 for k in range(60)],
+    }
+    parquet.write_table(pa.table(columns), tmp_path / "gaps.parquet")
+    settings = SETTINGS | {"group": group, "valid": 0.2}
+    task = Task("gap", "gaps.parquet", "gap", "gap_eV", "eV", settings=settings)
+    data = Runs(tmp_path / "runs", tmp_path, {"gap": task}).dataset(task, shipped=False)
+    parts = np.array(data.split)
+    assert (parts == "test").sum() == 30 and (parts == "valid").sum() == 12
+    of = {part: set(data.groups("formula")[parts == part]) for part in ("train", "valid")}
+    assert bool(of["train"] & of["valid"]) is (group == "none")
