@@ -4,19 +4,14 @@
 run here unchanged, tensor cores included, under the checks of the CPU ops.
 """
 
-import importlib.util
 import os
 import re
 import shutil
 import subprocess
 import sys
-import sysconfig
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-import pybind11
 import pytest
 import torch
 from attention_blocks import DIMS, inputs, outputs_and_gradients
@@ -30,6 +25,7 @@ from attention_checks import (
     check_pair_embedding,
     check_sliced_and_transposed_inputs,
 )
+from emulated_builds import SANITIZERS, SLAB, SOURCES
 from geometry_checks import (
     GEOMETRY,
     assert_exact,
@@ -49,98 +45,11 @@ from trainers import DENSITY, SPHERE, padded, store_of, trainer_of, weights
 
 from sitenet.model import sitenet as model_module
 from sitenet.model import spectrum as spectrum_module
-from sitenet.ops import _C, attention, geometry, kernel_calls, padded_batch, power_spectrum
+from sitenet.ops import attention, kernel_calls, padded_batch, power_spectrum
 from sitenet.ops.padded_batch import Room
 from sitenet.ops.rows import sorted_by_site
 
-ROOT = Path(__file__).resolve().parents[2]
-SOURCES = sorted((ROOT / "csrc" / "cuda").rglob("*.cu"))
 CPU = torch.device("cpu")
-SANITIZERS = {
-    "address": ("-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"),
-    "thread": ("-O1", "-fsanitize=thread"),
-}
-SLAB = 1024  # pairs per slab of the backward pass; 50,688 on a GPU
-FEW = 150  # pairs below which a warp takes fewer; 100,000 on a GPU
-
-
-def build(folder: Path, *flags: str) -> Path:
-    """Compile the emulated kernels into a Python module."""
-    module = folder / "emulated.so"
-    includes = (ROOT / "tests" / "kernels", pybind11.get_include(), sysconfig.get_path("include"))
-    command = ["g++", "-std=c++17", "-shared", "-fPIC", "-fvisibility=hidden", *flags]
-    command += [f"-I{path}" for path in includes]
-    command += [
-        f"-DSITENET_SLAB={SLAB}",
-        f"-DSITENET_FEW_PAIRS={FEW}",
-        "-Wall",
-        "-Wextra",
-        "-Werror",
-        "-Wno-unknown-pragmas",
-    ]
-    subprocess.run([*command, ROOT / "tests/kernels/emulated.cpp", "-o", module], check=True)
-    return module
-
-
-def compile_for_gpu(source: Path, folder: Path) -> str:
-    """Return nvcc's report on the resources of each kernel of a file, for both architectures."""
-    targets = [f"-gencode=arch=compute_{n},code=sm_{n}" for n in (80, 90)]
-    command = ["nvcc", "-std=c++17", "-O3", *targets, "-Xptxas", "-v", "-c", source]
-    run = subprocess.run(
-        [*command, "-o", folder / f"{source.stem}.o"], capture_output=True, text=True
-    )
-    assert run.returncode == 0, run.stderr
-    return run.stderr
-
-
-@pytest.fixture(scope="session")
-def builds(request, tmp_path_factory):
-    """Compile what the selected tests need, two at a time, while tests that need none of it run."""
-    if os.environ.get("SITENET_EMULATED"):  # built already: this is a sanitized run
-        yield {}
-        return
-    pool, jobs, items = ThreadPoolExecutor(2), {}, request.session.items
-    if any("emulated" in item.fixturenames for item in items):
-        jobs["emulated"] = pool.submit(build, tmp_path_factory.mktemp("emulated"), "-O1")
-    slow = any(item.get_closest_marker("slow") for item in items)
-    for name, flags in SANITIZERS.items() if slow else ():
-        jobs[name] = pool.submit(build, tmp_path_factory.mktemp(name), *flags)
-    if slow and shutil.which("nvcc"):
-        folder = tmp_path_factory.mktemp("nvcc")
-        jobs |= {x.name: pool.submit(compile_for_gpu, x, folder) for x in SOURCES}
-    yield jobs
-    pool.shutdown(cancel_futures=True)
-
-
-@pytest.fixture(scope="session")
-def module(builds):
-    path = os.environ.get("SITENET_EMULATED") or builds["emulated"].result()
-    spec = importlib.util.spec_from_file_location("emulated", path)
-    loaded = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(loaded)
-    return loaded
-
-
-SHAPES = ("AttentionShape", "PairEmbeddingShape", "PowerSpectrumShape")
-
-
-@pytest.fixture
-def emulated(module, monkeypatch):
-    """Run the public functions on CPU tensors through the CUDA implementations of the ops."""
-    functions = {name: getattr(module, name) for name in dir(module) if name.endswith("_cuda")}
-    shapes = {name: getattr(_C, name) for name in SHAPES}
-    shapes["PaddedBatchShape"] = module.PaddedBatchShape
-    for calls in (attention, kernel_calls, geometry, padded_batch, power_spectrum):
-        monkeypatch.setattr(calls, "_C", SimpleNamespace(**functions, **shapes))
-    for calls in (attention, kernel_calls, geometry, power_spectrum):
-        monkeypatch.setattr(calls, "need_cuda", lambda: None)
-    for calls in (kernel_calls, geometry):
-        monkeypatch.setattr(calls, "launch", lambda kernel, like, *args: kernel(*args, 0))
-    for calls in (attention, power_spectrum):
-        monkeypatch.setattr(calls, "_ops", SimpleNamespace(**calls.CUDA_IMPLEMENTATIONS))
-    monkeypatch.setattr(attention, "_keeps_statistics", lambda x: True)
-    monkeypatch.setattr(geometry, "_forward", geometry._forward_cuda)
-    monkeypatch.setattr(geometry, "_backward", geometry._backward_cuda)
 
 
 DTYPES = pytest.mark.parametrize(
