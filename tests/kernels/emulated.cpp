@@ -29,9 +29,18 @@ void race(int hand, bool wait) {
     LAUNCH("race", hand_on, 2, 2 * sitenet::kWarp, 0, nullptr, numbers.data(), Hand(hand), wait);
 }
 
+/// Products of 16 columns of e that the kernels of this shape are compiled for; 0: any number.
+int known_products(const sitenet::AttentionShape &shape) {
+    int products = 0;
+    sitenet::cuda::with_known_shape<uint16_t>(
+        shape, [&](auto known) { products = decltype(known)::kProducts; });
+    return products;
+}
+
 } // namespace
 
 PYBIND11_MODULE(emulated, m) {
     sitenet::cuda::bind(m);
+    m.def("known_products", known_products);
     m.def("race", race);
 }

@@ -31,7 +31,7 @@ template <class T> __device__ T sum_of_pairs(const T v[4], int lane, int &kept) 
 }
 
 /// The work of one warp on its 16 pairs.
-template <class T, class E> class GradientWarp {
+template <class T, class E, class S> class GradientWarp {
   public:
     /// first: the first pair, counted from the begin of the slab.
     __device__ GradientWarp(const AttentionBackwardKept<T, E> &p,
@@ -61,13 +61,13 @@ template <class T, class E> class GradientWarp {
 
   private:
     const AttentionBackwardKept<T, E> &p;
-    const AttentionShape &s;
+    const S s;
     const BackwardScratch<T, E> &scratch;
     const Columns &columns;
     const LaneOf at;
     const int64_t first;
     const PairsOfLane pairs;
-    const Walk<T, E> walk;
+    const Walk<T, E, S> walk;
     T *logit;      // (heads, kGroup), from the lane's first pair on
     T *weight;     // likewise: softmax weights
     T *gradient;   // likewise: gradients of the logits
@@ -306,7 +306,7 @@ SITENET_HD int64_t gradient_room(const AttentionShape &s, int padded_hidden) {
 }
 
 /// A warp per 16 pairs.
-template <class T, class E>
+template <class T, class E, class S>
 __global__ void __launch_bounds__(kBlockWarps *kWarp, kMinBlocks<T>)
     gradient_kernel(AttentionBackwardKept<T, E> p, BackwardScratch<T, E> scratch, int64_t begin,
                     int64_t end) {
@@ -317,7 +317,8 @@ __global__ void __launch_bounds__(kBlockWarps *kWarp, kMinBlocks<T>)
     const int64_t first = (first_of_block + threadIdx.x / kWarp) * kGroup;
     if (begin + first < end) {
         T *mine = shared + threadIdx.x / kWarp * room;
-        GradientWarp<T, E>(p, scratch, mine, mine + 3 * p.shape.heads * kGroup, begin, first).run();
+        GradientWarp<T, E, S>(p, scratch, mine, mine + 3 * p.shape.heads * kGroup, begin, first)
+            .run();
     }
     __syncthreads();
     const int64_t groups = divide_up(end - begin, kGroup) - first_of_block;

@@ -87,7 +87,7 @@ template <class T> __device__ T inverse_sum(T sum) {
 }
 
 /// The work of one warp on its span.
-template <class T, class E> class ForwardWarp {
+template <class T, class E, class S> class ForwardWarp {
   public:
     __device__ ForwardWarp(const AttentionForwardKept<T, E> &p, const ForwardScratch<T, E> &scratch,
                            const ForwardRoom &room, T *shared, int64_t span)
@@ -103,7 +103,7 @@ template <class T, class E> class ForwardWarp {
         reset();
         for (int64_t first = begin; first < end; first += kGroup) {
             const PairsOfLane pairs(first, end, scratch.packed.row_of_pair, p.sites_of_pair);
-            const Walk<T, E> walk(scratch.packed, p.e, s.width, pairs);
+            const Walk<T, E, S> walk(scratch.packed, p.e, s.width, pairs);
             if (at.quad == 0)
                 for (int r = 0; r < 2; ++r)
                     rows[at.row + 8 * r] = pairs.row[r];
@@ -122,7 +122,7 @@ template <class T, class E> class ForwardWarp {
 
   private:
     const AttentionForwardKept<T, E> &p;
-    const AttentionShape &s;
+    const S s;
     const ForwardScratch<T, E> &scratch;
     const Columns &columns;
     const ForwardRoom &room;
@@ -133,7 +133,7 @@ template <class T, class E> class ForwardWarp {
     int current; // row of the state
 
     // Writes the logits of the group, heads `head` to head + kHeads - 1, to shared memory.
-    __device__ void logits(const Walk<T, E> &walk, const PairsOfLane &pairs, int head) {
+    __device__ void logits(const Walk<T, E, S> &walk, const PairsOfLane &pairs, int head) {
         const GroupSums<T, kHeads> sums = hidden_sums(walk, s, head);
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
@@ -161,7 +161,7 @@ template <class T, class E> class ForwardWarp {
     }
 
     // Writes the normalised columns of a group to shared memory, (16 pairs, stride).
-    __device__ void normal_columns(const Walk<T, E> &walk, int group) {
+    __device__ void normal_columns(const Walk<T, E, S> &walk, int group) {
         T *features = shared + room.features + 4 * at.quad;
         const int steps = columns.steps_of(group), size = columns.size[group];
         GroupSums<T, 1> sums;
@@ -282,7 +282,7 @@ __global__ void __launch_bounds__(kPackThreads)
 }
 
 /// A warp per span.
-template <class T, class E>
+template <class T, class E, class S>
 __global__ void __launch_bounds__(kBlockWarps *kWarp, kMinBlocks<T>)
     attention_forward_kernel(AttentionForwardKept<T, E> p, ForwardScratch<T, E> scratch,
                              ForwardRoom room) {
@@ -290,7 +290,7 @@ __global__ void __launch_bounds__(kBlockWarps *kWarp, kMinBlocks<T>)
     const int warp = threadIdx.x / kWarp;
     const int64_t span = int64_t(blockIdx.x) * (blockDim.x / kWarp) + warp;
     if (span * scratch.span_pairs < p.shape.pairs)
-        ForwardWarp<T, E>(p, scratch, room, shared + warp * room.total, span).run();
+        ForwardWarp<T, E, S>(p, scratch, room, shared + warp * room.total, span).run();
 }
 
 /// A warp per row: writes the results of rows without pairs and of rows with several spans.
@@ -332,6 +332,26 @@ __global__ void merge_states_kernel(AttentionForwardKept<T, E> p, const T *__res
     }
 }
 
+/// Launches the kernels that follow the packing.
+template <class T, class E>
+void run_spans(const char *op, const AttentionForwardKept<T, E> &p,
+               const ForwardScratch<T, E> &scratch, cudaStream_t stream) {
+    const AttentionShape &s = p.shape;
+    const ForwardRoom room(s);
+    const int64_t bytes = room.total * int64_t(sizeof(T));
+    const int warps = warps_in_shared(op, bytes, 0, kBlockWarps,
+                                      std::to_string(s.heads) + " heads x " +
+                                          std::to_string(s.attention) + " attention features and " +
+                                          std::to_string(s.interaction) + " interaction features");
+    const int64_t blocks = divide_up(divide_up(s.pairs, scratch.span_pairs), warps);
+    with_known_shape<E>(s, [&](auto shape) {
+        LAUNCH(op, (attention_forward_kernel<T, E, decltype(shape)>), grid_of(blocks),
+               warps * kWarp, warps * bytes, stream, p, scratch, room);
+    });
+    LAUNCH(op, (merge_states_kernel<T, E>), grid_of(divide_up(s.rows, kBlockWarps)),
+           kBlockWarps * kWarp, 0, stream, p, scratch.states, scratch.span_pairs);
+}
+
 } // namespace
 
 template <class T, class E> int64_t attention_forward_scratch(const AttentionShape &shape) {
@@ -346,21 +366,10 @@ void attention_forward(const AttentionForwardKept<T, E> &p, void *memory, void *
     const auto stream = static_cast<cudaStream_t>(handle);
     Scratch carved(memory);
     const ForwardScratch<T, E> scratch(p.shape, carved);
-    const ForwardRoom room(p.shape);
-    const int64_t bytes = room.total * int64_t(sizeof(T));
-    const int warps =
-        warps_in_shared(op, bytes, 0, kBlockWarps,
-                        std::to_string(p.shape.heads) + " heads x " +
-                            std::to_string(p.shape.attention) + " attention features and " +
-                            std::to_string(p.shape.interaction) + " interaction features");
     scratch.packed.check_size(op, p.shape);
     LAUNCH(op, (pack_kernel<T, E>), grid_of(scratch.packed.blocks(p.shape)), kPackThreads, 0,
            stream, p, scratch.packed);
-    const int64_t blocks = divide_up(divide_up(p.shape.pairs, scratch.span_pairs), warps);
-    LAUNCH(op, (attention_forward_kernel<T, E>), grid_of(blocks), warps * kWarp, warps * bytes,
-           stream, p, scratch, room);
-    LAUNCH(op, (merge_states_kernel<T, E>), grid_of(divide_up(p.shape.rows, kBlockWarps)),
-           kBlockWarps * kWarp, 0, stream, p, scratch.states, scratch.span_pairs);
+    run_spans(op, p, scratch, stream);
 }
 
 #define INSTANTIATE(T, E)                                                                          \

@@ -13,7 +13,7 @@
 // weights.
 #pragma once
 
-#include "numbers.cuh"
+#include "known_shapes.cuh"
 
 namespace sitenet::cuda {
 
@@ -131,9 +131,10 @@ template <class T, class E> struct PlainProducts {
 constexpr SITENET_HD int products_of(int width) { return (width + 15) / 16; }
 
 /// On tensor cores in bfloat16. The first 64 columns of e stay in registers; the rest is loaded
-/// again in every step.
-struct TensorProducts {
-    static constexpr int kHeld = 4;
+/// again in every step. Known: the number of products, if known when compiled, or 0.
+template <int Known> struct TensorProducts {
+    static constexpr int kHeld = Known ? Known : 4;
+    static_assert(Known <= 4, "more do not fit the registers");
     const uint4 *weight;
     const uint16_t *e[2];
     int width, products;
@@ -144,7 +145,7 @@ struct TensorProducts {
                               int64_t second, int width)
         : weight(static_cast<const uint4 *>(packed) + LaneOf().lane),
           e{rows + first * width, rows + second * width}, width(width),
-          products(products_of(width)), whole(whole_words(rows, width)) {
+          products(Known ? Known : products_of(width)), whole(whole_words(rows, width)) {
 #pragma unroll
         for (int t = 0; t < kHeld; ++t)
             load(t, a[t]); // zeros beyond the width
@@ -188,12 +189,7 @@ struct TensorProducts {
         for (int t = 0; t < Count; ++t)
             multiply(c, a[t], b[t]);
     }
-    __device__ void add(int step, float z[2][4]) const {
-        float c[2][4];
-#pragma unroll
-        for (int i = 0; i < 8; ++i)
-            c[i % 4 / 2][2 * (i / 4) + i % 2] = z[i / 4][i % 4];
-        const uint4 *w = weight + step * (products * kWarp);
+    __device__ void multiply_any(float c[2][4], const uint4 *w) const {
         switch (products) { // straight-line code per count, instead of a test per product
         case 1:
             multiply_held<1>(c, w);
@@ -212,6 +208,17 @@ struct TensorProducts {
                 multiply(c, left, w[t * kWarp]);
             }
         }
+    }
+    __device__ void add(int step, float z[2][4]) const {
+        float c[2][4];
+#pragma unroll
+        for (int i = 0; i < 8; ++i)
+            c[i % 4 / 2][2 * (i / 4) + i % 2] = z[i / 4][i % 4];
+        const uint4 *w = weight + step * (products * kWarp);
+        if constexpr (Known)
+            multiply_held<Known>(c, w);
+        else
+            multiply_any(c, w);
 #pragma unroll
         for (int i = 0; i < 8; ++i)
             z[i / 4][i % 4] = c[i % 4 / 2][2 * (i / 4) + i % 2];
@@ -253,9 +260,9 @@ struct Tf32Products {
     }
 };
 
-template <class T, class E>
+template <class T, class E, class S>
 using Products =
-    std::conditional_t<kBfloat16<E>, TensorProducts,
+    std::conditional_t<kBfloat16<E>, TensorProducts<S::kProducts>,
                        std::conditional_t<kTf32<E>, Tf32Products, PlainProducts<T, E>>>;
 
 } // namespace sitenet::cuda

@@ -27,12 +27,12 @@ struct PairsOfLane {
     __device__ bool valid(int r) const { return LaneOf().row + 8 * r < count; }
 };
 
-/// z of the two pairs of a lane.
-template <class T, class E> struct Walk {
+/// z of the two pairs of a lane. S: what is known of the shape (known_shapes.cuh).
+template <class T, class E, class S> struct Walk {
     const Packed<T, E> &packed;
     uint32_t base_i[2]; ///< offset in site_i of the lane's columns in the first step
     uint32_t base_j[2]; ///< likewise in site_j
-    Products<T, E> products;
+    Products<T, E, S> products;
 
     __device__ Walk(const Packed<T, E> &packed, const E *e, int width, const PairsOfLane &pairs)
         : packed(packed), products(packed.weight, e, pairs.pair[0], pairs.pair[1], width) {
@@ -126,8 +126,8 @@ template <class T, int Dots> struct GroupSums {
 };
 
 /// Sums over the hidden columns, with one dot product per head from `head` on.
-template <class T, class E>
-__device__ inline GroupSums<T, kHeads> hidden_sums(const Walk<T, E> &walk, const AttentionShape &s,
+template <class T, class E, class S>
+__device__ inline GroupSums<T, kHeads> hidden_sums(const Walk<T, E, S> &walk, const S &s,
                                                    int head) {
     const int num_heads = s.heads - head < kHeads ? s.heads - head : kHeads;
     const T *weight = walk.packed.logit_weight + 4 * (head + LaneOf().quad * s.heads);
