@@ -51,7 +51,7 @@ template <class T, class E, class S> class GradientWarp {
         Normaliser<T> hidden[2];
         logits(hidden);
         __syncwarp();
-        const NormBackward<T> attention = attention_norm();
+        const NormBackward<T> attention = attention_norm(hidden);
         __syncwarp();
         hidden_columns(hidden);
         attention_columns(attention);
@@ -70,7 +70,7 @@ template <class T, class E, class S> class GradientWarp {
     const Walk<T, E, S> walk;
     T *logit;      // (heads, kGroup), from the lane's first pair on
     T *weight;     // likewise: softmax weights
-    T *gradient;   // likewise: gradients of the logits
+    T *gradient;   // likewise: gradients of the logits, times rstd of the hidden columns
     T *logit_sums; // (heads, padded hidden) of this warp
     E *dz;         // the lane's first pair and column
 
@@ -91,16 +91,17 @@ template <class T, class E, class S> class GradientWarp {
         }
     }
 
-    // grad_y of the pair's row and of one head, for four attention columns.
-    __device__ Four<T> grad_y_at(int r, int head, int column) const {
-        const int64_t row = int64_t(pairs.row[r]) * s.heads + head;
-        return load4(scratch.grad_y + row * (kStep * columns.steps_of(1)) + column);
+    // grad_y of the row of pair r, from the lane's columns on: (attention columns / 4, heads, 4).
+    __device__ const T *grad_y_of(int r) const {
+        const int64_t fours = int64_t(pairs.row[r]) * (kStep / 4 * columns.steps_of(1)) + at.quad;
+        return scratch.grad_y + 4 * s.heads * fours;
     }
 
     // Computes the norm of the attention columns, and the gradients of the logits from the products
     // of grad_y with them.
-    __device__ NormBackward<T> attention_norm() {
+    __device__ NormBackward<T> attention_norm(const Normaliser<T> hidden[2]) {
         NormBackward<T> back{};
+        const T *const grad_y[2] = {grad_y_of(0), grad_y_of(1)};
         for (int head = 0; head < s.heads; head += kHeads) {
             const int num_heads = s.heads - head < kHeads ? s.heads - head : kHeads;
             GroupSums<T, kHeads> sums;
@@ -109,9 +110,9 @@ template <class T, class E, class S> class GradientWarp {
                 T m[2][4];
                 walk.z_of(columns.first[1] + step, m);
                 activate(m, s.activation);
-                const int column = kStep * step + 4 * at.quad;
-                sums.add(m, kStep * step, s.attention, num_heads,
-                         [&](int r, int h) { return grad_y_at(r, head + h, column); });
+                sums.add(m, kStep * step, s.attention, num_heads, [&](int r, int h) {
+                    return load4(grad_y[r] + (kStep * step * s.heads + 4 * (head + h)));
+                });
             }
             sums.finish();
 #pragma unroll
@@ -129,7 +130,7 @@ template <class T, class E, class S> class GradientWarp {
                     back.dot[r] += w * along;
                     if (at.quad == 0)
                         gradient[(head + h) * kGroup + 8 * r] =
-                            w * (along - scratch.y_dot[of_row + h]);
+                            w * (along - scratch.y_dot[of_row + h]) * hidden[r].rstd;
                 }
             }
         }
@@ -186,19 +187,19 @@ template <class T, class E, class S> class GradientWarp {
         return scaled(back, s.interaction);
     }
 
-    // Writes dz of one step. grad(r, m[4], dm[4]) computes the gradient dm of the activations m.
+    // Writes dz of one step. grad(m, dm) computes the gradients dm of the activations m. They are
+    // zero for pairs past the end, whose softmax weights and grad_e_out are.
     template <class F> __device__ void step_of_dz(int step, F grad) {
-        T m[2][4], d[2][4];
+        T m[2][4], d[2][4], dm[2][4];
         walk.z_of(step, m);
         activate(m, d, s.activation);
+        grad(m, dm);
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
-            T dm[4];
-            grad(r, m[r], dm);
 #pragma unroll
             for (int j = 0; j < 4; ++j)
-                dm[j] = pairs.valid(r) ? dm[j] * d[r][j] : T(0);
-            store4(dz + 8 * r * columns.padded() + kStep * step, dm);
+                dm[r][j] *= d[r][j];
+            store4(dz + 8 * r * columns.padded() + kStep * step, dm[r]);
         }
     }
 
@@ -208,7 +209,6 @@ template <class T, class E, class S> class GradientWarp {
     //   dm                = sum_h (rstd g_h) w_h + shift + slope (m - mean)
     //   grad_logit_weight = sum over pairs of (rstd g_h) (m - mean)
     __device__ void hidden_columns(const Normaliser<T> n[2]) {
-        const int padded = scratch.packed.padded_hidden();
         T shift[2] = {}, slope[2] = {}, g[2][kHeads] = {};
         for (int h = 0; h < s.heads; ++h)
 #pragma unroll
@@ -219,83 +219,93 @@ template <class T, class E, class S> class GradientWarp {
             }
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
-            shift[r] = s.norm ? -shift[r] * n[r].rstd / s.hidden : T(0);
-            slope[r] = s.norm ? -slope[r] * n[r].rstd * n[r].rstd / s.hidden : T(0);
+            shift[r] = s.norm ? -shift[r] / s.hidden : T(0);
+            slope[r] = s.norm ? -slope[r] * n[r].rstd / s.hidden : T(0);
 #pragma unroll
             for (int h = 0; h < kHeads; ++h)
-                g[r][h] = h < s.heads ? gradient[h * kGroup + 8 * r] * n[r].rstd : T(0);
+                g[r][h] = h < s.heads ? gradient[h * kGroup + 8 * r] : T(0);
         }
-        auto of_head = [&](int r, int h) { return gradient[h * kGroup + 8 * r] * n[r].rstd; };
 #pragma unroll 1
         for (int step = 0; step < columns.first[1]; ++step) {
             const int column = kStep * step + 4 * at.quad;
             const T *w = scratch.packed.logit_weight + column * s.heads;
             T centred[2][4];
-            step_of_dz(step, [&](int r, const T m[4], T dm[4]) {
+            step_of_dz(step, [&](const T m[2][4], T dm[2][4]) {
 #pragma unroll
-                for (int j = 0; j < 4; ++j) {
-                    centred[r][j] = m[j] - n[r].mean;
-                    dm[j] = shift[r] + slope[r] * centred[r][j];
+                for (int i = 0; i < 8; ++i) {
+                    const int r = i / 4, j = i % 4;
+                    centred[r][j] = m[r][j] - n[r].mean;
+                    dm[r][j] = shift[r] + slope[r] * centred[r][j];
                 }
-                auto add = [&](int h, T by) {
+                auto add = [&](int h, T g0, T g1) {
                     const Four<T> wh = load4(w + 4 * h);
 #pragma unroll
-                    for (int j = 0; j < 4; ++j)
-                        dm[j] += by * wh.v[j];
+                    for (int j = 0; j < 4; ++j) {
+                        dm[0][j] += g0 * wh.v[j];
+                        dm[1][j] += g1 * wh.v[j];
+                    }
                 };
 #pragma unroll
                 for (int h = 0; h < kHeads; ++h)
                     if (h < s.heads)
-                        add(h, g[r][h]);
+                        add(h, g[0][h], g[1][h]);
 #pragma unroll 1
                 for (int h = kHeads; h < s.heads; ++h)
-                    add(h, of_head(r, h));
+                    add(h, gradient[h * kGroup], gradient[h * kGroup + 8]);
             });
-            auto sum_head = [&](int h, T g0, T g1) {
-                T v[4];
-#pragma unroll
-                for (int j = 0; j < 4; ++j)
-                    v[j] = g0 * centred[0][j] + g1 * centred[1][j];
-                int kept;
-                const T sum = sum_of_pairs(v, at.lane, kept);
-                if (!(at.lane & 4))
-                    logit_sums[h * padded + column + kept] = sum;
-            };
 #pragma unroll
             for (int h = 0; h < kHeads; ++h)
                 if (h < s.heads)
-                    sum_head(h, g[0][h], g[1][h]);
+                    sum_head(h, column, centred, g[0][h], g[1][h]);
 #pragma unroll 1
             for (int h = kHeads; h < s.heads; ++h)
-                sum_head(h, of_head(0, h), of_head(1, h));
+                sum_head(h, column, centred, gradient[h * kGroup], gradient[h * kGroup + 8]);
         }
     }
 
+    // Sums g_h (m - mean) over the 16 pairs.
+    __device__ void sum_head(int h, int column, const T centred[2][4], T g0, T g1) {
+        T v[4];
+#pragma unroll
+        for (int j = 0; j < 4; ++j)
+            v[j] = g0 * centred[0][j] + g1 * centred[1][j];
+        int kept;
+        const T sum = sum_of_pairs(v, at.lane, kept);
+        if (!(at.lane & 4))
+            logit_sums[h * scratch.packed.padded_hidden() + column + kept] = sum;
+    }
+
     __device__ void attention_columns(const NormBackward<T> &back) {
+        const T *const grad_y[2] = {grad_y_of(0), grad_y_of(1)};
 #pragma unroll 1
         for (int step = 0; step < columns.steps_of(1); ++step)
-            step_of_dz(columns.first[1] + step, [&](int r, const T m[4], T dm[4]) {
-                T g[4] = {};
-                for (int h = 0; h < s.heads; ++h) {
-                    const Four<T> of_head = grad_y_at(r, h, kStep * step + 4 * at.quad);
+            step_of_dz(columns.first[1] + step, [&](const T m[2][4], T dm[2][4]) {
+                T g[2][4] = {};
+                for (int h = 0; h < s.heads; ++h)
 #pragma unroll
-                    for (int j = 0; j < 4; ++j)
-                        g[j] += weight[h * kGroup + 8 * r] * of_head.v[j];
-                }
+                    for (int r = 0; r < 2; ++r) {
+                        const Four<T> of_head = load4(grad_y[r] + (kStep * step * s.heads + 4 * h));
 #pragma unroll
-                for (int j = 0; j < 4; ++j)
-                    dm[j] = back(r, m[j], g[j]);
+                        for (int j = 0; j < 4; ++j)
+                            g[r][j] += weight[h * kGroup + 8 * r] * of_head.v[j];
+                    }
+#pragma unroll
+                for (int i = 0; i < 8; ++i)
+                    dm[i / 4][i % 4] = back(i / 4, m[i / 4][i % 4], g[i / 4][i % 4]);
             });
     }
 
     __device__ void interaction_columns(const NormBackward<T> &back) {
 #pragma unroll 1
         for (int step = 0; step < columns.steps_of(2); ++step)
-            step_of_dz(columns.first[2] + step, [&](int r, const T m[4], T dm[4]) {
-                const Four<T> g = grad_e_out_at(r, kStep * step + 4 * at.quad);
+            step_of_dz(columns.first[2] + step, [&](const T m[2][4], T dm[2][4]) {
 #pragma unroll
-                for (int j = 0; j < 4; ++j)
-                    dm[j] = p.grad_e_out ? back(r, m[j], g.v[j]) : T(0);
+                for (int r = 0; r < 2; ++r) {
+                    const Four<T> g = grad_e_out_at(r, kStep * step + 4 * at.quad);
+#pragma unroll
+                    for (int j = 0; j < 4; ++j)
+                        dm[r][j] = p.grad_e_out ? back(r, m[r][j], g.v[j]) : T(0);
+                }
             });
     }
 };

@@ -51,11 +51,12 @@ __device__ void pack_grad_y(const AttentionBackwardKept<T, E> &p,
         return;
     const int64_t begin = i / heads * attention * heads + i % heads;
     const int padded = int(round_up(attention, kStep));
+    T *to = scratch.grad_y + (i / heads * padded * heads + i % heads * 4);
     T dot = 0, sum = 0;
     for (int a = 0; a < padded; ++a) {
         const int64_t from = begin + int64_t(a) * heads;
         const T g = a < attention ? p.grad_y[from] : T(0);
-        scratch.grad_y[i * padded + a] = g;
+        to[a / 4 * heads * 4 + a % 4] = g;
         dot += a < attention ? g * p.y[from] : T(0);
         sum += g;
     }

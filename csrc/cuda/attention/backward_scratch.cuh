@@ -28,7 +28,7 @@ SITENET_HD int64_t slabs_of(const AttentionShape &s) {
 template <class T, class E> struct BackwardScratch {
     Packed<T, E> packed;
     void *back_weight;    ///< W for dz W: fragments, or (padded columns, padded width)
-    T *grad_y;            ///< (rows, heads, padded attention)
+    T *grad_y;            ///< (rows, padded attention / 4, heads, 4)
     T *y_dot;             ///< (rows, heads), product of y and grad_y
     T *grad_y_sums;       ///< (rows, heads), sum of grad_y
     E *dz;                ///< (pairs of a slab, padded columns), zero beyond the last pair
