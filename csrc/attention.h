@@ -25,7 +25,8 @@
 //   e[p] = normalise(activation(weight f[p] + bias))
 //
 // T is float or double. E is the type of e, e_out and their gradients: T, or bfloat16 (as uint16_t)
-// with T = float; then the products with weight take factors in bfloat16 and sum in float.
+// with T = float; then the products with weight take factors in bfloat16 and sum in float. On a GPU
+// the sums over pairs in the gradient of logit_weight do too.
 #pragma once
 
 #include "host_device.h"

@@ -3,8 +3,9 @@
 ``csrc/attention.h`` states the formulas and layouts; ``sitenet/reference.py`` computes the same in
 plain torch. Both functions are differentiable in every floating-point tensor except
 ``log_multiplicity``. In bfloat16 (under ``torch.autocast``, or with a bfloat16 ``e``) the products
-with ``weight`` take bfloat16 factors and sum in float32; everything else stays in float32. On CUDA
-those products take tf32 factors where torch allows it (``torch.set_float32_matmul_precision``, or
+with ``weight`` take bfloat16 factors and sum in float32; so do, on CUDA, the sums over pairs in the
+gradient of ``logit_weight``. Everything else stays in float32. Products with ``weight`` in float32
+take tf32 factors on CUDA where torch allows it (``torch.set_float32_matmul_precision``, or
 ``torch.backends.cuda.matmul.fp32_precision``).
 
 The arguments of the ops stand once, in the tuples below. The schema of an op, its fake

@@ -37,10 +37,31 @@ int known_products(const sitenet::AttentionShape &shape) {
     return products;
 }
 
+// One instruction of a tensor core, with the registers of each lane side by side in memory.
+__global__ void mma_kernel(bool tf32, const uint32_t *a, const uint32_t *b, float *c) {
+    const int lane = threadIdx.x;
+    (tf32 ? sitenet::cuda::mma_tf32 : sitenet::cuda::mma_bf16)(c + 4 * lane, a + 4 * lane,
+                                                               b + 2 * lane);
+}
+__global__ void transpose_kernel(const uint32_t *x, uint32_t *y) {
+    y[threadIdx.x] = sitenet::cuda::transpose_8x8(x[threadIdx.x]);
+}
+
+void mma(bool tf32, uintptr_t a, uintptr_t b, uintptr_t c) {
+    LAUNCH("mma", mma_kernel, 1, sitenet::kWarp, 0, nullptr, tf32, sitenet::Address{a},
+           sitenet::Address{b}, sitenet::Address{c});
+}
+void transpose(uintptr_t x, uintptr_t y) {
+    LAUNCH("transpose", transpose_kernel, 1, sitenet::kWarp, 0, nullptr, sitenet::Address{x},
+           sitenet::Address{y});
+}
+
 } // namespace
 
 PYBIND11_MODULE(emulated, m) {
     sitenet::cuda::bind(m);
     m.def("known_products", known_products);
+    m.def("mma", mma);
+    m.def("transpose", transpose);
     m.def("race", race);
 }

@@ -55,10 +55,11 @@ DTYPES = pytest.mark.parametrize(
 )
 
 
-# "wider" is wider than the 64 columns of e that stay in registers. "three" and "four" have kernels
-# of their own in bfloat16 (test_known_shapes.py), as "paper" has.
+# "wider" is wider than the 64 columns of e that stay in registers, and "many" has more than the 16
+# heads of one product over pairs. "three" and "four" have kernels of their own in bfloat16
+# (test_known_shapes.py), as "paper" has.
 KNOWN = {"three": (20, 17, 9, 35, 3), "four": (33, 20, 0, 32, 4)}
-WIDTHS = {**DIMS, **KNOWN, "wider": (20, 40, 33, 75, 4)}
+WIDTHS = {**DIMS, **KNOWN, "wider": (20, 40, 33, 75, 4), "many": (20, 5, 3, 12, 21)}
 EDGES = (3, 0, 1, 31, 32, 33)
 
 
@@ -291,7 +292,7 @@ def test_promises_of_geometry(emulated, check, arguments):
 SANITIZED = " or ".join(
     [
         *("test_sizes[tiny-", "test_sizes[heads-bf16]", "test_sizes[wider-bf16]"),
-        *("test_sizes[three-bf16]", "test_sizes[four-bf16]"),
+        *("test_sizes[three-bf16]", "test_sizes[four-bf16]", "test_sizes[many-bf16]"),
         *("test_tf32[tiny]", "test_tf32[wider]", "test_nearly_nothing"),
         *("test_rows_around_the_spans[last-f32]", "test_slabs_of_the_backward[many-f32]"),
         *("test_pair_embedding[3-17-mish-True]", "test_distances_of_batches"),

@@ -225,6 +225,9 @@ template <class T, class E, class S> class GradientWarp {
             for (int h = 0; h < kHeads; ++h)
                 g[r][h] = h < s.heads ? gradient[h * kGroup + 8 * r] : T(0);
         }
+        uint32_t factor[4]; // of sum_heads_bf16, for the first heads
+        if constexpr (kBfloat16<E>)
+            gradients_as_factor(0, factor);
 #pragma unroll 1
         for (int step = 0; step < columns.first[1]; ++step) {
             const int column = kStep * step + 4 * at.quad;
@@ -253,6 +256,10 @@ template <class T, class E, class S> class GradientWarp {
                 for (int h = kHeads; h < s.heads; ++h)
                     add(h, gradient[h * kGroup], gradient[h * kGroup + 8]);
             });
+            if constexpr (kBfloat16<E>) {
+                sum_heads_bf16(column, centred, factor);
+                continue;
+            }
 #pragma unroll
             for (int h = 0; h < kHeads; ++h)
                 if (h < s.heads)
@@ -260,6 +267,48 @@ template <class T, class E, class S> class GradientWarp {
 #pragma unroll 1
             for (int h = kHeads; h < s.heads; ++h)
                 sum_head(h, column, centred, gradient[h * kGroup], gradient[h * kGroup + 8]);
+        }
+    }
+
+    // The gradients g_h of 16 heads from `head` on as left factor of products over the 16 pairs.
+    __device__ void gradients_as_factor(int head, uint32_t factor[4]) const {
+        const T *g = gradient - at.row + 2 * at.quad;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            const int above = 8 * (i % 2), h = head + above + at.row, pair = 8 * (i / 2);
+            factor[i] = above < s.heads && h < s.heads
+                            ? to_bf16x2(g[h * kGroup + pair], g[h * kGroup + pair + 1])
+                            : 0;
+        }
+    }
+
+    // Sums g_h (m - mean) over the 16 pairs for all heads, on tensor cores: the left factor is
+    // (heads, pairs), and the transposed halves of a step are (pairs, 8 columns) each.
+    __device__ void sum_heads_bf16(int column, const T centred[2][4], const uint32_t first[4]) {
+        uint32_t right[2][2];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            const T *x = &centred[i % 2][i / 2 * 2];
+            right[i / 2][i % 2] = transpose_8x8(to_bf16x2(x[0], x[1]));
+        }
+        auto sum = [&](int head, const uint32_t factor[4]) {
+            T c[2][4] = {}; // heads at.row and at.row + 8, two of the lane's columns per half
+            mma_bf16(c[0], factor, right[0]);
+            mma_bf16(c[1], factor, right[1]);
+#pragma unroll
+            for (int i = 0; i < 4; i += 2) {
+                const int above = 4 * i, h = head + above + at.row;
+                const T sums[4] = {c[0][i], c[0][i + 1], c[1][i], c[1][i + 1]};
+                if (above < s.heads && h < s.heads)
+                    store4(logit_sums + h * scratch.packed.padded_hidden() + column, sums);
+            }
+        };
+        sum(0, first);
+#pragma unroll 1
+        for (int head = 16; head < s.heads; head += 16) {
+            uint32_t factor[4];
+            gradients_as_factor(head, factor);
+            sum(head, factor);
         }
     }
 
