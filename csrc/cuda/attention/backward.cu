@@ -57,11 +57,13 @@ void run_slab(const AttentionBackwardKept<T, E> &p, const BackwardScratch<T, E> 
     const int64_t splits = divide_up(end - begin, kSplit);
     const bool accumulate = begin > 0;
     with_known_shape<E>(s, [&](auto shape) {
-        LAUNCH(op, (gradient_kernel<T, E, decltype(shape)>), grid_of(blocks), warps * kWarp,
-               warps * bytes, stream, p, scratch, begin, end);
+        using S = decltype(shape);
+        LAUNCH(op, (gradient_kernel<T, E, S>), grid_of(blocks), warps * kWarp, warps * bytes,
+               stream, p, scratch, begin, end);
+        if constexpr (!S::kProducts)
+            LAUNCH(op, (grad_e_kernel<T, E>), grid_of(divide_up(groups, kBlockWarps)), threads, 0,
+                   stream, p, scratch, begin, end);
     });
-    LAUNCH(op, (grad_e_kernel<T, E>), grid_of(divide_up(groups, kBlockWarps)), threads, 0, stream,
-           p, scratch, begin, end);
     LAUNCH(op, (grad_weight_kernel<T, E>),
            grid_of(splits, int(divide_up(columns.steps, kWeightSteps * kBlockWarps)),
                    int(divide_up(s.width, kTileWidth))),

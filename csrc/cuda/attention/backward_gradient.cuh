@@ -1,8 +1,8 @@
-// dz, the gradient of z, for 16 pairs per warp, and partial sums of grad_logit_weight
-// (backward.cu).
+// dz, the gradient of z, for 16 pairs per warp, and partial sums of grad_logit_weight; for known
+// shapes also grad_e = dz W (backward.cu).
 #pragma once
 
-#include "backward_scratch.cuh"
+#include "backward_products.cuh"
 
 namespace sitenet::cuda {
 namespace {
@@ -37,8 +37,8 @@ template <class T, class E, class S> class GradientWarp {
     __device__ GradientWarp(const AttentionBackwardKept<T, E> &p,
                             const BackwardScratch<T, E> &scratch, T *shared, T *logit_sums,
                             int64_t begin, int64_t first)
-        : p(p), s(p.shape), scratch(scratch), columns(scratch.packed.columns), first(first),
-          pairs(begin + first, s.pairs, scratch.packed.row_of_pair, p.sites_of_pair),
+        : p(p), s(p.shape), scratch(scratch), columns(scratch.packed.columns), begin(begin),
+          first(first), pairs(begin + first, s.pairs, scratch.packed.row_of_pair, p.sites_of_pair),
           walk(scratch.packed, p.e, s.width, pairs), logit(shared + at.row),
           weight(shared + s.heads * kGroup + at.row),
           gradient(shared + 2 * s.heads * kGroup + at.row), logit_sums(logit_sums),
@@ -57,6 +57,8 @@ template <class T, class E, class S> class GradientWarp {
         attention_columns(attention);
         if (s.interaction)
             interaction_columns(interaction);
+        if constexpr (S::kProducts)
+            write_grad_e(p, begin + first, s.pairs, 0, 2 * S::kProducts, grad_e);
     }
 
   private:
@@ -65,7 +67,7 @@ template <class T, class E, class S> class GradientWarp {
     const BackwardScratch<T, E> &scratch;
     const Columns &columns;
     const LaneOf at;
-    const int64_t first;
+    const int64_t begin, first;
     const PairsOfLane pairs;
     const Walk<T, E, S> walk;
     T *logit;      // (heads, kGroup), from the lane's first pair on
@@ -73,6 +75,7 @@ template <class T, class E, class S> class GradientWarp {
     T *gradient;   // likewise: gradients of the logits, times rstd of the hidden columns
     T *logit_sums; // (heads, padded hidden) of this warp
     E *dz;         // the lane's first pair and column
+    T grad_e[S::kProducts ? 2 * S::kProducts : 1][4] = {}; // as of multiply_back
 
     // Writes the logits that the forward pass kept, and their softmax weights; sets the norm.
     __device__ void logits(Normaliser<T> n[2]) {
@@ -201,6 +204,23 @@ template <class T, class E, class S> class GradientWarp {
                 dm[r][j] *= d[r][j];
             store4(dz + 8 * r * columns.padded() + kStep * step, dm[r]);
         }
+        if constexpr (S::kProducts)
+            add_grad_e(step, dm);
+    }
+
+    // Adds the products of one step to grad_e.
+    __device__ void add_grad_e(int step, const T dm[2][4]) {
+        const uint4 *w = static_cast<const uint4 *>(scratch.back_weight) +
+                         step * (S::kProducts * kWarp) + at.lane;
+        uint32_t left[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            const T *x = &dm[i % 2][i / 2 * 2];
+            left[i] = to_bf16x2(x[0], x[1]);
+        }
+#pragma unroll
+        for (int t = 0; t < S::kProducts; ++t)
+            multiply_halves(grad_e + 2 * t, left, w[t * kWarp]);
     }
 
     // Let g_h be the gradient of logit h. The gradient of n is sum_h g_h w_h; its mean is

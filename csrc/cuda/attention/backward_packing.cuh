@@ -17,26 +17,30 @@ __device__ void pack_back_column(const T *__restrict__ weight, int width, int pa
             dense < 0 || k >= width ? T(0) : weight[dense * width + k];
 }
 
-/// A block packs one step for dz W in tf32: per 8 columns of e, 16 bytes per lane.
+/// A block packs one step for dz W in tf32: per 8 columns of e, 16 bytes per lane. The two times 8
+/// of 16 columns lie as the halves of a step do.
 __device__ void pack_tf32_back_fragments(const float *__restrict__ weight, int width,
-                                         const Columns &columns, int step,
+                                         int padded_width, const Columns &columns, int step,
                                          uint32_t *__restrict__ packed) {
-    const int words = (width + 7) / 8 * kWarp * 4;
+    const int words = padded_width / 8 * kWarp * 4;
     for (int i = threadIdx.x; i < words; i += blockDim.x) {
-        const int lane = i / 4 % kWarp, n = 8 * (i / (4 * kWarp)) + lane / 4;
+        const int lane = i / 4 % kWarp, tile = i / (4 * kWarp);
         packed[int64_t(step) * words + i] =
-            tf32_weight(weight, columns, width, kStep * step + 4 * (lane % 4) + i % 4, n);
+            tf32_weight(weight, columns, width, kStep * step + 4 * (lane % 4) + i % 4,
+                        16 * (tile / 2) + column_of(tile % 2, lane / 4));
     }
 }
 
-/// A block packs one step for dz W in bfloat16: per 8 columns of e, 8 bytes per lane.
-__device__ void pack_back_fragments(const float *__restrict__ weight, int width,
+/// A block packs one step for dz W in bfloat16: per 16 columns of e, 16 bytes per lane for two
+/// times 8 columns, which lie as the halves of a step do.
+__device__ void pack_back_fragments(const float *__restrict__ weight, int width, int padded_width,
                                     const Columns &columns, int step,
                                     uint32_t *__restrict__ packed) {
-    const int words = (width + 7) / 8 * kWarp * 2;
+    const int words = padded_width / 16 * kWarp * 4;
     for (int i = threadIdx.x; i < words; i += blockDim.x) {
-        const int word = i % 2, lane = i / 2 % kWarp, n = 8 * (i / (2 * kWarp)) + lane / 4;
-        const int column = kStep * step + 4 * (lane % 4) + 2 * word;
+        const int word = i % 4, lane = i / 4 % kWarp;
+        const int n = 16 * (i / (4 * kWarp)) + column_of(word / 2, lane / 4);
+        const int column = kStep * step + 4 * (lane % 4) + 2 * (word % 2);
         packed[int64_t(step) * words + i] =
             two_weights(weight, columns, width, column, column + 1, n, n);
     }
@@ -120,10 +124,10 @@ __global__ void __launch_bounds__(kPackThreads)
         return scratch.packed.fill(p, block);
     if ((block -= blocks.inputs) < blocks.weight) {
         if constexpr (kBfloat16<E>)
-            pack_back_fragments(p.weight, s.width, columns, int(block),
+            pack_back_fragments(p.weight, s.width, scratch.padded_width, columns, int(block),
                                 static_cast<uint32_t *>(scratch.back_weight));
         else if constexpr (kTf32<E>)
-            pack_tf32_back_fragments(p.weight, s.width, columns, int(block),
+            pack_tf32_back_fragments(p.weight, s.width, scratch.padded_width, columns, int(block),
                                      static_cast<uint32_t *>(scratch.back_weight));
         else
             pack_back_column(p.weight, s.width, scratch.padded_width, columns, int(block),

@@ -7,26 +7,24 @@
 namespace sitenet::cuda {
 namespace {
 
-/// c += dz W for 16 pairs. A lane holds two pairs and two of every 8 columns of e.
+/// c += dz W for 16 pairs. A lane holds two pairs and four of every 16 columns of e, as of a step.
 template <class T, class E>
 __device__ void multiply_back(const BackwardScratch<T, E> &scratch, const E *const dz[2], int tile,
                               int tiles, T c[kTiles][4]) {
     const LaneOf at;
     const int steps = scratch.packed.columns.steps, width = scratch.padded_width;
     if constexpr (kBfloat16<E>) {
-        const uint2 *w = static_cast<const uint2 *>(scratch.back_weight) + tile * kWarp + at.lane;
-        for (int step = 0; step < steps; ++step, w += width / 8 * kWarp) {
+        const uint4 *w =
+            static_cast<const uint4 *>(scratch.back_weight) + tile / 2 * kWarp + at.lane;
+        for (int step = 0; step < steps; ++step, w += width / 16 * kWarp) {
             const int column = kStep * step + 4 * at.quad;
             const uint2 x0 = *reinterpret_cast<const uint2 *>(dz[0] + column);
             const uint2 x1 = *reinterpret_cast<const uint2 *>(dz[1] + column);
             const uint32_t a[4] = {x0.x, x1.x, x0.y, x1.y};
 #pragma unroll
-            for (int n = 0; n < kTiles; ++n)
-                if (n < tiles) {
-                    const uint2 b = w[n * kWarp];
-                    const uint32_t right[2] = {b.x, b.y};
-                    mma_bf16(c[n], a, right);
-                }
+            for (int n = 0; n < kTiles; n += 2)
+                if (n < tiles)
+                    multiply_halves(c + n, a, w[n / 2 * kWarp]);
         }
     } else if constexpr (kTf32<E>) {
         const uint4 *w = static_cast<const uint4 *>(scratch.back_weight) + tile * kWarp + at.lane;
@@ -47,7 +45,7 @@ __device__ void multiply_back(const BackwardScratch<T, E> &scratch, const E *con
                 }
         }
     } else {
-        const T *w = static_cast<const T *>(scratch.back_weight) + 8 * tile + 2 * at.quad;
+        const T *w = static_cast<const T *>(scratch.back_weight) + 8 * tile + 4 * at.quad;
         for (int column = 0; column < kStep * steps; ++column, w += width) {
             const T x0 = dz[0][column], x1 = dz[1][column];
 #pragma unroll
@@ -55,11 +53,32 @@ __device__ void multiply_back(const BackwardScratch<T, E> &scratch, const E *con
                 if (n < tiles)
 #pragma unroll
                     for (int j = 0; j < 2; ++j) {
-                        c[n][j] += x0 * w[8 * n + j];
-                        c[n][2 + j] += x1 * w[8 * n + j];
+                        const T x = w[16 * (n / 2) + 2 * (n % 2) + j];
+                        c[n][j] += x0 * x;
+                        c[n][2 + j] += x1 * x;
                     }
         }
     }
+}
+
+/// Writes grad_e of the two pairs of a lane, from column 8 `tile` of e on.
+template <class T, class E>
+__device__ void write_grad_e(const AttentionBackwardKept<T, E> &p, int64_t first, int64_t end,
+                             int tile, int tiles, const T c[][4]) {
+    const LaneOf at;
+    const int width = p.shape.width;
+    const bool whole = whole_fours(p.grad_e, width);
+#pragma unroll
+    for (int n = 0; n < kTiles; n += 2)
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+            const int64_t pair = first + at.row + 8 * r;
+            if (n >= tiles || pair >= end)
+                continue;
+            const T x[4] = {c[n][2 * r], c[n][2 * r + 1], c[n + 1][2 * r], c[n + 1][2 * r + 1]};
+            store_four_of_row(x, p.grad_e + pair * width, 8 * (tile + n) + 4 * at.quad, width,
+                              whole);
+        }
 }
 
 /// A warp per 16 pairs.
@@ -78,15 +97,7 @@ __global__ void __launch_bounds__(kBlockWarps *kWarp, kMinBlocks<T>)
         T c[kTiles][4] = {};
         const int left = scratch.padded_width / 8 - tile, tiles = left < kTiles ? left : kTiles;
         multiply_back(scratch, dz, tile, tiles, c);
-#pragma unroll
-        for (int n = 0; n < kTiles; ++n)
-#pragma unroll
-            for (int i = 0; i < 4; ++i) {
-                const int64_t pair = begin + first + at.row + 8 * (i / 2);
-                const int k = 8 * (tile + n) + 2 * at.quad + i % 2;
-                if (n < tiles && k < width && pair < end)
-                    assign(c[n][i], p.grad_e + pair * width + k);
-            }
+        write_grad_e(p, begin + first, end, tile, tiles, c);
     }
 }
 

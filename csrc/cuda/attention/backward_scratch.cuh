@@ -37,12 +37,12 @@ template <class T, class E> struct BackwardScratch {
     T *logit_partials;    ///< (blocks, heads, padded hidden)
     T *logit_parts;       ///< (slabs, kLogitParts, heads, padded hidden)
     int32_t *site_ranges; ///< (slabs, 2), lowest site of a slab's pairs and highest + 1
-    int padded_width;     ///< width, rounded up to 8
+    int padded_width;     ///< width, rounded up to 16
     int64_t slab;         ///< pairs of the largest slab, rounded up to whole groups
 
     BackwardScratch(const AttentionShape &s, Scratch &scratch) : packed(s, scratch) {
         const int64_t columns = packed.columns.padded();
-        padded_width = int(round_up(s.width, 8));
+        padded_width = int(round_up(s.width, 16));
         slab = round_up(s.pairs < kSlab ? s.pairs : kSlab, kGroup);
         back_weight = scratch.take<T>(columns * padded_width);
         grad_y = scratch.take<T>(int64_t(s.rows) * s.heads * round_up(s.attention, kStep));

@@ -127,6 +127,13 @@ template <class T, class E> struct PlainProducts {
     }
 };
 
+/// Two products with the same left factor: one per half of a step, or of 16 columns of e.
+__device__ inline void multiply_halves(float c[2][4], const uint32_t left[4], const uint4 &b) {
+    const uint32_t low[2] = {b.x, b.y}, high[2] = {b.z, b.w};
+    mma_bf16(c[0], left, low);
+    mma_bf16(c[1], left, high);
+}
+
 /// Products of 16 columns of e that cover the width.
 constexpr SITENET_HD int products_of(int width) { return (width + 15) / 16; }
 
@@ -174,12 +181,6 @@ template <int Known> struct TensorProducts {
             store(t, x);
         }
     }
-    /// One product per half of a step.
-    __device__ static void multiply(float c[2][4], const uint32_t *left, const uint4 &b) {
-        const uint32_t low[2] = {b.x, b.y}, high[2] = {b.z, b.w};
-        mma_bf16(c[0], left, low);
-        mma_bf16(c[1], left, high);
-    }
     template <int Count> __device__ void multiply_held(float c[2][4], const uint4 *w) const {
         uint4 b[Count];
 #pragma unroll
@@ -187,7 +188,7 @@ template <int Known> struct TensorProducts {
             b[t] = w[t * kWarp];
 #pragma unroll
         for (int t = 0; t < Count; ++t)
-            multiply(c, a[t], b[t]);
+            multiply_halves(c, a[t], b[t]);
     }
     __device__ void multiply_any(float c[2][4], const uint4 *w) const {
         switch (products) { // straight-line code per count, instead of a test per product
@@ -205,7 +206,7 @@ template <int Known> struct TensorProducts {
             for (int t = kHeld; t < products; ++t) {
                 uint32_t left[4];
                 load(t, left);
-                multiply(c, left, w[t * kWarp]);
+                multiply_halves(c, left, w[t * kWarp]);
             }
         }
     }

@@ -120,6 +120,19 @@ __device__ inline Four<T> four_of_row(const T *row, int k, int width, bool whole
         x.v[i] = k + i < width ? row[k + i] : T{};
     return x;
 }
+/// Stores entries k to k + 3 of a row of `width` entries, as far as it has them. `whole` as above.
+template <class T, class E>
+__device__ inline void store_four_of_row(const T x[4], E *row, int k, int width, bool whole) {
+    if (whole) {
+        if (k < width)
+            store4(row + k, x);
+        return;
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+        if (k + i < width)
+            assign(x[i], row + k + i);
+}
 template <class T> __device__ inline bool whole_fours(const T *rows, int width) {
     return width % 4 == 0 && reinterpret_cast<uintptr_t>(rows) % alignof(Four<T>) == 0;
 }
