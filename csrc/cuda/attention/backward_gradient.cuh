@@ -42,7 +42,7 @@ template <class T, class E, class S> class GradientWarp {
           walk(scratch.packed, p.e, s.width, pairs), logit(shared + at.row),
           weight(shared + s.heads * kGroup + at.row),
           gradient(shared + 2 * s.heads * kGroup + at.row), logit_sums(logit_sums),
-          dz(scratch.dz + (first + at.row) * columns.padded() + 4 * at.quad) {}
+          dz(uint32_t((first + at.row) * columns.padded() + 4 * at.quad)) {}
 
     __device__ void run() {
         if constexpr (kBfloat16<E>)
@@ -74,7 +74,7 @@ template <class T, class E, class S> class GradientWarp {
     T *weight;     // likewise: softmax weights
     T *gradient;   // likewise: gradients of the logits, times rstd of the hidden columns
     T *logit_sums; // (heads, padded hidden) of this warp
-    E *dz;         // the lane's first pair and column
+    uint32_t dz;   // offset of the lane's first pair and column
     T grad_e[S::kProducts ? 2 * S::kProducts : 1][4] = {}; // as of multiply_back
 
     // Writes the logits that the forward pass kept, and their softmax weights; sets the norm.
@@ -94,17 +94,22 @@ template <class T, class E, class S> class GradientWarp {
         }
     }
 
-    // grad_y of the row of pair r, from the lane's columns on: (attention columns / 4, heads, 4).
-    __device__ const T *grad_y_of(int r) const {
-        const int64_t fours = int64_t(pairs.row[r]) * (kStep / 4 * columns.steps_of(1)) + at.quad;
-        return scratch.grad_y + 4 * s.heads * fours;
+    // Offset of grad_y of the row of pair r, from the lane's columns on: (attention columns / 4,
+    // heads, 4).
+    __device__ uint32_t grad_y_of(int r) const {
+        const uint32_t fours = pairs.row[r] * (kStep / 4 * columns.steps_of(1)) + at.quad;
+        return 4 * s.heads * fours;
+    }
+    // grad_y of one head for four columns of a step of the row at that offset.
+    __device__ Four<T> grad_y_at(uint32_t row, int step, int head) const {
+        return load4(scratch.grad_y + (row + uint32_t(kStep * step * s.heads)) + 4 * head);
     }
 
     // Computes the norm of the attention columns, and the gradients of the logits from the products
     // of grad_y with them.
     __device__ NormBackward<T> attention_norm(const Normaliser<T> hidden[2]) {
         NormBackward<T> back{};
-        const T *const grad_y[2] = {grad_y_of(0), grad_y_of(1)};
+        const uint32_t grad_y[2] = {grad_y_of(0), grad_y_of(1)};
         for (int head = 0; head < s.heads; head += kHeads) {
             const int num_heads = s.heads - head < kHeads ? s.heads - head : kHeads;
             GroupSums<T, kHeads> sums;
@@ -113,9 +118,8 @@ template <class T, class E, class S> class GradientWarp {
                 T m[2][4];
                 walk.z_of(columns.first[1] + step, m);
                 activate(m, s.activation);
-                sums.add(m, kStep * step, s.attention, num_heads, [&](int r, int h) {
-                    return load4(grad_y[r] + (kStep * step * s.heads + 4 * (head + h)));
-                });
+                sums.add(m, kStep * step, s.attention, num_heads,
+                         [&](int r, int h) { return grad_y_at(grad_y[r], step, head + h); });
             }
             sums.finish();
 #pragma unroll
@@ -149,23 +153,29 @@ template <class T, class E, class S> class GradientWarp {
         return back;
     }
 
-    __device__ Four<T> grad_e_out_at(int r, int column) const {
-        Four<T> four{};
-        if (!pairs.valid(r) || !p.grad_e_out || column >= s.interaction)
-            return four;
-        const bool whole = whole_fours(p.grad_e_out, s.interaction);
-        const Four<E> g =
-            four_of_row(p.grad_e_out + pairs.pair[r] * s.interaction, column, s.interaction, whole);
+    // grad_e_out of each pair of the lane.
+    struct GradEOut {
+        const E *row[2]; // null for zeros
+        int size;
+        bool whole;
+        __device__ GradEOut(const GradientWarp &w)
+            : row{}, size(w.s.interaction), whole(whole_fours(w.p.grad_e_out, size)) {
 #pragma unroll
-        for (int j = 0; j < 4; ++j)
-            four.v[j] = number(g.v[j]);
-        return four;
-    }
+            for (int r = 0; r < 2; ++r)
+                if (w.pairs.valid(r) && w.p.grad_e_out)
+                    row[r] = w.p.grad_e_out + w.pairs.pair[r] * size;
+        }
+        __device__ Four<T> operator()(int r, int column) const {
+            return row[r] && column < size ? values_of_row<T>(row[r], column, size, whole)
+                                           : Four<T>{};
+        }
+    };
 
     __device__ NormBackward<T> interaction_norm() const {
         NormBackward<T> back{};
         if (!s.interaction || !p.grad_e_out)
             return back;
+        const GradEOut grad_e_out(*this);
         GroupSums<T, 1> sums;
         T total[2] = {};
 #pragma unroll 1
@@ -175,7 +185,7 @@ template <class T, class E, class S> class GradientWarp {
             activate(m, s.activation);
             const int column = kStep * step + 4 * at.quad;
             sums.add(m, kStep * step, s.interaction, 1, [&](int r, int) {
-                const Four<T> g = grad_e_out_at(r, column);
+                const Four<T> g = grad_e_out(r, column);
                 total[r] += g.v[0] + g.v[1] + g.v[2] + g.v[3];
                 return g;
             });
@@ -198,20 +208,19 @@ template <class T, class E, class S> class GradientWarp {
         activate(m, d, s.activation);
         grad(m, dm);
 #pragma unroll
-        for (int r = 0; r < 2; ++r) {
-#pragma unroll
-            for (int j = 0; j < 4; ++j)
-                dm[r][j] *= d[r][j];
-            store4(dz + 8 * r * columns.padded() + kStep * step, dm[r]);
-        }
+        for (int i = 0; i < 8; ++i)
+            dm[i / 4][i % 4] *= d[i / 4][i % 4];
         if constexpr (S::kProducts)
             add_grad_e(step, dm);
+#pragma unroll
+        for (int r = 0; r < 2; ++r)
+            store4(scratch.dz + (dz + uint32_t(8 * r * columns.padded() + kStep * step)), dm[r]);
     }
 
     // Adds the products of one step to grad_e.
     __device__ void add_grad_e(int step, const T dm[2][4]) {
         const uint4 *w = static_cast<const uint4 *>(scratch.back_weight) +
-                         step * (S::kProducts * kWarp) + at.lane;
+                         (uint32_t(step) * (S::kProducts * kWarp) + at.lane);
         uint32_t left[4];
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
@@ -251,7 +260,7 @@ template <class T, class E, class S> class GradientWarp {
 #pragma unroll 1
         for (int step = 0; step < columns.first[1]; ++step) {
             const int column = kStep * step + 4 * at.quad;
-            const T *w = scratch.packed.logit_weight + column * s.heads;
+            const T *w = scratch.packed.logit_weight + uint32_t(column * s.heads);
             T centred[2][4];
             step_of_dz(step, [&](const T m[2][4], T dm[2][4]) {
 #pragma unroll
@@ -278,15 +287,15 @@ template <class T, class E, class S> class GradientWarp {
             });
             if constexpr (kBfloat16<E>) {
                 sum_heads_bf16(column, centred, factor);
-                continue;
-            }
+            } else {
 #pragma unroll
-            for (int h = 0; h < kHeads; ++h)
-                if (h < s.heads)
-                    sum_head(h, column, centred, g[0][h], g[1][h]);
+                for (int h = 0; h < kHeads; ++h)
+                    if (h < s.heads)
+                        sum_head(h, column, centred, g[0][h], g[1][h]);
 #pragma unroll 1
-            for (int h = kHeads; h < s.heads; ++h)
-                sum_head(h, column, centred, gradient[h * kGroup], gradient[h * kGroup + 8]);
+                for (int h = kHeads; h < s.heads; ++h)
+                    sum_head(h, column, centred, gradient[h * kGroup], gradient[h * kGroup + 8]);
+            }
         }
     }
 
@@ -312,9 +321,9 @@ template <class T, class E, class S> class GradientWarp {
             right[i / 2][i % 2] = transpose_8x8(to_bf16x2(x[0], x[1]));
         }
         auto sum = [&](int head, const uint32_t factor[4]) {
-            T c[2][4] = {}; // heads at.row and at.row + 8, two of the lane's columns per half
-            mma_bf16(c[0], factor, right[0]);
-            mma_bf16(c[1], factor, right[1]);
+            T c[2][4]; // heads at.row and at.row + 8, two of the lane's columns per half
+            set_mma_bf16(c[0], factor, right[0]);
+            set_mma_bf16(c[1], factor, right[1]);
 #pragma unroll
             for (int i = 0; i < 4; i += 2) {
                 const int above = 4 * i, h = head + above + at.row;
@@ -345,7 +354,7 @@ template <class T, class E, class S> class GradientWarp {
     }
 
     __device__ void attention_columns(const NormBackward<T> &back) {
-        const T *const grad_y[2] = {grad_y_of(0), grad_y_of(1)};
+        const uint32_t grad_y[2] = {grad_y_of(0), grad_y_of(1)};
 #pragma unroll 1
         for (int step = 0; step < columns.steps_of(1); ++step)
             step_of_dz(columns.first[1] + step, [&](const T m[2][4], T dm[2][4]) {
@@ -353,7 +362,7 @@ template <class T, class E, class S> class GradientWarp {
                 for (int h = 0; h < s.heads; ++h)
 #pragma unroll
                     for (int r = 0; r < 2; ++r) {
-                        const Four<T> of_head = load4(grad_y[r] + (kStep * step * s.heads + 4 * h));
+                        const Four<T> of_head = grad_y_at(grad_y[r], step, h);
 #pragma unroll
                         for (int j = 0; j < 4; ++j)
                             g[r][j] += weight[h * kGroup + 8 * r] * of_head.v[j];
@@ -365,12 +374,13 @@ template <class T, class E, class S> class GradientWarp {
     }
 
     __device__ void interaction_columns(const NormBackward<T> &back) {
+        const GradEOut grad_e_out(*this);
 #pragma unroll 1
         for (int step = 0; step < columns.steps_of(2); ++step)
             step_of_dz(columns.first[2] + step, [&](const T m[2][4], T dm[2][4]) {
 #pragma unroll
                 for (int r = 0; r < 2; ++r) {
-                    const Four<T> g = grad_e_out_at(r, kStep * step + 4 * at.quad);
+                    const Four<T> g = grad_e_out(r, kStep * step + 4 * at.quad);
 #pragma unroll
                     for (int j = 0; j < 4; ++j)
                         dm[r][j] = p.grad_e_out ? back(r, m[r][j], g.v[j]) : T(0);

@@ -57,6 +57,20 @@ __device__ inline void mma_bf16(float c[4], const uint32_t a[4], const uint32_t 
 #endif
 }
 
+/// c (16 x 8) = a (16 x 16) b (16 x 8)
+__device__ inline void set_mma_bf16(float c[4], const uint32_t a[4], const uint32_t b[2]) {
+#ifdef __CUDACC__
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+        "{%8, %9}, {%10, %10, %10, %10};"
+        : "=f"(c[0]), "=f"(c[1]), "=f"(c[2]), "=f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "f"(0.0f));
+#else
+    c[0] = c[1] = c[2] = c[3] = 0;
+    emu::mma_bf16(c, a, b);
+#endif
+}
+
 /// Rounds to the nearest tf32; the bits of a float.
 __device__ inline uint32_t to_tf32(float x) {
 #ifdef __CUDACC__
@@ -215,7 +229,7 @@ template <int Known> struct TensorProducts {
 #pragma unroll
         for (int i = 0; i < 8; ++i)
             c[i % 4 / 2][2 * (i / 4) + i % 2] = z[i / 4][i % 4];
-        const uint4 *w = weight + step * (products * kWarp);
+        const uint4 *w = weight + uint32_t(step) * uint32_t(products * kWarp);
         if constexpr (Known)
             multiply_held<Known>(c, w);
         else

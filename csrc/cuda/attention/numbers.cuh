@@ -18,6 +18,10 @@ template <class E> constexpr bool kTf32 = std::is_same_v<E, Tf32>;
 template <class T> struct alignas(sizeof(T) >= 4 ? 16 : 4 * sizeof(T)) Four {
     T v[4];
 };
+/// Four numbers in bfloat16.
+struct alignas(8) FourHalves {
+    uint32_t words[2];
+};
 template <class T> __device__ inline Four<T> load4(const T *p) {
     return *reinterpret_cast<const Four<T> *>(p);
 }
@@ -66,7 +70,8 @@ template <class T> __device__ inline void store4(T *p, const T x[4]) {
 }
 __device__ inline void store4(Tf32 *p, const float x[4]) { store4(&p->value, x); }
 __device__ inline void store4(uint16_t *p, const float x[4]) {
-    *reinterpret_cast<uint2 *>(p) = {to_bf16x2(x[0], x[1]), to_bf16x2(x[2], x[3])};
+    const FourHalves words = {to_bf16x2(x[0], x[1]), to_bf16x2(x[2], x[3])};
+    *reinterpret_cast<FourHalves *>(p) = words;
 }
 
 /// exp for activations and softmax. In float the error is 2 ulp plus |x| roundings of x log2(e),
@@ -132,6 +137,26 @@ __device__ inline void store_four_of_row(const T x[4], E *row, int k, int width,
     for (int i = 0; i < 4; ++i)
         if (k + i < width)
             assign(x[i], row + k + i);
+}
+/// The values of entries k to k + 3 of a row, as four_of_row loads them.
+template <class T, class E>
+__device__ inline Four<T> values_of_row(const E *row, int k, int width, bool whole) {
+    Four<T> x;
+    if constexpr (kBfloat16<E>)
+        if (whole) {
+            const FourHalves two = *reinterpret_cast<const FourHalves *>(row + k);
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                const uint32_t word = two.words[i / 2];
+                x.v[i] = number(uint16_t(i % 2 ? word >> 16 : word));
+            }
+            return x;
+        }
+    const Four<E> raw = four_of_row(row, k, width, whole);
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+        x.v[i] = number(raw.v[i]);
+    return x;
 }
 template <class T> __device__ inline bool whole_fours(const T *rows, int width) {
     return width % 4 == 0 && reinterpret_cast<uintptr_t>(rows) % alignof(Four<T>) == 0;

@@ -191,7 +191,9 @@ template <class T, class E> struct Packed {
 
     /// Throws std::runtime_error where the kernels' indices would overflow.
     void check_size(const char *op, const AttentionShape &s) const {
-        if (int64_t(s.rows > s.sites ? s.rows : s.sites) * columns.padded() > UINT32_MAX)
+        const int64_t most = s.rows > s.sites ? s.rows : s.sites;
+        const int64_t grad_y = int64_t(s.rows) * s.heads * round_up(s.attention, kStep);
+        if (most * columns.padded() > UINT32_MAX || grad_y > UINT32_MAX)
             throw std::runtime_error(std::string(op) + ": more sites than a call takes");
     }
 };
