@@ -7,8 +7,8 @@
 // (backward_packing.cuh). Then, per slab, in this order on the stream:
 //   1. gradient_kernel, a warp per 16 pairs (backward_gradient.cuh): the attention and interaction
 //      columns once for their norms, then all columns for dz; one partial sum of grad_logit_weight
-//      per block.
-//   2. grad_e_kernel, a warp per 16 pairs (backward_products.cuh): dz W.
+//      per block. For known shapes (known_shapes.cuh) also grad_e = dz W.
+//   2. For any other shape grad_e_kernel, a warp per 16 pairs (backward_products.cuh): dz W.
 //   3. grad_weight_kernel, a warp per 32 columns and 512 pairs: partial sums of dz^T e.
 //   4. sum_sites_kernel, blocks that go through the rows of grad_site_i and grad_site_j with pairs
 //      in the slab, and sum the dz of those pairs: the consecutive pairs of row i, and the pairs of
@@ -18,19 +18,20 @@
 // sum_logit_weight_kernel follows the last slab.
 //
 // Memory traffic per pair at the published size in bfloat16: 96 bytes of e and 96 of grad_e_out in,
-// 96 of grad_e out, some 40 of indices, 20 of statistics. Through the second-level cache: 640 bytes of dz written
-// once and read four times, 96 of e as fragments written once and read five times, 165 of partial
-// sums; 4 KB in all.
+// 96 of grad_e out, some 40 of indices, 20 of statistics. Through the second-level cache: 640 bytes
+// of dz written once and read three times, 96 of e as fragments written once and read five times,
+// 165 of partial sums; 3.3 KB in all, and 4 where grad_e_kernel reads dz once more.
 //
-// Operations per pair, from the compiled loops (sm_90), per 16 pairs and 16 columns: some 230
-// instructions for the norms and 400 for dz, where 12 shuffles per step sum grad_logit_weight. That
-// is 157 clocks of a multiprocessor per pair at 4 instructions per clock (209 if the hidden columns
-// were gone through for their norm as well), 50 of them on the special-function units, and 36 more
-// for steps 2 to 4, which the cache bounds.
+// Operations per pair for the shape of `paper`, from the compiled loops (sm_90, counted by
+// bench/count_instructions.py), per 16 pairs and 16 columns: 170 to 190 instructions for the norms
+// and 250 to 270 for dz and grad_e. That is 94 clocks of a multiprocessor per pair at 4
+// instructions per clock, while the special-function units take 50, and 14 more for steps 3 and 4,
+// which the cache bounds.
 //
 // Predicted floor on an H100 or H200 (132 multiprocessors, 1.75 GHz, 5 TB/s of second-level cache),
-// not measured: 0.7 ns for dz and 0.6 ns for the rest, 0.78 G pairs/s; with the forward pass 0.64.
-// In float about a quarter of that, from the products and twice the bytes.
+// not measured: 0.5 ns for dz and 0.5 ns for the rest, 1 G pairs/s. With waits for loads, forward
+// and backward are expected to reach 0.5 G pairs/s together (bench/results/cuda.md). In float about
+// a quarter of that, from the products and twice the bytes.
 //
 // No atomics. Results are bitwise reproducible and do not depend on the number of multiprocessors.
 #include "backward_gradient.cuh"

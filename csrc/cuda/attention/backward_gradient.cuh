@@ -74,7 +74,7 @@ template <class T, class E, class S> class GradientWarp {
     T *weight;     // likewise: softmax weights
     T *gradient;   // likewise: gradients of the logits, times rstd of the hidden columns
     T *logit_sums; // (heads, padded hidden) of this warp
-    uint32_t dz;   // offset of the lane's first pair and column
+    uint32_t dz;   // offset of the lane's first pair and column (shared memory limits the columns)
     T grad_e[S::kProducts ? 2 * S::kProducts : 1][4] = {}; // as of multiply_back
 
     // Writes the logits that the forward pass kept, and their softmax weights; sets the norm.

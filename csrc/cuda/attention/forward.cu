@@ -1,7 +1,8 @@
 // The attention block on the GPU, forward pass (formulas and layouts: ../../attention.h).
 //
 // Mapping. A warp owns a span of 64 consecutive pairs (16 where pairs are few), whatever rows they
-// belong to, so rows of 10 and of 10,000 pairs load the machine alike. It works on 16 pairs at a time (fragments.cuh):
+// belong to, so rows of 10 and of 10,000 pairs load the machine alike. It works on 16 pairs at a
+// time (fragments.cuh):
 //   1. Hidden columns, 16 per step: z = site_i + site_j + W e, activation, sum, sum of squares and
 //      one dot product per head, all in registers. Mean, rstd and the logits follow.
 //   2. Attention and interaction columns likewise. They wait in shared memory for their norm (each
@@ -11,18 +12,18 @@
 // one state per span (largest logit, sum, weighted sums); one warp per row merges them in order.
 //
 // Memory traffic per pair at the published size (48 -> 225 | 30 | 48, 3 heads, bfloat16): 96 bytes
-// of e in, 96 out, 16 of indices, 12 for a span's state, and 20 of statistics out if a backward pass
-// follows. 2.4 KB of site terms and 2 KB of weights
-// come from the first-level cache.
+// of e in, 96 out, 16 of indices, 12 for a span's state, and 20 of statistics out if a backward
+// pass follows. 2.4 KB of site terms and 2 KB of weights come from the first-level cache.
 //
-// Operations per pair. The compiled loop over hidden columns takes some 200 instructions per 16
-// pairs and 16 columns (sm_90), 25 per activation, of which 16 are the formula and the sums. Over
-// 20 steps that is 62 clocks of a multiprocessor at 4 instructions per clock. Two instructions per
+// Operations per pair. The compiled loop over hidden columns takes 181 instructions per 16 pairs
+// and 16 columns for the shape of `paper` (known_shapes.cuh; sm_90, counted by
+// bench/count_instructions.py), 23 per activation, of which 14 are the formula and the sums. All 20
+// steps take 55 clocks of a multiprocessor at 4 instructions per clock. Two instructions per
 // activation go to the special-function units (16 per clock: 38 clocks), and 2 * 48 * 320 FLOP to
 // the tensor cores (8 clocks). Polynomials for exponentials and reciprocals would move work from a
 // unit with time to spare to the one that bounds the kernel, so both stay where they are.
 //
-// Predicted floor on an H100 or H200 (132 multiprocessors, 1.75 GHz), not measured: 3.7 G pairs/s
+// Predicted floor on an H100 or H200 (132 multiprocessors, 1.75 GHz), not measured: 3.5 G pairs/s
 // by instructions, 15 by memory. In float the products run on the ordinary units: 128 clocks per
 // pair by instructions and some 300 by the first-level cache, 0.7 G pairs/s. In tf32 some 110: 2 G
 // pairs/s.
