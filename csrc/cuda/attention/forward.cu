@@ -123,7 +123,7 @@ template <class T, class E, class S> class ForwardWarp {
 
   private:
     const AttentionForwardKept<T, E> &p;
-    const S s;
+    HeldShape<S> s;
     const ForwardScratch<T, E> &scratch;
     const Columns &columns;
     const ForwardRoom &room;

@@ -26,6 +26,11 @@ template <int Heads, int Products> struct KnownShape : AttentionShape {
 using PaperShape = KnownShape<3, 3>;  ///< of the config `paper`
 using SphereShape = KnownShape<4, 2>; ///< of the configs `sphere` and `density`
 
+/// How a warp of the forward pass holds its shape. Variables stay among the arguments of the kernel:
+/// as copies they took the registers of one block in four, in float.
+template <class S>
+using HeldShape = std::conditional_t<std::is_same_v<S, AnyShape>, const AttentionShape &, const S>;
+
 /// Calls launch with the shape as the most special of these types.
 template <class E, class F> void with_known_shape(const AttentionShape &s, F launch) {
     if constexpr (kBfloat16<E>) {

@@ -126,8 +126,8 @@ template <class T, int Dots> struct GroupSums {
 };
 
 /// Sums over the hidden columns, with one dot product per head from `head` on.
-template <class T, class E, class S>
-__device__ inline GroupSums<T, kHeads> hidden_sums(const Walk<T, E, S> &walk, const S &s,
+template <class T, class E, class S, class Shape>
+__device__ inline GroupSums<T, kHeads> hidden_sums(const Walk<T, E, S> &walk, const Shape &s,
                                                    int head) {
     const int num_heads = s.heads - head < kHeads ? s.heads - head : kHeads;
     const T *weight = walk.packed.logit_weight + 4 * (head + LaneOf().quad * s.heads);
