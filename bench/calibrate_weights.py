@@ -1,6 +1,5 @@
 """Calibrate shipped weights again, without a change to the network.
 
-    python bench/calibrate_weights.py mp-gap matbench_mp_gap_folds1234.parquet --cache CACHE
     python bench/calibrate_weights.py mp-eform eform_source.parquet --cache CACHE
 
 The table is the one that the model's card names or makes, and its split is drawn again as in
@@ -9,16 +8,13 @@ beside them: the errors on the validation crystals, the statistics and the index
 crystals, and the scores in the metadata. Predictions of the held-out crystals go to
 CACHE/predictions.csv; a stopped run goes on where it was, from the other files in CACHE.
 
-``--judge`` writes nothing: it leaves the crystals of the card's test out of the statistics and
-prints which share of them, and of ruined crystals, counts as like the training crystals.
-``bench/judge_errors.py`` judges the intervals, and the probability of zero.
+``bench/judge_errors.py`` judges the intervals and the probability of zero, and
+``bench/judge_familiarity.py`` what counts as like the training crystals.
 """
 
 from __future__ import annotations
 
 import argparse
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -27,40 +23,28 @@ import pyarrow.parquet as parquet
 from encode_table import Encoded, crystals_of, encode_table, surroundings_of
 
 import sitenet
-from sitenet.crystal.crystal import Crystal
 from sitenet.data.dataset import Dataset, Split, split
 from sitenet.inference.evaluate import Predictions
-from sitenet.inference.predict import from_store
 from sitenet.model.calibration import Calibration, calibrate, errors_of, spread
 from sitenet.model.checkpoint import read_metadata, shipped_weights
 from sitenet.model.ensemble import Model
 from sitenet.model.neighbours import Fingerprints, TrainingIndex
 from sitenet.model.packing import pack, unpack
 from sitenet.model.surroundings import Surroundings
-from sitenet.pairs.maker import PairMaker
-from sitenet.pairs.store import PairStore
 
 BITS = 10  # per weight of the file
 ENCODED = 5000  # training crystals that are encoded, as in training
-RUINED = 1000  # crystals of each kind that are judged
 ENERGY = "formation_energy_eV_per_atom"
 
 
-def gaps(path: Path) -> tuple[pa.Table, str, list[str], dict]:
-    """Table, target, folds and the arguments of ``split`` that made mp-gap."""
-    table = parquet.read_table(path, columns=["id", "cif", "band_gap_eV", "matbench_fold"])
-    folds = list(map(str, table["matbench_fold"].to_pylist()))
-    return table, "band_gap_eV", folds, {"valid": 0.03, "test": 0.1, "fold": "1"}
-
-
 def energies(path: Path) -> tuple[pa.Table, str, list[str], dict]:
-    """The same for mp-eform."""
+    """Table, target, folds and the arguments of ``split`` that made mp-eform."""
     table = parquet.read_table(path, columns=["id", "cif", "e_form_eV_per_atom"])
     table = table.rename_columns(["id", "cif", ENERGY])
     return table, ENERGY, [""] * len(table), {"valid": 0.02, "test": 0.1, "group": "structure"}
 
 
-TABLES = {"mp-gap": gaps, "mp-eform": energies}
+TABLES = {"mp-eform": energies}
 
 
 def calibrated(
@@ -106,54 +90,6 @@ def calibrated(
     return calibration, encoded
 
 
-def ruined(crystals: list[Crystal], elements: np.ndarray) -> dict[str, list[Crystal]]:
-    """Crystals that no one would mistake for sound ones, by what was done to them.
-
-    Args:
-        crystals: sound ones.
-        elements: atomic numbers to draw from.
-    """
-    rng = np.random.default_rng(0)
-
-    def each(change: Callable[[Crystal], Crystal]) -> list[Crystal]:
-        return [change(c) for c in crystals]
-
-    def other_elements(c: Crystal) -> Crystal:
-        kinds, kind = np.unique(c.numbers, return_inverse=True)
-        others = rng.choice(np.setdiff1d(elements, kinds), len(kinds), replace=False)
-        return Crystal(c.cell, c.frac, others[kind])
-
-    several = [c for c in crystals if len(c) > 2]
-    return {
-        "isolated atoms": [Crystal(20 * np.eye(3), [[0, 0, 0]], [z]) for z in elements],
-        "cell x 0.6": each(lambda c: Crystal(c.cell * 0.6, c.frac, c.numbers)),
-        "cell x 0.8": each(lambda c: Crystal(c.cell * 0.8, c.frac, c.numbers)),
-        "cell x 1.2": each(lambda c: Crystal(c.cell * 1.2, c.frac, c.numbers)),
-        "random positions": [Crystal(c.cell, rng.random(c.frac.shape), c.numbers) for c in several],
-        "random element per element": each(other_elements),
-        "random element per site": each(
-            lambda c: Crystal(c.cell, c.frac, rng.choice(elements, len(c)))
-        ),
-    }
-
-
-def judge(model: Model, calibration: Calibration, name: str, crystals: list[Crystal]) -> None:
-    """Print the share of crystals that count as like the training crystals, and what it costs."""
-    make, columns = PairMaker(model.config), []
-    for crystal in crystals:
-        try:
-            columns.append(make(crystal))
-        except ValueError:  # random positions may coincide
-            continue
-    store = PairStore.of(columns)
-    encodings = np.stack([z for _, z in from_store(model, store)])
-    start = time.process_time()
-    reasons = calibration.unlike(encodings, store)
-    cost = (time.process_time() - start) / len(reasons)
-    like = sum(not why for why in reasons) / len(reasons)
-    print(f"{name:28} {len(reasons):5} crystals, like training {like:6.1%}, {cost * 1e6:4.0f} us")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("name", choices=TABLES)
@@ -161,8 +97,6 @@ def main() -> None:
     parser.add_argument(
         "--cache", type=Path, default="build/calibration", help="folder of encoded crystals"
     )
-    parser.add_argument("--judge", action="store_true")
-    parser.add_argument("--other", type=Path, help="a further table with a column cif to judge")
     options = parser.parse_args()
     model = sitenet.load(options.name)
     model.uses_oxidation = False  # no CIF of either table states any
@@ -174,13 +108,10 @@ def main() -> None:
     parts = split(data, seed=42, **how)
     path = shipped_weights()[options.name]
     facts = read_metadata(path)["metadata"]
-    if not facts["crystals"]["test"] and not options.judge:
+    if not facts["crystals"]["test"]:
         parts = parts.without_test()  # the weights that ship learned from those, too
     truth = np.array(table[target].to_pylist(), dtype=np.float64)[:, None]
     calibration, encoded = calibrated(model, table, truth, parts, options.cache)
-    if options.judge:
-        judge_all(model, calibration, table, parts.test, options.other)
-        return
     model.calibration = calibration
     held_out = {name: np.sort(getattr(parts, name)) for name in ("valid", "test")}
     rows = np.concatenate([*held_out.values()])
@@ -195,22 +126,6 @@ def main() -> None:
         facts["scores"][name][target] |= scores[target]
     model.save(path, facts, BITS)
     print(f"{path}: {path.stat().st_size} bytes, {facts['scores']}")
-
-
-def judge_all(
-    model: Model, calibration: Calibration, table: pa.Table, test: np.ndarray, other: Path | None
-) -> None:
-    """Print which share of several kinds of crystals counts as like the training crystals."""
-    rng = np.random.default_rng(1)
-    sound = crystals_of(table, rng.choice(test, RUINED, replace=False))
-    judge(model, calibration, "held-out crystals", sound)
-    if other:
-        further = parquet.read_table(other, columns=["cif"])
-        rows = rng.choice(len(further), RUINED, replace=False)
-        judge(model, calibration, other.stem, crystals_of(further, rows))
-    elements = np.flatnonzero(calibration.familiarity.elements)
-    for name, crystals in ruined(sound, elements).items():
-        judge(model, calibration, name, crystals)
 
 
 if __name__ == "__main__":
