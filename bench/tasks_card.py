@@ -107,11 +107,17 @@ def card(runs: Runs, task: Task, facts: Mapping[str, Any], shipped: Path) -> str
         not_for="\n".join(f"- {line}" for line in facts["not_for"]),
         oxidation=USED_OXIDATION if header["uses_oxidation"] else NO_OXIDATION,
         data=facts["data"].strip(),
-        protocol=_protocol(task, tested, runs, header["config"]["training"]["epochs"]),
+        protocol="\n\n".join(
+            [
+                _protocol(task, tested, runs, header["config"]["training"]["epochs"]),
+                *([facts["notes"].strip()] if "notes" in facts else []),
+            ]
+        ),
         options=_options(task, tested, runs),
         rivals=markdown(*_rivals(task, tested, runs.result(task.name, "rival"))),
         rival_text=_rival_text(task, tested),
-        more=_by_probability(p) if task.is_class else _by_value(task, p, run),
+        more=(_by_probability(p) if task.is_class else _by_value(task, p, run))
+        + (f"\n{facts['more']}" if "more" in facts else ""),
         by_similarity=by_similarity(p),
         by_size=by_size(p, np.array([len(c) for c in crystals])),
         least=least,
