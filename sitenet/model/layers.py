@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -40,9 +42,19 @@ def norm_of(kind: str, width: int) -> nn.Module:
     return nn.LayerNorm(width, EPSILON) if kind == "layer" else nn.Identity()
 
 
+class _WithGradientOf(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, x: Tensor) -> Tensor:
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:
+        return None, grad
+
+
 def with_gradient_of(value: Tensor, x: Tensor) -> Tensor:
     """Return the value, and pass its gradient to x unchanged."""
-    return value.detach() + (x - x.detach())
+    return _WithGradientOf.apply(value.detach(), x)
 
 
 class Embedding(nn.Embedding):

@@ -230,11 +230,8 @@ class SiteNet(nn.Module):
 
     def summarise(self, states: list[Tensor]) -> Tensor:
         """The states after each block -> the input of pooling, (rows, blocks * D) or (rows, D)."""
-        if self.config.summary == "last":
-            states = states[-1:]
-        if self.config.residual:
-            states = [self.norm(x) for x in states]
-        return torch.cat(states, 1)
+        x = torch.stack(states[-1:] if self.config.summary == "last" else states, 1)
+        return (self.norm(x) if self.config.residual else x).flatten(1)
 
     def rows(self, pairs: Pairs, features: Tensor) -> Rows:
         """The pairs as the blocks see them. The cutoff is strict and on the unscaled first feature,
@@ -314,6 +311,8 @@ class SiteNet(nn.Module):
                 z = F.softplus(y)
             case "trelu":  # a negative prediction still learns
                 z = with_gradient_of(y.clamp(min=0), y)
+        if all(target.kind == "value" for target in self._targets):
+            return z
         return torch.where(self.is_class, y, z)
 
     def learned(self, encoding: Tensor) -> Tensor:
