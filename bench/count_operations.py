@@ -31,6 +31,8 @@ KERNELS = {
     "sitenet::power_spectrum_forward": 2,
     "sitenet::power_spectrum_backward": 5,
     "sitenet::padded_batch": 2,
+    "sitenet::site_terms_forward": 3,
+    "sitenet::site_terms_backward": 7,
 }
 LISTS_BY_SITE = 10  # kernels that list pairs, or images, by site; only a GPU needs the lists
 NO_KERNEL = ("empty", "detach", "_unsafe_view", "alias", "scalar_tensor", "new_empty")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -55,6 +56,34 @@ class _WithGradientOf(torch.autograd.Function):
 def with_gradient_of(value: Tensor, x: Tensor) -> Tensor:
     """Return the value, and pass its gradient to x unchanged."""
     return _WithGradientOf.apply(value.detach(), x)
+
+
+class _InBfloat16(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.dtypes = [x.dtype for x in tensors]
+        ctx.set_materialize_grads(False)
+        return _cast(tensors, [torch.bfloat16] * len(tensors))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        known = [k for k, grad in enumerate(grads) if grad is not None]
+        cast = _cast([grads[k] for k in known], [ctx.dtypes[k] for k in known])
+        of = dict(zip(known, cast, strict=True))
+        return tuple(of.get(k) for k in range(len(grads)))
+
+
+def _cast(tensors: Sequence[Tensor | None], dtypes: Sequence[torch.dtype]) -> tuple[Tensor, ...]:
+    given = [x for x in tensors if x is not None]
+    copies = [torch.empty_like(x, dtype=dtype) for x, dtype in zip(given, dtypes, strict=True)]
+    if copies:
+        torch._foreach_copy_(copies, given)
+    return tuple(copies)
+
+
+def in_bfloat16(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Cast tensors to bfloat16 all at once, and their gradients back."""
+    return _InBfloat16.apply(*tensors)
 
 
 class Embedding(nn.Embedding):

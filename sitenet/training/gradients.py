@@ -9,7 +9,9 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
+from sitenet.model.layers import in_bfloat16
 from sitenet.model.sitenet import SiteNet
 from sitenet.ops.padded_batch import Room
 from sitenet.pairs.pairs import Pairs
@@ -84,10 +86,17 @@ class Gradients:
 
     def _backward(self, pairs: Pairs, truth: Tensor, counts: Tensor) -> Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
-            output = self.model(pairs)
+            output = functional_call(self.model, self._low(), (pairs,), tie_weights=False)
         loss = step_loss(self.model, output, truth, counts)
         loss.backward()
         return loss.detach()
+
+    def _low(self) -> dict[str, Tensor]:
+        """The parameters that a pass takes in bfloat16, by name."""
+        if not self.bfloat16:
+            return {}
+        named = self.model.parameters_in_bfloat16()
+        return dict(zip(named, in_bfloat16(list(named.values())), strict=True))
 
     def _scale_embedding(self, batch: np.ndarray) -> None:
         """Apply max-norm for the elements of the other ranks too, so that weights stay equal."""

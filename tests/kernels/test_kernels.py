@@ -44,12 +44,31 @@ from spectrum_checks import (
     check_spectrum_sliced_inputs,
 )
 from spectrum_checks import inputs as spectrum_inputs
+from step_checks import (
+    BLOCKS,
+    NORMS,
+    check_block_weights,
+    check_block_weights_gradcheck,
+    check_block_weights_in_bfloat16,
+    check_log_multiplicity,
+    check_pair_inputs,
+)
 from toy_crystals import toy_crystals, toy_dataset
 from trainers import DENSITY, SPHERE, padded, store_of, trainer_of, weights
 
 from sitenet.model import sitenet as model_module
 from sitenet.model import spectrum as spectrum_module
-from sitenet.ops import _C, attention, geometry, kernel_calls, padded_batch, power_spectrum
+from sitenet.ops import (
+    _C,
+    attention,
+    block_weights,
+    geometry,
+    kernel_calls,
+    padded_batch,
+    pair_inputs,
+    power_spectrum,
+    site_terms,
+)
 from sitenet.ops.padded_batch import Room
 from sitenet.ops.rows import sorted_by_site
 
@@ -129,14 +148,16 @@ def emulated(module, monkeypatch):
     """Run the public functions on CPU tensors through the CUDA implementations of the ops."""
     functions = {name: getattr(module, name) for name in dir(module) if name.endswith("_cuda")}
     shapes = {name: getattr(_C, name) for name in SHAPES}
-    shapes["PaddedBatchShape"] = module.PaddedBatchShape
-    for calls in (attention, kernel_calls, geometry, padded_batch, power_spectrum):
+    for name in ("PaddedBatch", "BlockWeights", "PairInputs", "LogMultiplicity"):
+        shapes[f"{name}Shape"] = getattr(module, f"{name}Shape")
+    families = attention, block_weights, pair_inputs, power_spectrum
+    for calls in (*families, kernel_calls, geometry, padded_batch):
         monkeypatch.setattr(calls, "_C", SimpleNamespace(**functions, **shapes))
     for calls in (attention, kernel_calls, geometry, power_spectrum):
         monkeypatch.setattr(calls, "need_cuda", lambda: None)
     for calls in (kernel_calls, geometry):
         monkeypatch.setattr(calls, "launch", lambda kernel, like, *args: kernel(*args, 0))
-    for calls in (attention, power_spectrum):
+    for calls in (*families, site_terms):
         monkeypatch.setattr(calls, "_ops", SimpleNamespace(**calls.CUDA_IMPLEMENTATIONS))
     monkeypatch.setattr(attention, "_keeps_statistics", lambda x: True)
     monkeypatch.setattr(geometry, "_forward", geometry._forward_cuda)
@@ -246,6 +267,42 @@ def test_power_spectrum(emulated, sizes, rows, dtype):
 )
 def test_promises_of_power_spectra(emulated, check):
     check(CPU)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["f64", "f32"])
+@pytest.mark.parametrize("norms", NORMS)
+@pytest.mark.parametrize("sizes", BLOCKS)
+def test_block_weights(emulated, sizes, norms, dtype):
+    check_block_weights(BLOCKS[sizes], NORMS[norms], dtype)
+
+
+@pytest.mark.parametrize(
+    "check",
+    [check_block_weights_gradcheck, check_block_weights_in_bfloat16],
+    ids=lambda check: check.__name__,
+)
+def test_promises_of_block_weights(emulated, check):
+    check()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "stored"),
+    [
+        (torch.float64, torch.float64),
+        (torch.float32, torch.float32),
+        (torch.float64, torch.float32),
+        (torch.float32, torch.float64),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("rows", [(3, 0, 1, 400), (0, 0), ()], ids=str)
+def test_pair_inputs(emulated, rows, dtype, stored):
+    check_pair_inputs(rows, dtype, stored)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["f64", "f32"])
+def test_log_multiplicity(emulated, dtype):
+    check_log_multiplicity(dtype)
 
 
 # hidden, attention, interaction, width of e, heads: one warp takes more than the 48 KiB that a
@@ -386,7 +443,7 @@ SANITIZED = " or ".join(
         *("test_rows_around_the_spans[last-f32]", "test_slabs_of_the_backward[many-f32]"),
         *("test_pair_embedding[3-17-mish-True]", "test_distances_of_batches"),
         *("test_power_spectrum[tiny-edges-f32]", "test_power_spectrum[odd-edges-f32]"),
-        "test_padded_batches[vectors-2-",
+        *("test_padded_batches[vectors-2-", "test_block_weights[odd-", "test_log_multiplicity"),
         "check_gradients_are_those_of_plain_torch",
     ]
 )
