@@ -115,7 +115,11 @@ class Embedding(nn.Embedding):
     def scale_rows(self, numbers: Tensor) -> None:
         """Scale the stored rows of these elements to a norm of at most 1, in place."""
         used = torch.zeros(len(self.weight), 1, dtype=torch.bool, device=self.weight.device)
-        used.index_fill_(0, numbers, True)
+        self.scale(used.index_fill_(0, numbers, True))
+
+    @torch.no_grad()
+    def scale(self, used: Tensor) -> None:
+        """Scale the stored rows that are used, a mask (rows, 1), to a norm of at most 1."""
         self.weight.mul_(torch.where(used, self._factor(self.weight), 1))
 
     @staticmethod
