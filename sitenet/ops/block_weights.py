@@ -1,7 +1,8 @@
 """The weights of an attention block as its products take them.
 
 ``csrc/block_weights.h`` states the formulas and layouts. On a CPU plain torch computes them; on a
-GPU one kernel per pass does, in place of some thirty operations.
+GPU one kernel per pass does, in place of some thirty operations. The op runs on a CPU, too, so that
+tests and ``bench/count_operations.py`` can use it there.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from sitenet.ops import _C, check, checks, library, need_cuda
+from sitenet.ops import _C, check, checks, fuses, library, need_cuda
 from sitenet.ops.kernel_calls import flat, run_cuda, schema
 
 # ------------------------------------------------------------------------------------------------
@@ -94,21 +95,28 @@ for _name, _allocate in _OUTPUTS.items():
 # In plain torch.
 
 
-def _plain_forward(
-    block: BlockParameters, width: int, dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _plain(block: BlockParameters, width: int) -> BlockWeights:
+    """Views of what is stacked, where nothing is folded in."""
     weight, bias = torch.cat(block.groups), torch.cat(block.biases)
-    sites = (weight.shape[1] - width) // 2
-    w_i, w_j, w_e = weight.split([sites, sites, width], 1)
-    both = torch.stack([w_i, w_j]).to(dtype)
-    with torch.autocast(weight.device.type, enabled=False):
-        bias = bias if block.shift is None else bias + w_e @ block.shift
-    w_e = w_e.clone() if block.gain is None else w_e * block.gain
-    logits = block.logit.clone()
+    w_sites, w_e = weight.split([weight.shape[1] - width, width], 1)
+    sites = w_sites.unflatten(1, (2, -1))
+    if block.gain is not None and block.shift is not None:
+        bias = bias + w_e @ block.shift
+        w_e = w_e * block.gain
+    logits = block.logit
     if block.hidden_gain is not None:
         logits = logits * block.hidden_gain
         logits = logits - logits.mean(1, keepdim=True)
-    return both, bias, w_e, logits
+    return BlockWeights(sites.transpose(0, 1), bias, w_e, logits)
+
+
+def _plain_forward(
+    block: BlockParameters, width: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    with torch.autocast(block.hidden.device.type, enabled=False):
+        sites, *others = _plain(block, width)
+    bias, pairs, logits = (x.clone(memory_format=torch.contiguous_format) for x in others)
+    return sites.to(dtype).contiguous(), bias, pairs, logits
 
 
 def _plain_backward(block: BlockParameters, grad: BlockWeights) -> _Gradients:
@@ -237,12 +245,15 @@ def block_weights(block: BlockParameters, width: int) -> BlockWeights:
         width: interaction features.
 
     Returns:
-        Weights in the dtype of the parameters, but those over sites in bfloat16 under autocast.
+        Weights in the dtype of the parameters; on a GPU, those over sites in bfloat16 under
+        autocast.
 
     Raises:
         TypeError, ValueError: on a GPU, a parameter of another dtype or shape.
         RuntimeError: CUDA tensors in a build without CUDA kernels.
     """
+    if not fuses(block.hidden):
+        return _plain(block, width)
     dtype, device = block.hidden.dtype, block.hidden.device.type
     if block.hidden.is_cuda:
         need_cuda()

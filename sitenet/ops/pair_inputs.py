@@ -1,7 +1,8 @@
 """What pairs bring into a model: features in closed form, and logarithms of multiplicities.
 
 ``csrc/pair_inputs.h`` states the formulas and layouts. On a CPU plain torch computes them, in some
-forty operations; on a GPU two kernels do. Neither has a gradient.
+forty operations; on a GPU two kernels do. The ops run on a CPU, too, so that tests and
+``bench/count_operations.py`` can use them there.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sitenet.config import InteractionFeature
-from sitenet.ops import _C, check, checks, library
+from sitenet.ops import _C, check, checks, fuses, library
 from sitenet.ops.kernel_calls import flat, run_cuda, schema
 
 # Angstrom to bohr as in the published features: scipy's "Angstrom star" (1.00001495e-10 m) over the
@@ -277,8 +278,7 @@ def pair_inputs(
         dtype: of the result; None takes that of ``distance``.
 
     Returns:
-        (pairs, features + basis). A gradient flows to ``distance`` where one is wanted, through
-        plain torch.
+        (pairs, features + basis). A gradient flows to ``distance``, on a GPU through plain torch.
 
     Raises:
         TypeError: on a GPU, a tensor of another dtype.
@@ -291,7 +291,7 @@ def pair_inputs(
         raise ValueError("Coulomb features need charges, got None")
     pairs = Described(offsets, sites, charges, distance, sine_distance)
     dtype = dtype or distance.dtype
-    if torch.is_grad_enabled() and distance.requires_grad:
+    if not fuses(distance) or (torch.is_grad_enabled() and distance.requires_grad):
         return _plain_pair_inputs(pairs, dtype, options)
     pairs = Described._make(None if x is None else x.contiguous() for x in pairs)
     return _ops.pair_inputs(*pairs, dtype, *options)
@@ -321,5 +321,8 @@ def log_multiplicity(
     Raises:
         TypeError, ValueError: on a GPU, a tensor of another dtype or shape.
     """
+    options = WeighOptions(math.inf if cutoff is None else cutoff, reach)
     pairs = Weighed(multiplicity.contiguous(), distance.contiguous(), features.contiguous())
-    return _ops.log_multiplicity(*pairs, math.inf if cutoff is None else cutoff, reach)
+    if not fuses(features):
+        return _plain_log_multiplicity(pairs, options)
+    return _ops.log_multiplicity(*pairs, *options)

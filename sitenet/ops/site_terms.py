@@ -1,6 +1,6 @@
 """The terms that both sites of a pair add to a block's first layer: products over sites.
 
-On a CPU they are two products, each with its own output. On a GPU they are one batched product,
+On a CPU they are two products in plain torch. On a GPU an op forms them as one batched product,
 since products so small take less time than starting them.
 """
 
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from sitenet.ops import library
+from sitenet.ops import fuses, library
 from sitenet.ops.kernel_calls import flat, schema
 
 
@@ -130,9 +130,9 @@ def site_terms(
 
     Args:
         x: (sites, features).
-        weight: (2, columns, features). In bfloat16 the products take bfloat16 factors and give
-            bfloat16 results.
-        bias: (columns,), in the dtype of the results.
+        weight: (2, columns, features). In bfloat16 the products take bfloat16 factors, and their
+            sums are rounded to it.
+        bias: (columns,); on a GPU, in the dtype of the results.
         first: the site of the first row.
         rows: how many there are; None takes all sites.
 
@@ -140,6 +140,9 @@ def site_terms(
         (rows, columns) and (sites, columns).
     """
     sites = Rows(first, x.shape[0] if rows is None else rows)
+    if not fuses(x):
+        site_i = F.linear(_of_rows(x, sites), weight[0], bias)
+        return site_i, F.linear(x, weight[1])
     with torch.autocast(x.device.type, enabled=False):
         if torch.is_grad_enabled() and any(t.requires_grad for t in (x, weight, bias)):
             return _SiteTerms.apply(x, x, weight, bias, sites)

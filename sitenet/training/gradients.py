@@ -13,6 +13,7 @@ from torch.func import functional_call
 
 from sitenet.model.layers import in_bfloat16
 from sitenet.model.sitenet import SiteNet
+from sitenet.ops import fuses
 from sitenet.ops.padded_batch import Room
 from sitenet.pairs.pairs import Pairs
 from sitenet.pairs.store import placed
@@ -98,17 +99,18 @@ class Gradients:
 
     def _backward(self, pairs: Pairs, truth: Tensor, counts: Tensor) -> Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
-            output = functional_call(self.model, self._low(), (pairs,), tie_weights=False)
+            output = self._forward(pairs)
         loss = step_loss(self.model, output, truth, counts)
         loss.backward()
         return loss.detach()
 
-    def _low(self) -> dict[str, Tensor]:
-        """The parameters that a pass takes in bfloat16, by name."""
-        if not self.bfloat16:
-            return {}
+    def _forward(self, pairs: Pairs) -> Tensor:
+        """The model's output; on a GPU with its parameters cast all at once."""
+        if not self.bfloat16 or not fuses(self.data.known):
+            return self.model(pairs)
         named = self.model.parameters_in_bfloat16()
-        return dict(zip(named, in_bfloat16(list(named.values())), strict=True))
+        low = dict(zip(named, in_bfloat16(list(named.values())), strict=True))
+        return functional_call(self.model, low, (pairs,), tie_weights=False)
 
     @property
     def _scales(self) -> bool:

@@ -71,6 +71,7 @@ from sitenet.ops import (
 )
 from sitenet.ops.padded_batch import Room
 from sitenet.ops.rows import sorted_by_site
+from sitenet.training import gradients
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted((ROOT / "csrc" / "cuda").rglob("*.cu"))
@@ -155,6 +156,8 @@ def emulated(module, monkeypatch):
         monkeypatch.setattr(calls, "_C", SimpleNamespace(**functions, **shapes))
     for calls in (attention, kernel_calls, geometry, power_spectrum):
         monkeypatch.setattr(calls, "need_cuda", lambda: None)
+    for calls in (block_weights, pair_inputs, site_terms, gradients):
+        monkeypatch.setattr(calls, "fuses", lambda x: True)
     for calls in (kernel_calls, geometry):
         monkeypatch.setattr(calls, "launch", lambda kernel, like, *args: kernel(*args, 0))
     for calls in (*families, site_terms):

@@ -14,18 +14,25 @@ from step_checks import (
 from sitenet.ops import block_weights as ops
 
 
+@pytest.fixture(params=["plain", "op"])
+def path(request, monkeypatch):
+    """Plain torch, as on a CPU, and the op, as on a GPU."""
+    monkeypatch.setattr(ops, "fuses", lambda x: request.param == "op")
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["f64", "f32"])
 @pytest.mark.parametrize("norms", NORMS)
 @pytest.mark.parametrize("sizes", BLOCKS)
-def test_block_weights(sizes, norms, dtype):
+def test_block_weights(path, sizes, norms, dtype):
     check_block_weights(BLOCKS[sizes], NORMS[norms], dtype)
 
 
-def test_gradcheck():
+def test_gradcheck(path):
     check_block_weights_gradcheck()
 
 
-def test_bfloat16():
+def test_bfloat16(monkeypatch):
+    monkeypatch.setattr(ops, "fuses", lambda x: True)
     check_block_weights_in_bfloat16()
 
 
@@ -39,7 +46,7 @@ def test_opcheck(sizes):
         torch.library.opcheck(backward, (*block, *forward(*block, width, dtype)))
 
 
-def test_a_folded_block_is_the_block():
+def test_a_folded_block_is_the_block(path):
     """Its first layer on the features without the affine part of their norm is that on the features
     with it, and its logits differ by a constant per row."""
     block, width = block_of(BLOCKS["paper"], NORMS["both"], torch.float64)

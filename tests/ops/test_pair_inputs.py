@@ -5,22 +5,29 @@ import torch
 from step_checks import KINDS, check_log_multiplicity, check_pair_inputs, described
 
 from sitenet.config import InteractionFeature
+from sitenet.ops import pair_inputs as ops
 from sitenet.ops.pair_inputs import MOST_FEATURES, log_multiplicity, pair_inputs
 
 F32, F64 = torch.float32, torch.float64
 ROWS = {"edges": (3, 0, 1, 40), "empty": (0, 0), "none": ()}
 
 
+@pytest.fixture(params=["plain", "op"])
+def path(request, monkeypatch):
+    """Plain torch, as on a CPU, and the ops, as on a GPU."""
+    monkeypatch.setattr(ops, "fuses", lambda x: request.param == "op")
+
+
 @pytest.mark.parametrize(
     ("dtype", "stored"), [(F64, F64), (F32, F32), (F64, F32), (F32, F64)], ids=str
 )
 @pytest.mark.parametrize("rows", ROWS)
-def test_pair_inputs(rows, dtype, stored):
+def test_pair_inputs(path, rows, dtype, stored):
     check_pair_inputs(ROWS[rows], dtype, stored)
 
 
 @pytest.mark.parametrize("dtype", [F64, F32], ids=str)
-def test_log_multiplicity(dtype):
+def test_log_multiplicity(path, dtype):
     check_log_multiplicity(dtype)
 
 
@@ -33,7 +40,7 @@ def test_opcheck():
     torch.library.opcheck(torch.ops.sitenet.log_multiplicity.default, (*weighed, 2.0, 5.0))
 
 
-def test_a_gradient_flows_to_distances_where_one_is_wanted():
+def test_a_gradient_flows_to_distances_where_one_is_wanted(path):
     offsets, sites, charges, distance, sine = described((4, 2), F64)
     distance = distance.clamp(min=0.5).requires_grad_()
     features = [InteractionFeature(name, power, bool(clip)) for name, power, clip in KINDS]
@@ -45,7 +52,7 @@ def test_a_gradient_flows_to_distances_where_one_is_wanted():
     assert not of_distance(distance.detach()).requires_grad
 
 
-def test_strides_are_honoured():
+def test_strides_are_honoured(path):
     columns = described((4, 2), F32)
     features = [InteractionFeature(name, power, bool(clip)) for name, power, clip in KINDS]
     want = pair_inputs(*columns, features)

@@ -13,6 +13,7 @@ from sitenet.ops import site_terms as ops
 def implementation(request, monkeypatch):
     """Both are plain torch, which any device runs."""
     functions = getattr(ops, f"{request.param}_IMPLEMENTATIONS")
+    monkeypatch.setattr(ops, "fuses", lambda x: True)
     monkeypatch.setattr(ops, "_ops", SimpleNamespace(**functions))
 
 
@@ -20,6 +21,11 @@ def implementation(request, monkeypatch):
 @pytest.mark.parametrize(("sites", "rows"), [(0, 0), (1, 1), (70, 70), (70, 33), (3, 0)])
 def test_site_terms(implementation, sites, rows, dtype):
     check_site_terms(sites, rows, dtype)
+
+
+@pytest.mark.parametrize(("sites", "rows"), [(0, 0), (70, 70), (70, 33)])
+def test_plain_torch(sites, rows):
+    check_site_terms(sites, rows, torch.float64)
 
 
 def test_bfloat16(implementation):
