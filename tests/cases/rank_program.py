@@ -2,9 +2,12 @@
 
 import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
 from toy_crystals import toy_dataset
 from trainers import CONFIGS, FAST, FakeGraphs, padded, trainer_of, weights
 
@@ -92,4 +95,4 @@ if __name__ == "__main__":
                 check_a_capture_that_fails_on_one_rank_ends_them_on_all()
                 check_an_epoch_begins_with_the_weights_of_rank_0()
         barrier()
-    print("checked", file=sys.stdout)
+    print("checked")
