@@ -21,6 +21,7 @@ from toy_crystals import toy_dataset
 from trainers import padded, trainer_of
 
 from sitenet.config import load_config
+from sitenet.ops import block_weights, pair_inputs, site_terms
 from sitenet.training import gradients, muon
 
 # Kernels of an op on a GPU. Sorting takes some eight.
@@ -31,6 +32,8 @@ KERNELS = {
     "sitenet::power_spectrum_forward": 2,
     "sitenet::power_spectrum_backward": 5,
     "sitenet::padded_batch": 2,
+    "sitenet::site_terms_forward": 3,
+    "sitenet::site_terms_backward": 7,
 }
 LISTS_BY_SITE = 10  # kernels that list pairs, or images, by site; only a GPU needs the lists
 NO_KERNEL = ("empty", "detach", "_unsafe_view", "alias", "scalar_tensor", "new_empty")
@@ -89,6 +92,8 @@ def count(name, precision):
 if __name__ == "__main__":
     muon.OVERHEAD["cpu"] = muon.OVERHEAD["cuda"]
     gradients.multiplies_bfloat16 = lambda device: True
+    for family in (block_weights, pair_inputs, site_terms, gradients):
+        family.fuses = lambda x: True
     torch.set_num_threads(1)
     for each in sys.argv[1:] or ("paper", "sphere", "density"):
         for kind in ("float32", "bfloat16"):

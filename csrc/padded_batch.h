@@ -1,8 +1,9 @@
 // A batch of crystals from a store of pairs, padded to fixed sizes (sitenet/pairs/store.py).
 //
 // The store holds the rows of all crystals one after another, the pairs of all rows, and the images
-// of all pairs; the batch those of the crystals in `index`. -1 at the end of index stands for
-// padding crystals. Each has one row, the last one all rows that are left over. The pairs that are
+// of all pairs; the batch those of the crystals in `index`. Numbers -1 - c at the end of index stand
+// for padding crystals, whose rows repeat the first row of crystal c, the same one for all of them.
+// Each has one row, the last one all rows that are left over. The pairs that are
 // left over are shared evenly by those rows, as pairs of a row with itself, and the images that are
 // left over by those pairs, as their multiplicity. With `places` that share `total`, place k gets
 //
@@ -27,7 +28,7 @@ struct PaddedBatchShape {
 
 struct PaddedBatch {
     PaddedBatchShape shape;
-    const int64_t *index;            ///< (places), numbers in the store, or -1
+    const int64_t *index;            ///< (places), numbers in the store, or -1 - number for padding
     const int64_t *row_of_crystal;   ///< store: (crystals + 1), first row
     const int64_t *pair_of_row;      ///< store: (rows + 1), first pair
     const int64_t *image_of_crystal; ///< store: (crystals + 1), first image; null without vectors
@@ -52,6 +53,11 @@ struct PaddedBatch {
     int32_t *multiplicity;              ///< (pairs)
     float *vectors;                     ///< (images, 3)
 };
+
+/// The crystal that a place of index holds or repeats.
+static SITENET_HD int64_t stored_crystal(int64_t number) {
+    return number < 0 ? -1 - number : number;
+}
 
 /// Where the share of a place begins.
 static SITENET_HD int64_t share_begin(int64_t place, int64_t places, int64_t total) {

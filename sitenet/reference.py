@@ -1,8 +1,8 @@
 """The oracle: every op of a model in plain torch, slow and obvious, for any dtype.
 
-``pair_embedding`` and ``attention`` have the signatures of ``sitenet.ops.attention``, and
-``power_spectrum`` that of ``sitenet.ops.power_spectrum``. Only tests
-and benches import this module.
+``pair_embedding`` and ``attention`` have the signatures of ``sitenet.ops.attention``,
+``power_spectrum`` and ``site_terms`` those of the modules named after them. Only tests and benches
+import this module.
 """
 
 from __future__ import annotations
@@ -186,3 +186,83 @@ def power_spectrum(
         norm = (mixed.square().sum(1) + soft**2).sqrt() - soft
         spectra.append(norm if degree else mixed[:, 0])
     return torch.stack(spectra, 1)
+
+
+def block_weights(
+    hidden: Tensor,
+    attention: Tensor,
+    interaction: Tensor | None,
+    hidden_bias: Tensor,
+    attention_bias: Tensor,
+    interaction_bias: Tensor | None,
+    logit: Tensor,
+    gain: Tensor | None,
+    shift: Tensor | None,
+    hidden_gain: Tensor | None,
+    *,
+    width: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The weights that give a block the same first layer on e as on e * gain + shift, and the same
+    softmax on hidden columns as on hidden * hidden_gain, up to a constant per row: those over both
+    sites (2, columns, D), the bias, those over e (columns, width), and those of the logits."""
+    weight = torch.cat([x for x in (hidden, attention, interaction) if x is not None])
+    bias = torch.cat([x for x in (hidden_bias, attention_bias, interaction_bias) if x is not None])
+    sites, pairs = weight[:, : weight.shape[1] - width], weight[:, weight.shape[1] - width :]
+    if gain is not None and shift is not None:
+        bias = bias + torch.einsum("ck,k->c", pairs, shift)
+        pairs = torch.einsum("ck,k->ck", pairs, gain)
+    if hidden_gain is not None:
+        logit = torch.einsum("hk,k->hk", logit, hidden_gain)
+        logit = logit - logit.mean(1, keepdim=True)
+    return torch.stack(sites.chunk(2, 1)), bias, pairs, logit
+
+
+def site_terms(
+    x: Tensor, weight: Tensor, bias: Tensor, first: int = 0, rows: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """x weight[0]^T + bias for the rows' sites, from ``first`` on, and x weight[1]^T for all."""
+    last = None if rows is None else first + rows
+    return (x @ weight[0].mT + bias)[first:last], x @ weight[1].mT
+
+
+def pair_inputs(
+    offsets: Tensor,
+    sites: Tensor,
+    charges: Tensor,
+    distance: Tensor,
+    sine_distance: Tensor,
+    kinds: list[tuple[str, float, float]],
+    basis: int,
+    reach: float,
+    first_row: int = 0,
+) -> Tensor:
+    """Pair by pair. Each kind is a published name, a power, and the clip of the logarithm (0 for
+    no logarithm); the Gaussians follow."""
+    rows = row_of_pair(offsets, len(distance))
+    result = distance.new_empty(len(distance), len(kinds) + basis)
+    for p, (row, site) in enumerate(zip(rows.tolist(), sites.tolist(), strict=True)):
+        d, i, j = float(distance[p]), float(charges[first_row + row]), float(charges[site])
+        for column, (name, power, clip) in enumerate(kinds):
+            apart = float(sine_distance[p]) if name == "coulomb_matrix" else d
+            if name == "distance_matrix":
+                x = d
+            elif name == "reciprocal_square_distance_matrix":
+                x = 1 / d**2 if d else math.inf
+            else:
+                x = i * j / (apart * 1.8897543773133647) if d else 0.5 * i**2.4
+            x = x**power if x or power > 0 else math.inf
+            result[p, column] = min(max(math.log(x + 1e-8), -clip), clip) if clip else x
+        for k in range(basis):
+            z = (d - k * reach / (basis - 1)) / (reach / (basis - 1))
+            result[p, len(kinds) + k] = math.exp(-0.5 * z * z)
+    return result
+
+
+def log_multiplicity(
+    multiplicity: Tensor, distance: Tensor, features: Tensor, cutoff: float | None, reach: float
+) -> Tensor:
+    """ln(multiplicity envelope(distance)), -inf where the first feature exceeds the cutoff."""
+    u = distance / reach if reach else torch.zeros_like(distance)
+    envelope = torch.where(u < 1, 1 - 28 * u**6 + 48 * u**7 - 21 * u**8, 0)
+    kept = torch.ones_like(u) if cutoff is None else (features[:, 0] <= cutoff).to(u.dtype)
+    return (multiplicity * envelope.clamp(min=0) * kept).log()

@@ -6,7 +6,9 @@
 #include "../bindings.h"
 #include "kernels.h"
 
+#include <stdexcept>
 #include <string>
+#include <vector>
 
 namespace sitenet::cuda {
 namespace {
@@ -74,7 +76,48 @@ void bound_distances_backward(uintptr_t cells, uintptr_t frac_i, uintptr_t frac_
         Address{usable}, Address{scratch}, Address{stream});
 }
 
-/// The shape is bound here, as no CPU kernel takes it.
+/// The shapes are bound here and below, as no CPU kernel takes them.
+inline void bind_pair_input_shapes(py::module_ &m) {
+    const auto of_lists = [](int64_t pairs, int rows, int first_row, int basis, double reach,
+                             const std::vector<int> &kinds, const std::vector<double> &powers,
+                             const std::vector<double> &clips) {
+        PairInputsShape shape = {pairs, rows, first_row, int(kinds.size()), basis, reach, {}};
+        if (kinds.size() > kMostFeatures || powers.size() != kinds.size() ||
+            clips.size() != kinds.size())
+            throw std::invalid_argument("PairInputsShape: lists of one length, at most " +
+                                        std::to_string(kMostFeatures));
+        for (size_t k = 0; k < kinds.size(); ++k)
+            shape.features[k] = {kinds[k], powers[k], clips[k]};
+        return shape;
+    };
+    using py::arg;
+    py::class_<PairInputsShape>(m, "PairInputsShape", py::module_local())
+        .def(py::init(of_lists), arg("pairs"), arg("rows"), arg("first_row"), arg("basis"),
+             arg("reach"), arg("kinds"), arg("powers"), arg("clips"));
+    py::class_<LogMultiplicityShape>(m, "LogMultiplicityShape", py::module_local())
+        .def(py::init<int64_t, int, double, double>(), arg("pairs"), arg("columns"), arg("cutoff"),
+             arg("reach"));
+}
+
+template <class T, class D> void bind_pair_inputs(py::module_ &m, const std::string &suffix) {
+    bind_kernel(m, "pair_inputs", suffix, pair_inputs<T, D>, pair_inputs_scratch<T, D>);
+    bind_kernel(m, "log_multiplicity", suffix, log_multiplicity<T, D>,
+                log_multiplicity_scratch<T, D>);
+}
+
+inline void bind_block_weights_shape(py::module_ &m) {
+    py::class_<BlockWeightsShape>(m, "BlockWeightsShape", py::module_local())
+        .def(py::init<int, int, int, int, int, int>(), py::arg("hidden"), py::arg("attention"),
+             py::arg("interaction"), py::arg("sites"), py::arg("width"), py::arg("heads"));
+}
+
+template <class T, class S> void bind_block_weights(py::module_ &m, const std::string &suffix) {
+    bind_kernel(m, "block_weights_forward", suffix, block_weights_forward<T, S>,
+                block_weights_forward_scratch<T, S>);
+    bind_kernel(m, "block_weights_backward", suffix, block_weights_backward<T, S>,
+                block_weights_backward_scratch<T, S>);
+}
+
 inline void bind_padded_batch(py::module_ &m) {
     py::class_<PaddedBatchShape>(m, "PaddedBatchShape", py::module_local())
         .def(py::init<int64_t, int64_t, int, int>(), py::arg("pairs"), py::arg("images"),
@@ -99,6 +142,14 @@ inline void bind(py::module_ &m) {
     bind_pair_embedding<float, uint16_t>(m, "_bf16_cuda");
     bind_power_spectrum<float>(m, "_f32_cuda");
     bind_power_spectrum<double>(m, "_f64_cuda");
+    bind_block_weights_shape(m);
+    bind_block_weights<float, float>(m, "_f32_cuda");
+    bind_block_weights<double, double>(m, "_f64_cuda");
+    bind_block_weights<float, uint16_t>(m, "_bf16_cuda");
+    bind_pair_input_shapes(m);
+    bind_pair_inputs<float, float>(m, "_f32_cuda");
+    bind_pair_inputs<double, float>(m, "_f64_f32_cuda");
+    bind_pair_inputs<double, double>(m, "_f64_cuda");
     bind_padded_batch(m);
     bind_geometry<float>(m, "_f32_cuda");
     bind_geometry<double>(m, "_f64_cuda");

@@ -5,8 +5,10 @@
 #pragma once
 
 #include "../attention.h"
+#include "../block_weights.h"
 #include "../geometry.h"
 #include "../padded_batch.h"
+#include "../pair_inputs.h"
 #include "../power_spectrum.h"
 
 namespace sitenet::cuda {
@@ -51,6 +53,23 @@ template <class T> int64_t power_spectrum_forward_scratch(const PowerSpectrumSha
 template <class T>
 void power_spectrum_backward(const PowerSpectrumBackward<T> &p, void *scratch, void *stream);
 template <class T> int64_t power_spectrum_backward_scratch(const PowerSpectrumShape &shape);
+
+/// S is float, double or, for bfloat16, uint16_t.
+template <class T, class S>
+void block_weights_forward(const BlockWeightsForward<T, S> &p, void *scratch, void *stream);
+template <class T, class S> int64_t block_weights_forward_scratch(const BlockWeightsShape &shape);
+
+template <class T, class S>
+void block_weights_backward(const BlockWeightsBackward<T, S> &p, void *scratch, void *stream);
+template <class T, class S> int64_t block_weights_backward_scratch(const BlockWeightsShape &shape);
+
+template <class T, class D>
+void pair_inputs(const PairInputs<T, D> &p, void *scratch, void *stream);
+template <class T, class D> int64_t pair_inputs_scratch(const PairInputsShape &shape);
+
+template <class T, class D>
+void log_multiplicity(const LogMultiplicity<T, D> &p, void *scratch, void *stream);
+template <class T, class D> int64_t log_multiplicity_scratch(const LogMultiplicityShape &shape);
 
 void padded_batch(const PaddedBatch &p, void *scratch, void *stream);
 int64_t padded_batch_scratch(const PaddedBatchShape &shape);

@@ -19,7 +19,7 @@ constexpr int kGatherThreads = 256;
 /// What begins_kernel leaves for gather_kernel.
 struct Begins {
     int64_t *in_batch[kLevels]; ///< (places + 1), first row, pair and image; padding has none
-    int64_t *in_store[kLevels]; ///< (places), likewise; padding stands at the first crystal's
+    int64_t *in_store[kLevels]; ///< (places), likewise; padding stands at what it repeats
     int64_t *crystals;          ///< (1), crystals that are no padding
     int64_t bytes;
 
@@ -59,7 +59,7 @@ __global__ void begins_kernel(PaddedBatch p, Begins to) {
     for (int k = first; k < last; ++k) {
         const int64_t crystal = p.index[k];
         int64_t begins[kLevels], ends[kLevels];
-        begins_in_store(p, crystal < 0 ? p.index[0] : crystal, begins);
+        begins_in_store(p, stored_crystal(crystal), begins);
         if (crystal >= 0) {
             begins_in_store(p, crystal + 1, ends);
             ++real;
@@ -106,7 +106,7 @@ __device__ void gather_crystal(const PaddedBatch &p, const Begins &begins, int64
         k == places ? p.shape.rows : begins.in_batch[kRows][k] + (padding > 0 ? padding : 0);
     if (k == places)
         return;
-    const int64_t crystal = p.index[k] < 0 ? p.index[0] : p.index[k];
+    const int64_t crystal = stored_crystal(p.index[k]);
     p.num_sites[k] = p.stored_num_sites[crystal];
     p.supercell[k] = p.stored_images[crystal];
 }
@@ -119,7 +119,7 @@ __device__ void gather_row(const PaddedBatch &p, const Begins &begins, int64_t r
         p.offsets[row] = s.pairs;
         return;
     }
-    int64_t at = begins.in_store[kRows][0];
+    int64_t at = begins.in_store[kRows][s.places - 1]; // of padding, which is never missing
     if (row < rows) {
         const Source source(begins, kRows, s.places, row);
         at = source.at;

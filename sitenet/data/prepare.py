@@ -30,7 +30,7 @@ from sitenet.data.prepared import (
 from sitenet.data.readers import open_source
 from sitenet.data.source import Source
 from sitenet.data.units import stated_units
-from sitenet.system.distributed import barrier, is_first, world
+from sitenet.system.distributed import barrier, is_first, processes
 from sitenet.system.files import locked, new_file
 from sitenet.system.progress import Reporter
 from sitenet.system.workers import default_workers, in_order
@@ -261,7 +261,7 @@ def _read(
 ) -> Dataset:
     """Read a source into memory, or prepare it for several processes to share."""
     if prepared_as is None:
-        if world() > 1:
+        if processes() > 1:
             raise ValueError("several processes need a file to share the dataset: a run folder")
         with reporter.bar("reading structures", len(source)) as advance:
             return read(source, how, workers, advance)

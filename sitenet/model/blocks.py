@@ -14,7 +14,9 @@ from sitenet.config import SiteNetConfig
 from sitenet.model.layers import Layer, norm_of
 from sitenet.model.spectrum import Images, Spectrum
 from sitenet.ops.attention import attention
+from sitenet.ops.block_weights import BlockParameters, BlockWeights, block_weights
 from sitenet.ops.rows import EPSILON, BySite, row_of_pair, row_softmax, weighted_sums
+from sitenet.ops.site_terms import site_terms
 
 
 @dataclass
@@ -97,30 +99,47 @@ class Block(nn.Module):
         before = x
         if self.residual:
             x = self.norm(x)
-        groups = [self.first_hidden, self.attention]
-        if need_interaction and self.renews:
-            groups.append(self.interaction)
-        weight = torch.cat([g.linear.weight for g in groups])  # (columns, 2 D + E)
-        bias = torch.cat([g.linear.bias for g in groups])
-        w_i, w_j, w_e = weight.split([self.sites, self.sites, self.width], 1)
-        if e_layer.norm is not None:
-            bias = bias + w_e @ e_layer.norm.bias
-            w_e = w_e * e_layer.norm.weight
-        here = slice(first, first + rows.offsets.shape[0] - 1)
-        site_i = F.linear(x[here], w_i, bias)  # (rows, columns)
-        site_j = F.linear(x, w_j)  # (sites, columns)
+        weights = self.weights(e_layer, need_interaction)
+        number = rows.offsets.shape[0] - 1
+        site_i, site_j = site_terms(x, weights.sites, weights.bias, first, number)
+        if number != x.shape[0]:
+            before, x = before[first : first + number], x[first : first + number]
 
         compute = self.attend_plainly if self.plain else self.attend_fused
-        y, renewed, weights = compute(site_i, site_j, e, w_e, rows, need_weights)
+        y, renewed, attended = compute(site_i, site_j, e, weights, rows, need_weights)
         y = self.attention.affine(y.unflatten(1, (-1, self.heads)).mT)  # (rows, heads, A)
         y = y.mT.flatten(1)
         if self.spectrum and rows.images:
             y = torch.cat([y, self.spectrum(x, rows.images)], 1)
         if self.residual:
-            y = before[here] + self.add(self.out(torch.cat([x[here], y], 1)))
+            y = before + self.add(self.out(torch.cat([x, y], 1)))
         else:
             y = self.out(y)
-        return y, renewed if self.renews else e, weights
+        return y, renewed if self.renews else e, attended
+
+    def weights(self, e_layer: Layer, need_interaction: bool) -> BlockWeights:
+        """The first layers' weights on the states of both sites, on e and on the hidden columns.
+
+        Args:
+            e_layer: the layer that e comes from, whose affine part goes into the weights on e.
+            need_interaction: whether e is renewed.
+        """
+        hidden, attention = self.first_hidden, self.attention
+        interaction = self.interaction.linear if need_interaction and self.renews else None
+        folds = hidden.norm is not None and not self.plain
+        parameters = BlockParameters(
+            hidden.linear.weight,
+            attention.linear.weight,
+            None if interaction is None else interaction.weight,
+            hidden.linear.bias,
+            attention.linear.bias,
+            None if interaction is None else interaction.bias,
+            self.logits.weight,
+            None if e_layer.norm is None else e_layer.norm.weight,
+            None if e_layer.norm is None else e_layer.norm.bias,
+            hidden.norm.weight if folds and hidden.norm is not None else None,
+        )
+        return block_weights(parameters, self.width)
 
     @property
     def first_hidden(self) -> Layer:
@@ -128,7 +147,13 @@ class Block(nn.Module):
         return cast(Layer, self.hidden[0])
 
     def attend_fused(
-        self, site_i: Tensor, site_j: Tensor, e: Tensor, w_e: Tensor, rows: Rows, need_weights: bool
+        self,
+        site_i: Tensor,
+        site_j: Tensor,
+        e: Tensor,
+        weights: BlockWeights,
+        rows: Rows,
+        need_weights: bool,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Let the fused op compute the whole block, which has one hidden layer.
 
@@ -136,7 +161,7 @@ class Block(nn.Module):
             site_i: (rows, columns) linear part of the rows' sites, bias included.
             site_j: (sites, columns) linear part of all sites.
             e: (pairs, E) interaction features.
-            w_e: (columns, E) weights on them.
+            weights: of the block.
             rows: the pairs.
             need_weights: whether to return the attention weights.
 
@@ -144,17 +169,12 @@ class Block(nn.Module):
             The weighted sums (rows, A * heads), the renewed interaction features or None, and the
             attention weights or None, the first two without the affine part of their norms.
         """
-        logit_weight = self.logits.weight
-        norm = self.first_hidden.norm
-        if norm is not None:
-            logit_weight = logit_weight * norm.weight
-            logit_weight = logit_weight - logit_weight.mean(1, keepdim=True)
         y, renewed, logits = attention(
             site_i,
             site_j,
             e,
-            w_e,
-            logit_weight,
+            weights.pairs,
+            weights.logits,
             rows.log_multiplicity,
             rows.offsets,
             rows.sites,
@@ -172,28 +192,34 @@ class Block(nn.Module):
         return y, renewed, row_softmax(cast(Tensor, logits), row, site_i.shape[0])
 
     def attend_plainly(
-        self, site_i: Tensor, site_j: Tensor, e: Tensor, w_e: Tensor, rows: Rows, need_weights: bool
+        self,
+        site_i: Tensor,
+        site_j: Tensor,
+        e: Tensor,
+        weights: BlockWeights,
+        rows: Rows,
+        need_weights: bool,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Do the same as ``attend_fused`` in plain torch, with every pair's layers in memory, for
         several hidden layers or k_softmax."""
         row = row_of_pair(rows.offsets, rows.sites.shape[0])
-        z = site_i[row] + site_j[rows.sites.long()] + F.linear(e, w_e)  # (pairs, columns)
+        z = site_i[row] + site_j[rows.sites.long()] + F.linear(e, weights.pairs)  # (pairs, columns)
         hidden = self.first_hidden.linear.out_features
         a_dim = self.attention.linear.out_features
         m, a, interaction = z.split([hidden, a_dim, z.shape[1] - hidden - a_dim], 1)
         m = self.first_hidden.affine(self.first_hidden.finish(m))
         for layer in self.hidden[1:]:
             m = layer(m)
-        logits = F.linear(m, self.logits.weight)  # (pairs, heads)
+        logits = F.linear(m, weights.logits)  # (pairs, heads)
         log_multiplicity = rows.log_multiplicity[:, None]
         if self.k_softmax is not None:
             left = places_left(logits, rows, row, self.k_softmax)
             log_multiplicity = log_multiplicity + left
         logits = logits + log_multiplicity
-        weights = row_softmax(logits, row, site_i.shape[0])
-        y = weighted_sums(weights, self.attention.finish(a), row, site_i.shape[0])
+        attended = row_softmax(logits, row, site_i.shape[0])
+        y = weighted_sums(attended, self.attention.finish(a), row, site_i.shape[0])
         renewed = self.interaction.finish(interaction) if interaction.shape[1] else None
-        return y, renewed, weights if need_weights else None
+        return y, renewed, attended if need_weights else None
 
 
 def places_left(logits: Tensor, rows: Rows, row: Tensor, k: int) -> Tensor:

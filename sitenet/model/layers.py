@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -40,9 +43,47 @@ def norm_of(kind: str, width: int) -> nn.Module:
     return nn.LayerNorm(width, EPSILON) if kind == "layer" else nn.Identity()
 
 
+class _WithGradientOf(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, x: Tensor) -> Tensor:
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:
+        return None, grad
+
+
 def with_gradient_of(value: Tensor, x: Tensor) -> Tensor:
     """Return the value, and pass its gradient to x unchanged."""
-    return value.detach() + (x - x.detach())
+    return _WithGradientOf.apply(value.detach(), x)
+
+
+class _InBfloat16(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.dtypes = [x.dtype for x in tensors]
+        ctx.set_materialize_grads(False)
+        return _cast(tensors, [torch.bfloat16] * len(tensors))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        known = [k for k, grad in enumerate(grads) if grad is not None]
+        cast = _cast([grads[k] for k in known], [ctx.dtypes[k] for k in known])
+        of = dict(zip(known, cast, strict=True))
+        return tuple(of.get(k) for k in range(len(grads)))
+
+
+def _cast(tensors: Sequence[Tensor | None], dtypes: Sequence[torch.dtype]) -> tuple[Tensor, ...]:
+    given = [x for x in tensors if x is not None]
+    copies = [torch.empty_like(x, dtype=dtype) for x, dtype in zip(given, dtypes, strict=True)]
+    if copies:
+        torch._foreach_copy_(copies, given)
+    return tuple(copies)
+
+
+def in_bfloat16(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Cast tensors to bfloat16 all at once, and their gradients back."""
+    return _InBfloat16.apply(*tensors)
 
 
 class Embedding(nn.Embedding):
@@ -74,7 +115,11 @@ class Embedding(nn.Embedding):
     def scale_rows(self, numbers: Tensor) -> None:
         """Scale the stored rows of these elements to a norm of at most 1, in place."""
         used = torch.zeros(len(self.weight), 1, dtype=torch.bool, device=self.weight.device)
-        used.index_fill_(0, numbers, True)
+        self.scale(used.index_fill_(0, numbers, True))
+
+    @torch.no_grad()
+    def scale(self, used: Tensor) -> None:
+        """Scale the stored rows that are used, a mask (rows, 1), to a norm of at most 1."""
         self.weight.mul_(torch.where(used, self._factor(self.weight), 1))
 
     @staticmethod

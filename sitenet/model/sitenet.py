@@ -35,8 +35,9 @@ from sitenet.model.layers import Embedding, Layer, norm_of, with_gradient_of
 from sitenet.model.spectrum import Images
 from sitenet.model.target import Target as Target
 from sitenet.ops.attention import pair_embedding
+from sitenet.ops.pair_inputs import log_multiplicity
 from sitenet.ops.rows import EPSILON, by_site_for_backward, row_of_pair
-from sitenet.pairs.features import gaussians, log_envelope, pair_features
+from sitenet.pairs.features import pair_features
 from sitenet.pairs.finder import PairFinder
 from sitenet.pairs.pairs import Pairs
 
@@ -154,6 +155,23 @@ class SiteNet(nn.Module):
                 self.embedding.scale_rows(pairs.mixed_numbers)
         return self.decode(self.encode(self.site_inputs(pairs), self.pair_inputs(pairs), pairs))
 
+    def parameters_in_bfloat16(self) -> dict[str, nn.Parameter]:
+        """The parameters, by name, that autocast would cast one by one: those of linear layers on
+        the states of sites. Other products take theirs from ops, or stay in full precision."""
+        modules: dict[str, nn.Module] = {}
+        for number, block in enumerate(self.each_block):
+            modules[f"blocks.{number}.out.linear"] = block.out.linear
+            if block.residual:
+                modules[f"blocks.{number}.add"] = block.add
+            if block.spectrum is not None:
+                modules[f"blocks.{number}.spectrum.layer.linear"] = block.spectrum.layer.linear
+        for number, layer in enumerate(self.pre_pool):
+            modules[f"pre_pool.{number}.linear"] = cast(Layer, layer).linear
+        named = (
+            (f"{m}.{n}", p) for m, module in modules.items() for n, p in module.named_parameters()
+        )
+        return dict(named)
+
     def site_inputs(self, pairs: Pairs) -> Tensor:
         """Embedding, elemental features and oxidation state of each row: (rows, site inputs). A
         disordered site has their means over its species."""
@@ -173,11 +191,8 @@ class SiteNet(nn.Module):
     def pair_inputs(self, pairs: Pairs) -> Tensor:
         """The pair features that the config names, and the distance basis: (pairs, F)."""
         config, dtype = self.config, self.element_table.dtype
-        features = pair_features(pairs, config.interaction_features, dtype)
-        if not config.distance_basis:
-            return features
-        basis = gaussians(pairs.distance.to(dtype), config.distance_basis, config.reach or 0)
-        return torch.cat([features, basis], 1)
+        basis, reach = config.distance_basis, config.reach or 0.0
+        return pair_features(pairs, config.interaction_features, dtype, basis, reach)
 
     @overload
     def encode(
@@ -230,28 +245,25 @@ class SiteNet(nn.Module):
 
     def summarise(self, states: list[Tensor]) -> Tensor:
         """The states after each block -> the input of pooling, (rows, blocks * D) or (rows, D)."""
-        if self.config.summary == "last":
-            states = states[-1:]
-        if self.config.residual:
-            states = [self.norm(x) for x in states]
-        return torch.cat(states, 1)
+        x = torch.stack(states[-1:] if self.config.summary == "last" else states, 1)
+        return (self.norm(x) if self.config.residual else x).flatten(1)
 
     def rows(self, pairs: Pairs, features: Tensor) -> Rows:
         """The pairs as the blocks see them. The cutoff is strict and on the unscaled first feature,
         so that the self pair always stays."""
         pairs.check()
-        log_multiplicity = pairs.multiplicity.to(features.dtype).log()
-        if self.config.distance_cutoff is not None:
-            beyond = features[:, 0] > self.config.distance_cutoff
-            log_multiplicity = log_multiplicity.masked_fill(beyond, -torch.inf)
-        if self.config.envelope:
-            distance = pairs.distance.to(features.dtype)
-            log_multiplicity = log_multiplicity + log_envelope(distance, self.config.reach or 0)
+        weights = log_multiplicity(
+            pairs.multiplicity,
+            pairs.distance,
+            features,
+            cutoff=self.config.distance_cutoff,
+            reach=(self.config.reach or 0.0) if self.config.envelope else 0.0,
+        )
         images = None
         if self.config.spectrum_channels:
             images = Images.of(pairs, self.config, features.dtype)
         by_site = by_site_for_backward(pairs.sites, pairs.num_rows)
-        return Rows(pairs.offsets, pairs.sites, log_multiplicity, images, by_site)
+        return Rows(pairs.offsets, pairs.sites, weights, images, by_site)
 
     def embed_sites(self, x: Tensor) -> Tensor:
         """Site inputs -> the first states, (rows, D); in full precision, which elemental features
@@ -314,6 +326,8 @@ class SiteNet(nn.Module):
                 z = F.softplus(y)
             case "trelu":  # a negative prediction still learns
                 z = with_gradient_of(y.clamp(min=0), y)
+        if all(target.kind == "value" for target in self._targets):
+            return z
         return torch.where(self.is_class, y, z)
 
     def learned(self, encoding: Tensor) -> Tensor:

@@ -54,6 +54,12 @@ def check(
         raise ValueError(f"{name} must be on {like.device}, got {x.device}")
 
 
+def fuses(x: torch.Tensor) -> bool:
+    """Whether small computations on x are worth kernels of their own: on a GPU, where starting an
+    operation takes longer than running it. On a CPU, plain torch and its gradients do."""
+    return x.is_cuda
+
+
 def launch(kernel: Callable[..., Any], like: torch.Tensor, *arguments: Any) -> None:
     """Call a CUDA function of ``_C`` for a tensor's device, on the current stream there."""
     with torch.cuda.device(like.device):

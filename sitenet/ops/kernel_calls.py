@@ -23,6 +23,8 @@ _SCHEMA_TYPES = {
     int: "int",
     bool: "bool",
     float: "float",
+    list[int]: "int[]",
+    list[float]: "float[]",
 }
 
 
@@ -64,9 +66,10 @@ _SUFFIX = {
     (torch.float32, torch.float32): "f32",
     (torch.float64, torch.float64): "f64",
     (torch.float32, torch.bfloat16): "bf16",
+    (torch.float64, torch.float32): "f64_f32",
 }
 
-Dtypes = tuple[torch.dtype, torch.dtype]  # of the sums, and of e
+Dtypes = tuple[torch.dtype, torch.dtype]  # of the sums, and of e or of distances
 # run(name, dtypes, shape, tensors in the order of the kernel's params struct)
 Run = Callable[[str, Dtypes, Any, Iterable[Tensor | None]], None]
 

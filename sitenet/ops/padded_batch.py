@@ -131,7 +131,7 @@ def _begins(lengths: Tensor) -> Tensor:
 def _gather_cpu(index: Tensor, stored: Stored, room: Room) -> _Tensors:
     _check(index, stored, room)
     device, padding = index.device, index < 0
-    index = torch.where(padding, index[0], index)
+    index = torch.where(padding, -1 - index, index)
     first_row = stored.row_of_crystal[index]
     lengths = torch.where(padding, 1, stored.row_of_crystal[index + 1] - first_row)
     lengths[-1] += room.rows - lengths.sum()
@@ -139,7 +139,7 @@ def _gather_cpu(index: Tensor, stored: Stored, room: Room) -> _Tensors:
     crystal = row_of_pair(crystals, room.rows)
     row = torch.arange(room.rows, device=device)
     added_rows = padding[crystal]
-    rows = torch.where(added_rows, first_row[0], first_row[crystal] + row - crystals[crystal])
+    rows = torch.where(added_rows, first_row[-1], first_row[crystal] + row - crystals[crystal])
     lengths = stored.pair_of_row[rows + 1] - stored.pair_of_row[rows]
     lengths = torch.where(added_rows, 0, lengths)
     missing, places = room.pairs - lengths.sum(), added_rows.sum()
@@ -185,7 +185,7 @@ def padded_batch(index: Tensor, stored: Stored, room: Room) -> dict[str, Tensor]
     """Gather the rows, pairs and images of some crystals into arrays of fixed sizes.
 
     Args:
-        index: (crystals,) int64, numbers in the store; at least one -1 at its end for padding.
+        index: (crystals,) int64, numbers in the store; see ``PairStore.padded_batch``.
         stored: the columns of the store.
         room: sizes of the arrays; see ``PairStore.padded_batch``.
 

@@ -7,19 +7,20 @@ from collections.abc import Sequence
 import torch
 
 from sitenet.config import InteractionFeature, SiteNetConfig
+from sitenet.ops.pair_inputs import gaussians as gaussians
+from sitenet.ops.pair_inputs import log_envelope as log_envelope
+from sitenet.ops.pair_inputs import pair_inputs
 from sitenet.pairs.pairs import Pairs
-
-# Angstrom to bohr as in the published features: scipy's "Angstrom star" (1.00001495e-10 m) over the
-# Bohr radius.
-BOHR_PER_ANGSTROM = 1.8897543773133647
 
 
 def pair_features(
     pairs: Pairs,
     features: Sequence[InteractionFeature] = SiteNetConfig.interaction_features,
     dtype: torch.dtype | None = None,
+    basis: int = 0,
+    reach: float = 0.0,
 ) -> torch.Tensor:
-    """Compute the features of every pair, in closed form.
+    """Compute the features of every pair, in closed form, and Gaussians of its distance.
 
     Args:
         pairs: pairs of a crystal or a batch.
@@ -29,35 +30,37 @@ def pair_features(
             or ``coulomb_matrix`` (the same with the sine distance as d); each is raised to its
             power and, with ``log``, replaced by ln(x + 1e-8) and clipped.
         dtype: of the result; None takes that of the distances.
+        basis: number of Gaussians, 0 or at least 2 (``gaussians``).
+        reach: centre of the last one, in angstrom.
 
     Returns:
-        (pairs, features) tensor.
+        (pairs, features + basis) tensor.
 
     Raises:
         ValueError: a feature has an unknown name, or the sine distance was not computed.
 
     Source: h5_handler.py of the published Site-Net; Coulomb matrices as in matminer.
     """
-    columns = [_feature(pairs, f) for f in features]
-    return torch.stack(columns, 1).to(dtype or pairs.distance.dtype)
-
-
-def log_envelope(distance: torch.Tensor, reach: float) -> torch.Tensor:
-    """Logarithm of a polynomial that falls from 1 at distance 0 to 0 at the reach, where its first
-    and second derivatives are 0, too; -inf beyond.
-
-    Source: Gasteiger et al., Directional message passing, ICLR 2020, eq. 8 with p = 6.
-    """
-    u = distance / reach
-    return torch.where(u < 1, 1 - u**6 * (28 - 48 * u + 21 * u**2), 0).clamp(min=0).log()
-
-
-def gaussians(distance: torch.Tensor, number: int, reach: float) -> torch.Tensor:
-    """Gaussians at equal spacings from 0 to the reach, with the spacing as standard deviation:
-    (pairs, number)."""
-    spacing = reach / (number - 1)
-    centres = torch.arange(number, dtype=distance.dtype, device=distance.device)
-    return (distance[:, None] / spacing - centres).square().mul(-0.5).exp()
+    if pairs.sites.is_cuda:
+        pairs.check()  # kernels follow the sites
+    charges = None
+    if any("coulomb" in feature.name for feature in features):
+        mixed = None
+        if pairs.mixed_numbers is not None:
+            mixed = pairs.mixed_numbers.to(pairs.distance.dtype)
+        charges = pairs.mix(pairs.numbers.to(pairs.distance.dtype), mixed)
+    return pair_inputs(
+        pairs.offsets,
+        pairs.sites,
+        charges,
+        pairs.distance,
+        pairs.sine_distance,
+        features,
+        basis=basis,
+        reach=reach,
+        first_row=pairs.first_row,
+        dtype=dtype,
+    )
 
 
 def radial_functions(distance: torch.Tensor, number: int, reach: float) -> torch.Tensor:
@@ -67,32 +70,3 @@ def radial_functions(distance: torch.Tensor, number: int, reach: float) -> torch
     centres = torch.arange(number, dtype=distance.dtype, device=distance.device)
     height = ((distance[:, None] - first) / spacing - centres).square().mul(-0.5).exp()
     return height * log_envelope(distance, reach).exp()[:, None]
-
-
-def _feature(pairs: Pairs, feature: InteractionFeature) -> torch.Tensor:
-    distance = pairs.distance
-    if feature.name == "distance_matrix":
-        x = distance
-    elif feature.name == "reciprocal_square_distance_matrix":
-        x = distance**-2
-    elif feature.name == "non_sine_coulomb_matrix":
-        x = _coulomb(pairs, distance)
-    elif feature.name == "coulomb_matrix":
-        if pairs.sine_distance is None:
-            raise ValueError("coulomb_matrix needs find_pairs(..., merge=False, sine=True)")
-        x = _coulomb(pairs, pairs.sine_distance)
-    else:
-        raise ValueError(f"no pair feature is called {feature.name!r}")
-    if feature.polynomial_degree != 1:
-        x = x**feature.polynomial_degree
-    if feature.log:
-        x = torch.log(x + 1e-8).clamp(-feature.max_clip, feature.max_clip)
-    return x
-
-
-def _coulomb(pairs: Pairs, distance: torch.Tensor) -> torch.Tensor:
-    mixed = None if pairs.mixed_numbers is None else pairs.mixed_numbers.to(distance.dtype)
-    numbers = pairs.mix(pairs.numbers.to(distance.dtype), mixed)  # mean nuclear charges
-    i = numbers[pairs.rows]
-    j = numbers[pairs.sites]
-    return torch.where(pairs.distance == 0, 0.5 * i**2.4, i * j / (distance * BOHR_PER_ANGSTROM))

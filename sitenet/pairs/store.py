@@ -156,11 +156,12 @@ class PairStore:
 
         Unused places of ``index`` become padding crystals of one row; the last one takes all
         remaining rows. Their rows share the remaining pairs evenly, pairs of a row with itself at
-        1 A, and repeat the values of the batch's first row. Those pairs share the remaining images
-        evenly, as their multiplicity.
+        1 A, and repeat the values of one crystal's first row. Those pairs share the remaining
+        images evenly, as their multiplicity.
 
         Args:
-            index: (crystals,) int64 on the store's device; at least one -1 at its end for padding.
+            index: (crystals,) int64 on the store's device; at least one place at its end is for
+                padding, -1 - c to repeat crystal c, the same one in all of them. All may be.
             room: sizes of the arrays. At least the crystals' rows and one for each padding crystal;
                 at least the crystals' pairs; at least the crystals' images and one for each further
                 pair, if the store holds vectors, and at least one further pair then.

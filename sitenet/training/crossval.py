@@ -122,16 +122,16 @@ def crossval(
     changes |= {name: value for name, value in inputs.items() if value is not None}
     plan = make_plan(config, any_start() if is_auto(start) else start, changes, freeze)
     device, out = choose_device(device), writable_folder(out)
+    dataset = open_dataset(
+        data,
+        [target] if isinstance(target, str) else target,
+        units=[unit] if isinstance(unit, str) else unit,
+        how=plan.preparation,
+        prepared_as=out / "dataset.parquet",  # beside which the pairs of all folds are kept
+        workers=workers,
+        reporter=reporter,
+    )
     with process_group(device):
-        dataset = open_dataset(
-            data,
-            [target] if isinstance(target, str) else target,
-            units=[unit] if isinstance(unit, str) else unit,
-            how=plan.preparation,
-            prepared_as=out / "dataset.parquet",  # beside which the pairs of all folds are kept
-            workers=workers,
-            reporter=reporter,
-        )
         training = plan.config.training
         assigned = divide(dataset, folds, training.seed, training.group)
         dataset = replace(dataset, split=list(map(str, assigned)))

@@ -4,17 +4,20 @@ A graph has fixed sizes and addresses. So a batch is gathered on the GPU, from c
 buffer, and padded (``PairStore.padded_batch``) to one of a few sizes. The first step of a size runs
 eagerly, which loads its kernels; the second one is captured; later ones are replayed.
 
-A step of the published config is some 280 kernels, one of `sphere` 520 and one of `density` 650
+A step of the published config is some 210 kernels, one of `sphere` 330 and one of `density` 450
 (``bench/count_operations.py``), most of them small. At 2.5 us each, one after another in a graph,
-they take 0.7, 1.3 and 1.6 ms, several times what the kernels of attention take. So an epoch over
-Matbench's 84,890 crystals, 1,326 steps of 64, takes `sphere` 1.7 s, and larger batches save most.
+they take 0.5, 0.8 and 1.1 ms, several times what the kernels of attention take. So an epoch over
+Matbench's 84,890 crystals, 1,326 steps of 64, takes `sphere` 1.1 s, and larger batches save most.
 These are predictions, not measurements.
+
+Several ranks pad their shares of a batch to one size, so that each captures and replays the same
+graphs, with the sum of the gradients over the ranks inside.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -25,9 +28,10 @@ from torch import Tensor
 from sitenet.model.sitenet import SiteNet
 from sitenet.ops.padded_batch import Room
 from sitenet.pairs.store import PairStore, placed
-from sitenet.system.distributed import world
+from sitenet.system.distributed import gathered, rank, world
 
-# (index, room), as ``padded_batch`` takes them -> the loss of the step.
+# (index, room) -> this rank's part of the loss. The index is (ranks, places), each row as
+# ``padded_batch`` takes it: a rank computes its own row, and knows all targets of the step.
 Step = Callable[[Tensor, Room], Tensor]
 
 
@@ -40,7 +44,6 @@ def check_capture(model: SiteNet, store: PairStore, device: torch.device) -> Non
     obstacles = {
         "needs a GPU (device: cuda)": device.type != "cuda",
         "takes one batch per step (accumulate: 1)": model.config.training.accumulate > 1,
-        "works in one process": world() > 1,
         "does not support disordered crystals": len(store.columns["mixed_rows"]) > 0,
         "does not support sine distances": "sine_distance" in store.columns,
         "needs the fused kernels": model.blocks[0].plain,
@@ -62,23 +65,42 @@ def rounded(n: int, parts: int) -> int:
 
 
 def padded_size(crystals: int, room: Room) -> tuple[int, Room]:
-    """Places and sizes of a padded batch.
+    """Places and sizes of a padded batch; see ``common_size``."""
+    return common_size([crystals], [room])
+
+
+def common_size(crystals: Sequence[int], rooms: Sequence[Room]) -> tuple[int, Room]:
+    """Places and sizes into which the share of each rank fits.
 
     Cheap dimensions are rounded more coarsely. On 85,000 Matbench crystals in batches of 64 there
     are 41 sizes, with 4 % more pairs and 17 % more rows; in batches of 1200 sites there are 94.
     With images there are 66 sizes in batches of 64, with 15 % more images.
-    The size depends on the batch alone, so that a resumed run takes the same steps.
+    The size depends on the batch alone, so that a resumed run takes the same steps, and ranks that
+    know all shares agree without a message.
 
     Args:
-        crystals: Crystals of the batch.
-        room: Their rows, pairs and images.
+        crystals: Crystals of each share, of which some may have none.
+        rooms: Their rows, pairs and images.
     """
-    places = rounded(crystals + 1, 1)
-    rows = rounded(room.rows + places - crystals, 4)
-    if not room.images:
-        return places, Room(rows, rounded(room.pairs, 8))
-    pairs = rounded(room.pairs + 1, 8)
-    return places, Room(rows, pairs, rounded(room.images + pairs - room.pairs, 4))
+    places = rounded(max(crystals) + 1, 1)
+    # Each place of padding takes a row, and a pair of padding an image, if there are images.
+    rows = max(room.rows + places - n for n, room in zip(crystals, rooms, strict=True))
+    pairs, images = max(x.pairs for x in rooms), max(x.images for x in rooms)
+    if not images:
+        return places, Room(rounded(rows, 4), rounded(pairs, 8))
+    pairs = rounded(pairs + 1, 8)
+    images = max(room.images + pairs - room.pairs for room in rooms)
+    return places, Room(rounded(rows, 4), pairs, rounded(images, 4))
+
+
+def padded_index(shares: Sequence[np.ndarray], places: int) -> np.ndarray:
+    """The crystals of each rank's share, and padding that repeats the first crystal of the step:
+    (ranks, places), as ``PairStore.padded_batch`` takes each row."""
+    first = next(int(share[0]) for share in shares if len(share))
+    index = np.full((len(shares), places), -1 - first, dtype=np.int64)
+    for row, share in zip(index, shares, strict=True):
+        row[: len(share)] = share
+    return index
 
 
 class Graphs(Protocol):
@@ -115,10 +137,12 @@ class CudaGraphs:
     def capture(self, work: Callable[[], Tensor]) -> Callable[[], Tensor]:
         graph = torch.cuda.CUDAGraph()
         current = torch.cuda.current_stream(self.device)
+        # NCCL's watchdog thread asks for the state of earlier sums, which would end a "global" one.
+        mode = "global" if world() == 1 else "thread_local"
         # The outer context makes the stream current again, which a failed capture does not.
         with (
             torch.cuda.stream(current),
-            torch.cuda.graph(graph, pool=self.pool, stream=self.stream),
+            torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode=mode),
         ):
             result = work()
 
@@ -164,11 +188,10 @@ class CapturedSteps:
         return sum(size.replay is not None for size in self.sizes.values())
 
     def __call__(self, crystals: np.ndarray) -> Tensor:
-        """Take a step; returns its loss."""
-        places, room = padded_size(len(crystals), self.store.room(crystals))
-        padded = np.full(places, -1, dtype=np.int64)
-        padded[: len(crystals)] = crystals
-        index = placed(padded, self.device)
+        """Take a step on crystals that the ranks share; returns this rank's part of the loss."""
+        shares = [crystals[k :: world()] for k in range(world())]
+        places, room = common_size([*map(len, shares)], [*map(self.store.room, shares)])
+        index = placed(padded_index(shares, places), self.device)
         is_new = (places, room) not in self.sizes
         size = self.sizes.setdefault((places, room), _Size(index))
         size.index.copy_(index)
@@ -179,10 +202,8 @@ class CapturedSteps:
         if self.graphs is None:
             return work()
         if size.replay is None and not is_new:
-            try:
-                size.replay = self.graphs.capture(work)
-            except RuntimeError as error:
-                self._give_up(error)
+            size.replay = self._captured(self.graphs, work)
+            if size.replay is None:
                 return work()
         if size.replay is not None:
             return size.replay()
@@ -190,17 +211,32 @@ class CapturedSteps:
             warnings.filterwarnings("ignore", "This instance was constructed with capturable")
             return self.graphs.run(work)
 
-    def _give_up(self, error: RuntimeError) -> None:
+    def _captured(self, graphs: Graphs, work: Callable[[], Tensor]) -> Callable[[], Tensor] | None:
+        """Capture work on all ranks, or on none: they must go on in the same way, as an error may
+        have left the group of one of them unusable in graphs."""
+        replay, reason = None, None
+        try:
+            replay = graphs.capture(work)
+        except RuntimeError as error:
+            # Ending a capture that an error has broken off raises another, which hides the reason.
+            if isinstance(error.__context__, RuntimeError):
+                error = error.__context__
+            reason = str(error).partition("\n")[0]
+        reasons = gathered(reason)  # the ranks come to the same sizes, so all of them get here
+        if not any(reasons):
+            return replay
+        first = next(k for k, text in enumerate(reasons) if text)
+        self._give_up(reasons[first] + (f", on rank {first}" if world() > 1 else ""))
+        return None
+
+    def _give_up(self, reason: str) -> None:
         """Go on without graphs, whose memory is released."""
-        # Ending a capture that an error has broken off raises another one, which hides the reason.
-        if isinstance(error.__context__, RuntimeError):
-            error = error.__context__
-        reason = str(error).partition("\n")[0]
-        warnings.warn(
-            f"capturing a training step as a CUDA graph failed ({reason}); training continues "
-            "without graphs, to the same results but more slowly",
-            stacklevel=3,
-        )
+        if rank() == 0:
+            warnings.warn(
+                f"capturing a training step as a CUDA graph failed ({reason}); training continues "
+                "without graphs, to the same results but more slowly",
+                stacklevel=4,
+            )
         self.forget()
         self.graphs = None
         for size in self.sizes.values():

@@ -9,8 +9,11 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
+from sitenet.model.layers import in_bfloat16
 from sitenet.model.sitenet import SiteNet
+from sitenet.ops import fuses
 from sitenet.ops.padded_batch import Room
 from sitenet.pairs.pairs import Pairs
 from sitenet.pairs.store import placed
@@ -76,24 +79,57 @@ class Gradients:
         return total
 
     def of_padded_batch(self, index: Tensor, room: Room) -> Tensor:
-        """Add the gradients of a batch of ``PairStore.padded_batch``; returns its loss. Nothing
-        here waits for the device or copies from the host."""
-        truth = self.data.known[index.clamp(min=0)].masked_fill((index < 0)[:, None], torch.nan)
-        counts = (~truth.isnan()).sum(0)
-        return self._backward(self.data.store.padded_batch(index, room), truth, counts)
+        """Add the gradients of a step on padded batches, each rank its share. Nothing here waits
+        for the device or copies from the host.
+
+        Args:
+            index: (ranks, places) crystals of each rank, as ``PairStore.padded_batch`` takes them.
+            room: Sizes of each rank's arrays.
+
+        Returns:
+            This rank's part of the loss.
+        """
+        truth = self.data.known[index.clamp(min=0)].masked_fill((index < 0)[..., None], torch.nan)
+        counts = (~truth.isnan()).sum((0, 1))
+        pairs = self.data.store.padded_batch(index[rank()], room)
+        self._scale_embedding_of(pairs.numbers)
+        loss = self._backward(pairs, truth[rank()], counts)
+        self._sum_over_ranks()
+        return loss
 
     def _backward(self, pairs: Pairs, truth: Tensor, counts: Tensor) -> Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
-            output = self.model(pairs)
+            output = self._forward(pairs)
         loss = step_loss(self.model, output, truth, counts)
         loss.backward()
         return loss.detach()
 
+    def _forward(self, pairs: Pairs) -> Tensor:
+        """The model's output; on a GPU with its parameters cast all at once."""
+        if not self.bfloat16 or not fuses(self.data.known):
+            return self.model(pairs)
+        named = self.model.parameters_in_bfloat16()
+        low = dict(zip(named, in_bfloat16(list(named.values())), strict=True))
+        return functional_call(self.model, low, (pairs,), tie_weights=False)
+
+    @property
+    def _scales(self) -> bool:
+        """Whether max-norm must be applied for the elements of the other ranks, too, so that
+        weights stay equal."""
+        learns = self.model.embedding.weight.requires_grad
+        return world() > 1 and self.model.config.max_norm and learns
+
     def _scale_embedding(self, batch: np.ndarray) -> None:
-        """Apply max-norm for the elements of the other ranks too, so that weights stay equal."""
-        embedding = self.model.embedding
-        if world() > 1 and self.model.config.max_norm and embedding.weight.requires_grad:
-            embedding.scale_rows(self.data.store.elements(batch))
+        if self._scales:
+            self.model.embedding.scale_rows(self.data.store.elements(batch))
+
+    def _scale_embedding_of(self, numbers: Tensor) -> None:
+        """Apply max-norm for these elements of this rank, and those of the others."""
+        if self._scales:
+            embedding = self.model.embedding
+            used = embedding.weight.new_zeros(len(embedding.weight))
+            dist.all_reduce(used.index_fill_(0, numbers, 1.0), dist.ReduceOp.MAX)
+            embedding.scale(used[:, None] > 0)
 
     def _sum_over_ranks(self) -> None:
         if world() == 1:

@@ -149,11 +149,9 @@ def matbench(
             f"{data}: no fold {min(missing)}; there is {', '.join(map(str, existing))}"
         )
     results = _Results(out / RESULTS, task, settings)
+    how = Preparation(settings.primitive, settings.disorder)
+    dataset = _prepare(Source(source.path, records, source.targets), out, how, workers, reporter)
     with process_group(device):
-        how = Preparation(settings.primitive, settings.disorder)
-        dataset = _prepare(
-            Source(source.path, records, source.targets), out, how, workers, reporter
-        )
         unit = TASKS[task][1] if task in TASKS else dataset.units[0]
         for fold in folds:
             reporter.say(f"fold {fold}")

@@ -53,12 +53,12 @@ class Muon(torch.optim.Optimizer):
             shapes = tuple(x.shape for x in matrices)
             if shapes not in self._batches:
                 self._batches[shapes] = _batches(matrices)
+            if matrices:
+                torch._foreach_mul_(matrices, 1 - rate * group["weight_decay"])
             for batch in self._batches[shapes]:
                 x = batch.pad(updates)
                 x = orthogonal(x, _product_dtype(x)) * (batch.scale * rate)
-                members = [matrices[k] for k in batch.members]
-                torch._foreach_mul_(members, 1 - rate * group["weight_decay"])
-                torch._foreach_sub_(members, batch.unpad(x))
+                torch._foreach_sub_([matrices[k] for k in batch.members], batch.unpad(x))
 
     def _updates(self, matrices: list[Tensor]) -> list[Tensor]:
         """Nesterov momentum of each matrix."""
@@ -178,12 +178,12 @@ def orthogonal(x: Tensor, dtype: torch.dtype) -> Tensor:
         dtype: Type of the products.
 
     Returns:
-        (n, rows, columns) in the dtype of x; zeros stay zeros.
+        (n, rows, columns) in this dtype; zeros stay zeros.
     """
-    y = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=1e-7)
-    y = y.to(dtype)
+    norm = torch.linalg.matrix_norm(x, keepdim=True).clamp_(min=1e-7)
+    y = torch.div(x, norm, out=torch.empty_like(x, dtype=dtype))  # divides and casts at once
     for _ in range(STEPS):
         gram = y @ y.mT
         gram = torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
         y = torch.baddbmm(y, gram, y, beta=3.4445)
-    return y.to(x.dtype)
+    return y

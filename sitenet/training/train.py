@@ -26,7 +26,7 @@ from sitenet.model.target import Target, learned_values
 from sitenet.pairs.cache import pairs_of_dataset
 from sitenet.pairs.store import PairStore
 from sitenet.system.devices import choose_device, multiplies_bfloat16
-from sitenet.system.distributed import barrier, is_first, process_group, world
+from sitenet.system.distributed import barrier, is_first, process_group, processes
 from sitenet.system.files import fingerprint, locked, writable_folder
 from sitenet.system.progress import Reporter
 from sitenet.training.data import TrainingData
@@ -139,28 +139,30 @@ def train(
     folder = None if out is None else writable_folder(out)
     if folder is not None and not undecided:
         refuse_other_layout(folder, plan.config)
+    reporter = Reporter() if reporter is None or not is_first() else reporter
+    shared = folder / "dataset.parquet" if folder is not None and processes() > 1 else None
+    # Before the processes join: see process_group.
+    dataset = open_dataset(
+        data,
+        [target] if isinstance(target, str) else target,
+        units=[unit] if isinstance(unit, str) else unit,
+        split_column=split_column,
+        how=plan.preparation,
+        prepared_as=shared,
+        workers=workers,
+        reporter=reporter,
+    )
+    plan = plan.for_dataset(dataset, reporter)
+    dataset = _at_most(dataset, plan.config.training)
+    if undecided:
+        parts = _split(dataset, plan.config.training, fold, refit)
+        choice = _choose_start(dataset, parts, classes, log, reporter)
+        plan = make_plan(config, choice.start, vars(plan.preparation) | changes, freeze, member)
+        if folder is not None:
+            refuse_other_layout(folder, plan.config)
+            choice.write(folder)
+    dataset, store = _find_pairs(dataset, plan.config, workers, reporter)
     with process_group(device):
-        reporter = Reporter() if reporter is None or not is_first() else reporter
-        dataset = open_dataset(
-            data,
-            [target] if isinstance(target, str) else target,
-            units=[unit] if isinstance(unit, str) else unit,
-            split_column=split_column,
-            how=plan.preparation,
-            prepared_as=folder / "dataset.parquet" if folder is not None and world() > 1 else None,
-            workers=workers,
-            reporter=reporter,
-        )
-        plan = plan.for_dataset(dataset, reporter)
-        dataset = _at_most(dataset, plan.config.training)
-        if undecided:
-            parts = _split(dataset, plan.config.training, fold, refit)
-            choice = _choose_start(dataset, parts, classes, log, reporter)
-            plan = make_plan(config, choice.start, vars(plan.preparation) | changes, freeze, member)
-            if folder is not None:
-                refuse_other_layout(folder, plan.config)
-                choice.write(folder)
-        dataset, store = _find_pairs(dataset, plan.config, workers, reporter)
         parts = _split(dataset, plan.config.training, fold, refit)
         plan = plan.for_size(len(parts.train), folder, reporter)
         targets = targets_of(dataset, parts, classes, log, plan.config.training)
@@ -254,7 +256,7 @@ def _choose_start(
     reporter: Reporter,
 ) -> Choice:
     """Choose a model to start from, in one process."""
-    if world() > 1:
+    if processes() > 1:
         raise ValueError(
             "start auto is for one process: run the command without torchrun until it says which "
             "start it chose, and name that one"

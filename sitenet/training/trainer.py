@@ -18,7 +18,7 @@ from torch import Tensor
 from sitenet.data.units import titled
 from sitenet.model.sitenet import SiteNet
 from sitenet.ops.padded_batch import Room
-from sitenet.system.distributed import is_first, world
+from sitenet.system.distributed import copy_from_first, is_first, world
 from sitenet.system.progress import Reporter, duration
 from sitenet.training.cuda_graphs import CapturedSteps, CudaGraphs, Graphs, check_capture
 from sitenet.training.data import TrainingData
@@ -133,6 +133,7 @@ class Trainer:
             RuntimeError: The loss is not finite, or a step does not fit into a GPU's memory.
         """
         self.model.train()
+        self._copy_weights()
         self.progress.epoch += 1
         losses: list[Tensor] = []
         title = f"epoch {self.progress.epoch}/{self.epochs}"
@@ -151,6 +152,13 @@ class Trainer:
                 f"{self.config.learning_rate:g}) or use precision: float32"
             )
         return float(total.mean())
+
+    def _copy_weights(self) -> None:
+        """Take over the weights of rank 0. Equal arithmetic keeps those of all ranks equal, but not
+        every GPU rounds alike."""
+        copy_from_first(list(self.model.parameters()))
+        if self.average is not None:
+            copy_from_first(list(self.average.average.parameters()))
 
     def batches_of_steps(self, epoch: int) -> list[list[np.ndarray]]:
         """The batches of crystals of each step of an epoch."""
@@ -179,8 +187,9 @@ class Trainer:
         return loss
 
     def padded_step(self, index: Tensor, room: Room) -> Tensor:
-        """Take one optimiser step on a batch of ``PairStore.padded_batch``; returns its loss.
-        Nothing here waits for the device or copies from the host."""
+        """Take one optimiser step on padded batches, as ``Gradients.of_padded_batch`` takes them;
+        returns this rank's part of the loss. Nothing here waits for the device or copies from the
+        host."""
         loss = self.gradients.of_padded_batch(index, room)
         self.optimizer.step(self.rate)
         return loss

@@ -100,3 +100,24 @@ def stop_after_two(entry):
 
 def out_of_memory(*_, **__):
     raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+class FakeGraphs:
+    """Graphs on the CPU: a replay runs the work again; captures fail once some were made."""
+
+    def __init__(self, captures):
+        self.remaining = captures
+
+    def run(self, work):
+        return work()
+
+    def capture(self, work):
+        if not self.remaining:
+            try:
+                raise RuntimeError(
+                    "CUDA error: operation not permitted when stream is capturing\nso"
+                )
+            finally:
+                raise RuntimeError("CUDA error: operation failed due to a previous error")
+        self.remaining -= 1
+        return work

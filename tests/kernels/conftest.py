@@ -9,7 +9,18 @@ from types import SimpleNamespace
 import pytest
 from emulated_builds import SANITIZERS, SOURCES, build, compile_for_gpu
 
-from sitenet.ops import _C, attention, geometry, kernel_calls, padded_batch, power_spectrum
+from sitenet.ops import (
+    _C,
+    attention,
+    block_weights,
+    geometry,
+    kernel_calls,
+    padded_batch,
+    pair_inputs,
+    power_spectrum,
+    site_terms,
+)
+from sitenet.training import gradients
 
 
 @pytest.fixture(scope="session")
@@ -48,14 +59,18 @@ def emulated(module, monkeypatch):
     """Run the public functions on CPU tensors through the CUDA implementations of the ops."""
     functions = {name: getattr(module, name) for name in dir(module) if name.endswith("_cuda")}
     shapes = {name: getattr(_C, name) for name in SHAPES}
-    shapes["PaddedBatchShape"] = module.PaddedBatchShape
-    for calls in (attention, kernel_calls, geometry, padded_batch, power_spectrum):
+    for name in ("PaddedBatch", "BlockWeights", "PairInputs", "LogMultiplicity"):
+        shapes[f"{name}Shape"] = getattr(module, f"{name}Shape")
+    families = attention, block_weights, pair_inputs, power_spectrum
+    for calls in (*families, kernel_calls, geometry, padded_batch):
         monkeypatch.setattr(calls, "_C", SimpleNamespace(**functions, **shapes))
     for calls in (attention, kernel_calls, geometry, power_spectrum):
         monkeypatch.setattr(calls, "need_cuda", lambda: None)
+    for calls in (block_weights, pair_inputs, site_terms, gradients):
+        monkeypatch.setattr(calls, "fuses", lambda x: True)
     for calls in (kernel_calls, geometry):
         monkeypatch.setattr(calls, "launch", lambda kernel, like, *args: kernel(*args, 0))
-    for calls in (attention, power_spectrum):
+    for calls in (*families, site_terms):
         monkeypatch.setattr(calls, "_ops", SimpleNamespace(**calls.CUDA_IMPLEMENTATIONS))
     monkeypatch.setattr(attention, "_keeps_statistics", lambda x: True)
     monkeypatch.setattr(geometry, "_forward", geometry._forward_cuda)

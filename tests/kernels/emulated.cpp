@@ -2,8 +2,10 @@
 #include "../../csrc/cuda/attention/backward.cu"
 #include "../../csrc/cuda/attention/forward.cu"
 #include "../../csrc/cuda/attention/pair_embedding.cu"
+#include "../../csrc/cuda/block_weights.cu"
 #include "../../csrc/cuda/geometry.cu"
 #include "../../csrc/cuda/padded_batch.cu"
+#include "../../csrc/cuda/pair_inputs.cu"
 #include "../../csrc/cuda/power_spectrum.cu"
 
 #include "../../csrc/cuda/bindings.h"

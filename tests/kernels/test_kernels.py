@@ -40,6 +40,15 @@ from spectrum_checks import (
     check_spectrum_sliced_inputs,
 )
 from spectrum_checks import inputs as spectrum_inputs
+from step_checks import (
+    BLOCKS,
+    NORMS,
+    check_block_weights,
+    check_block_weights_gradcheck,
+    check_block_weights_in_bfloat16,
+    check_log_multiplicity,
+    check_pair_inputs,
+)
 from toy_crystals import toy_crystals, toy_dataset
 from trainers import DENSITY, SPHERE, padded, store_of, trainer_of, weights
 
@@ -156,6 +165,42 @@ def test_power_spectrum(emulated, sizes, rows, dtype):
 )
 def test_promises_of_power_spectra(emulated, check):
     check(CPU)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["f64", "f32"])
+@pytest.mark.parametrize("norms", NORMS)
+@pytest.mark.parametrize("sizes", BLOCKS)
+def test_block_weights(emulated, sizes, norms, dtype):
+    check_block_weights(BLOCKS[sizes], NORMS[norms], dtype)
+
+
+@pytest.mark.parametrize(
+    "check",
+    [check_block_weights_gradcheck, check_block_weights_in_bfloat16],
+    ids=lambda check: check.__name__,
+)
+def test_promises_of_block_weights(emulated, check):
+    check()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "stored"),
+    [
+        (torch.float64, torch.float64),
+        (torch.float32, torch.float32),
+        (torch.float64, torch.float32),
+        (torch.float32, torch.float64),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("rows", [(3, 0, 1, 400), (0, 0), ()], ids=str)
+def test_pair_inputs(emulated, rows, dtype, stored):
+    check_pair_inputs(rows, dtype, stored)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["f64", "f32"])
+def test_log_multiplicity(emulated, dtype):
+    check_log_multiplicity(dtype)
 
 
 # hidden, attention, interaction, width of e, heads: one warp takes more than the 48 KiB that a
@@ -297,7 +342,7 @@ SANITIZED = " or ".join(
         *("test_rows_around_the_spans[last-f32]", "test_slabs_of_the_backward[many-f32]"),
         *("test_pair_embedding[3-17-mish-True]", "test_distances_of_batches"),
         *("test_power_spectrum[tiny-edges-f32]", "test_power_spectrum[odd-edges-f32]"),
-        "test_padded_batches[vectors-2-",
+        *("test_padded_batches[vectors-2-", "test_block_weights[odd-", "test_log_multiplicity"),
         "check_gradients_are_those_of_plain_torch",
     ]
 )

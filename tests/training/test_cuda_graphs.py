@@ -14,6 +14,7 @@ from trainers import (
     DENSITY,
     FAST,
     SPHERE,
+    FakeGraphs,
     out_of_memory,
     padded,
     store_of,
@@ -26,7 +27,13 @@ from sitenet.crystal.crystal import Crystal
 from sitenet.model.sitenet import SiteNet
 from sitenet.ops.padded_batch import Room
 from sitenet.pairs.store import PairStore
-from sitenet.training.cuda_graphs import check_capture, padded_size, rounded
+from sitenet.training.cuda_graphs import (
+    check_capture,
+    common_size,
+    padded_index,
+    padded_size,
+    rounded,
+)
 from sitenet.training.optimizer import Optimizer
 from sitenet.training.train import train
 
@@ -58,6 +65,37 @@ def test_every_pair_of_padding_has_an_image(images):
         assert pairs < room.pairs <= 9 / 8 * (pairs + 1)
         assert room.images - images >= room.pairs - pairs
         assert room.images <= 1.25 * (images + room.pairs - pairs)
+
+
+@pytest.mark.parametrize("images", [0, 40])
+def test_one_size_fits_the_shares_of_all_ranks(images):
+    """Also one without crystals."""
+    shares = [(5, Room(9, 70, 2 * images)), (4, Room(30, 60, 3 * images)), (0, Room(0, 0, 0))]
+    places, room = common_size(*zip(*shares, strict=True))
+    for crystals, own in shares:
+        assert places > crystals and room.rows >= own.rows + places - crystals
+        assert room.pairs >= own.pairs + bool(images)
+        if images:
+            assert room.images >= own.images + room.pairs - own.pairs
+    for crystals, own in shares[:2]:
+        assert common_size([crystals], [own]) == padded_size(crystals, own)
+    index = padded_index([np.array([4, 7]), np.array([], dtype=np.int64)], 3)
+    assert index.tolist() == [[4, 7, -5], [-5, -5, -5]]
+
+
+@pytest.mark.parametrize("config", [FAST, SPHERE, DENSITY], ids=["crystals", "sphere", "density"])
+def test_a_share_without_crystals_is_all_padding(config):
+    """With finite outputs, of which none counts."""
+    trainer = trainer_of(config, toy_dataset(9))
+    places, room = common_size([2, 0], [trainer.data.store.room([3, 5]), Room(0, 0, 0)])
+    index = torch.full((1, places), -1 - 3)
+    batch = trainer.data.store.padded_batch(index[0], room)
+    batch._checked = None
+    assert batch.check().num_rows == room.rows and batch.num_pairs == room.pairs
+    assert set(batch.numbers.tolist()) == {int(trainer.data.store.batch([3]).numbers[0])}
+    assert trainer.model(batch).isfinite().all()
+    assert trainer.gradients.of_padded_batch(index, room) == 0
+    assert not any(p.grad.any() for p in trainer.optimizer.parameters if p.grad is not None)
 
 
 @pytest.mark.parametrize("extra", [(0, 0), (1, 0), (5, 40)], ids=str)
@@ -155,7 +193,7 @@ def test_nothing_in_a_step_looks_at_values(config):
         with pytest.raises(DataDependentOutputException):
             torch.ones(1).item()
         for _ in range(2):  # the first one makes the optimiser's state
-            loss = run.padded_step(torch.full((5,), -1), Room(64, 512, 600))
+            loss = run.padded_step(torch.full((1, 5), -1), Room(64, 512, 600))
     assert loss.shape == ()
 
 
@@ -225,27 +263,6 @@ def test_out_of_memory_advises_nothing_that_capture_refuses(monkeypatch):
     monkeypatch.setattr(PairStore, "padded_batch", out_of_memory)
     with pytest.raises(RuntimeError, match=r"in a batch of 4 crystals; try batch_crystals 2$"):
         run.train_epoch()
-
-
-class FakeGraphs:
-    """Graphs on the CPU: a replay runs the work again; captures fail once some were made."""
-
-    def __init__(self, captures):
-        self.remaining = captures
-
-    def run(self, work):
-        return work()
-
-    def capture(self, work):
-        if not self.remaining:
-            try:
-                raise RuntimeError(
-                    "CUDA error: operation not permitted when stream is capturing\nso"
-                )
-            finally:
-                raise RuntimeError("CUDA error: operation failed due to a previous error")
-        self.remaining -= 1
-        return work
 
 
 @pytest.mark.parametrize("captures", [0, 1])

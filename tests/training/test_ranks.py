@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -18,6 +19,15 @@ def torchrun(*arguments, number=2):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += [f"--nproc-per-node={number}", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
+
+
+def test_ranks_take_padded_steps_together():
+    """One size on all ranks, the gradients of unpadded batches, all captured or none, and the
+    weights of rank 0 at the beginning of an epoch: see ``rank_program``."""
+    done = torchrun(Path(__file__).parents[1] / "cases" / "rank_program.py")
+    reasons = [line for line in done.stderr.splitlines() if line.startswith("[rank")]
+    assert done.returncode == 0, "\n".join(reasons) or done.stderr[-4000:]
+    assert done.stdout.count("checked") == 2
 
 
 @pytest.mark.slow
