@@ -12,6 +12,9 @@ from sitenet.pairs.pairs import Pairs
 # Angstrom to bohr as in the published features: scipy's "Angstrom star" (1.00001495e-10 m) over the
 # Bohr radius.
 BOHR_PER_ANGSTROM = 1.8897543773133647
+# Gaussians stop at e^-50 = 2e-22, which is nothing beside 1. Far smaller ones are denormal numbers
+# in float32, with which processors multiply a hundred times as slowly.
+LEAST_EXPONENT = -50.0
 
 
 def pair_features(
@@ -48,25 +51,35 @@ def log_envelope(distance: torch.Tensor, reach: float) -> torch.Tensor:
 
     Source: Gasteiger et al., Directional message passing, ICLR 2020, eq. 8 with p = 6.
     """
+    return envelope(distance, reach).log()
+
+
+def envelope(distance: torch.Tensor, reach: float) -> torch.Tensor:
+    """The polynomial whose logarithm is ``log_envelope``."""
     u = distance / reach
-    return torch.where(u < 1, 1 - u**6 * (28 - 48 * u + 21 * u**2), 0).clamp(min=0).log()
+    square = u * u
+    return torch.where(u < 1, 1 - square**3 * (28 - 48 * u + 21 * square), 0).clamp(min=0)
 
 
 def gaussians(distance: torch.Tensor, number: int, reach: float) -> torch.Tensor:
     """Gaussians at equal spacings from 0 to the reach, with the spacing as standard deviation:
     (pairs, number)."""
-    spacing = reach / (number - 1)
-    centres = torch.arange(number, dtype=distance.dtype, device=distance.device)
-    return (distance[:, None] / spacing - centres).square().mul(-0.5).exp()
+    return _bells(distance, number, 0.0, reach / (number - 1))
 
 
 def radial_functions(distance: torch.Tensor, number: int, reach: float) -> torch.Tensor:
     """Gaussians at equal spacings from 0.3 to 1 times the reach, with the spacing as standard
     deviation, times the envelope: (pairs, number), 0 at the reach and beyond."""
-    first, spacing = 0.3 * reach, 0.7 * reach / (number - 1)
+    height = _bells(distance, number, 0.3 * reach, 0.7 * reach / (number - 1))
+    return height * envelope(distance, reach)[:, None]
+
+
+def _bells(distance: torch.Tensor, number: int, first: float, spacing: float) -> torch.Tensor:
+    """Gaussians at equal spacings from ``first`` on, with the spacing as standard deviation:
+    (pairs, number)."""
     centres = torch.arange(number, dtype=distance.dtype, device=distance.device)
-    height = ((distance[:, None] - first) / spacing - centres).square().mul(-0.5).exp()
-    return height * log_envelope(distance, reach).exp()[:, None]
+    apart = ((distance - first) / spacing)[:, None] - centres
+    return apart.square().mul_(-0.5).clamp_(min=LEAST_EXPONENT).exp_()
 
 
 def _feature(pairs: Pairs, feature: InteractionFeature) -> torch.Tensor:
