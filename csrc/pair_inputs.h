@@ -2,7 +2,8 @@
 // logarithm of the number of equal pairs that a pair stands for. With d the distance of pair p:
 //
 //   features[p, f]      = x^power, or ln(x^power + 1e-8) clipped to [-clip, clip]     f < given
-//   features[p, g + k]  = exp(-(d / spacing - k)^2 / 2), spacing = reach / (basis - 1)  k < basis
+//   features[p, g + k]  = exp(-min((d / spacing - k)^2 / 2, 50)), spacing = reach / (basis - 1),
+//                         k < basis
 //   log_multiplicity[p] = ln(multiplicity[p]) + ln(envelope(d / reach)),
 //                         or -inf where features[p, 0] > cutoff
 //   envelope(u)         = 1 - u^6 (28 - 48 u + 21 u^2) for u < 1, else 0
@@ -22,6 +23,7 @@ namespace sitenet {
 
 constexpr int kMostFeatures = 32;
 constexpr double kBohrPerAngstrom = 1.8897543773133647; // sitenet/ops/pair_inputs.py
+constexpr double kLeastExponent = -50; // of Gaussians; smaller ones could be denormal numbers
 
 enum PairFeatureKind { kDistance, kReciprocalSquare, kCoulomb, kSineCoulomb };
 
@@ -86,8 +88,8 @@ static SITENET_HD D pair_feature(const PairFeature &f, D distance, D sine, D cha
 }
 
 template <class T> static SITENET_HD T gaussian(T distance, int k, T spacing) {
-    const T z = distance / spacing - T(k);
-    return std::exp(T(-0.5) * (z * z));
+    const T z = distance / spacing - T(k), exponent = T(-0.5) * (z * z);
+    return std::exp(exponent < T(kLeastExponent) ? T(kLeastExponent) : exponent); // NaN stays
 }
 
 template <class T> static SITENET_HD T log_envelope(T u) {

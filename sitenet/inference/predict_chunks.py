@@ -39,10 +39,10 @@ from sitenet.pairs.store import PairStore
 from sitenet.system.files import cell_text, fingerprint, write_csv
 from sitenet.system.workers import in_order
 
-CHUNK = 64  # crystals that a process takes at a time
+CHUNK = 128  # crystals that a process takes at a time
 SENT_PAIRS = 100_000  # of a crystal that may have more, a worker sends the crystal instead
 PROBABILITY = "probability"  # column with the probability of meeting a condition
-FORMAT = 4  # of the chunks in a log
+FORMAT = 5  # of the chunks in a log
 
 NumberedRecords = tuple[int, list[Record]]
 

@@ -21,6 +21,9 @@ from sitenet.ops.kernel_calls import flat, run_cuda, schema
 # Angstrom to bohr as in the published features: scipy's "Angstrom star" (1.00001495e-10 m) over the
 # Bohr radius.
 BOHR_PER_ANGSTROM = 1.8897543773133647
+# Gaussians stop at e^-50 = 2e-22, which is nothing beside 1. Far smaller ones are denormal numbers
+# in float32, with which processors multiply a hundred times as slowly.
+LEAST_EXPONENT = -50.0
 
 DISTANCE, RECIPROCAL_SQUARE, COULOMB, SINE_COULOMB = range(4)
 KINDS = {
@@ -97,9 +100,15 @@ for _name, _allocate in _OUTPUTS.items():
 def gaussians(distance: Tensor, number: int, reach: float) -> Tensor:
     """Gaussians at equal spacings from 0 to the reach, with the spacing as standard deviation:
     (pairs, number)."""
-    spacing = reach / (number - 1)
+    return bells(distance, number, 0.0, reach / (number - 1))
+
+
+def bells(distance: Tensor, number: int, first: float, spacing: float) -> Tensor:
+    """Gaussians at equal spacings from ``first`` on, with the spacing as standard deviation:
+    (pairs, number)."""
     centres = torch.arange(number, dtype=distance.dtype, device=distance.device)
-    return (distance[:, None] / spacing - centres).square().mul(-0.5).exp()
+    apart = ((distance - first) / spacing)[:, None] - centres
+    return apart.square().mul_(-0.5).clamp_(min=LEAST_EXPONENT).exp_()
 
 
 def log_envelope(distance: Tensor, reach: float) -> Tensor:
@@ -108,8 +117,14 @@ def log_envelope(distance: Tensor, reach: float) -> Tensor:
 
     Source: Gasteiger et al., Directional message passing, ICLR 2020, eq. 8 with p = 6.
     """
+    return envelope(distance, reach).log()
+
+
+def envelope(distance: Tensor, reach: float) -> Tensor:
+    """The polynomial whose logarithm is ``log_envelope``."""
     u = distance / reach
-    return torch.where(u < 1, 1 - u**6 * (28 - 48 * u + 21 * u**2), 0).clamp(min=0).log()
+    square = u * u
+    return torch.where(u < 1, 1 - square**3 * (28 - 48 * u + 21 * square), 0).clamp(min=0)
 
 
 def _coulomb(pairs: Described, first_row: int, distance: Tensor) -> Tensor:

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 
 from sitenet.config import InteractionFeature, SiteNetConfig
+from sitenet.ops.pair_inputs import bells, envelope, pair_inputs
 from sitenet.ops.pair_inputs import gaussians as gaussians
 from sitenet.ops.pair_inputs import log_envelope as log_envelope
-from sitenet.ops.pair_inputs import pair_inputs
 from sitenet.pairs.pairs import Pairs
 
 
@@ -66,7 +66,5 @@ def pair_features(
 def radial_functions(distance: torch.Tensor, number: int, reach: float) -> torch.Tensor:
     """Gaussians at equal spacings from 0.3 to 1 times the reach, with the spacing as standard
     deviation, times the envelope: (pairs, number), 0 at the reach and beyond."""
-    first, spacing = 0.3 * reach, 0.7 * reach / (number - 1)
-    centres = torch.arange(number, dtype=distance.dtype, device=distance.device)
-    height = ((distance[:, None] - first) / spacing - centres).square().mul(-0.5).exp()
-    return height * log_envelope(distance, reach).exp()[:, None]
+    height = bells(distance, number, 0.3 * reach, 0.7 * reach / (number - 1))
+    return height * envelope(distance, reach)[:, None]

@@ -8,6 +8,7 @@
 // which bounds it; 200 in and 8 out backward, where the activation is the bound.
 #include "pair_embedding.h"
 
+#include "../small_product.h"
 #include "norms.h"
 #include "products.h"
 
@@ -21,8 +22,8 @@ Buffer<T> pack_embedding(const T *weight, const T *bias, const PairEmbeddingShap
     Buffer<T> packed(size_t(s.num_features + 1) * padded);
     for (int f = 0; f < s.num_features; ++f)
         for (int k = 0; k < s.width; ++k)
-            packed.get()[f * padded + k] = weight[k * s.num_features + f];
-    std::copy_n(bias, s.width, packed.get() + s.num_features * padded);
+            packed.get()[size_t(f) * padded + k] = weight[size_t(k) * s.num_features + f];
+    std::copy_n(bias, s.width, packed.get() + size_t(s.num_features) * padded);
     return packed;
 }
 
@@ -45,13 +46,13 @@ template <class T, class E> struct EmbeddingTile {
 
     /// Calls f(place in the tile, z) for each vector of z = weight features + bias.
     template <class F> void linear(const T *features, int count, F f) const {
-        for (int t = 0; t < count; ++t, features += s.num_features)
-            for (int k = 0; k < padded; k += kLanes<T>) {
-                Vec<T> z = load(w + s.num_features * padded + k);
-                for (int i = 0; i < s.num_features; ++i)
-                    z += features[i] * load(w + i * padded + k);
-                f(t * padded + k, z);
-            }
+        const T *bias = w + size_t(s.num_features) * padded;
+        for (int t = 0; t < count; ++t)
+            std::copy_n(bias, padded, m.get() + t * padded);
+        product<T>({features, s.num_features, w, padded, s.num_features}, count, padded,
+                   EvenRows<T>{m.get(), padded}, true);
+        for (int at = 0; at < count * padded; at += kLanes<T>)
+            f(at, load(m.get() + at));
     }
 
     void normalise_tile(int count) {
@@ -103,13 +104,15 @@ void backward_range(const PairEmbeddingBackward<T, E> &p, const T *w, int64_t be
                 store(dz, tile.rstd[t] * (load(g + k) - mean - dot * tile.normal(t, k)) * load(dz));
             }
         }
-        for (int j = 0; j <= nf; ++j)
-            for (int k = 0; k < padded; k += kLanes<T>) {
-                Vec<T> sum = load(sums + j * padded + k);
-                for (int t = 0; t < count; ++t)
-                    sum += (j < nf ? features[t * nf + j] : T(1)) * load(d + t * padded + k);
-                store(sums + j * padded + k, sum);
-            }
+        product<T, true>({features, nf, d, padded, count}, nf, padded, EvenRows<T>{sums, padded},
+                         true);
+        for (int k = 0; k < padded; k += kLanes<T>) {
+            T *to = sums + size_t(nf) * padded + k;
+            Vec<T> sum = load(to);
+            for (int t = 0; t < count; ++t)
+                sum += load(d + t * padded + k);
+            store(to, sum);
+        }
         for (int t = 0; p.grad_features && t < count; ++t)
             for (int j = 0; j < nf; ++j) {
                 Vec<T> to{};
