@@ -27,6 +27,8 @@ os.environ.pop("PYTEST_ADDOPTS", None)
 # Their assertions show the values compared, as those of a test do.
 pytest.register_assert_rewrite("attention_checks", "geometry_checks", "rounding")
 
+pytest_plugins = ["emulator"]  # fixtures
+
 
 def pytest_collection_modifyitems(items):
     """Let no warning fail a test on a GPU, where torch is of a version that its image brings."""
