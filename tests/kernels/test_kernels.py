@@ -407,5 +407,5 @@ def test_nothing_spills(builds, source):
     kernels = re.findall(r"Compiling entry function '(\S+)' for '(\w+)'", report)
     spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", report)
     assert {target for _, target in kernels} == {"sm_80", "sm_90"}
-    assert len(kernels) == len(spills)
-    assert all(x == ("0", "0") for x in spills), list(zip(kernels, spills, strict=True))
+    assert len(kernels) <= len(spills)  # those of functions that kernels call, such as pow, too
+    assert all(x == ("0", "0") for x in spills), report
