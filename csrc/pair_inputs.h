@@ -45,12 +45,12 @@ struct PairInputsShape {
 
 template <class T, class D> struct PairInputs {
     PairInputsShape shape;
-    const int64_t *offsets;  ///< (rows + 1), first pair of each row
-    const int32_t *sites;    ///< (pairs), row of the other site in charges
-    const D *charges;        ///< mean nuclear charges; null without a Coulomb feature
-    const D *distance;       ///< (pairs), angstrom
-    const D *sine_distance;  ///< (pairs), angstrom, or null
-    T *out;                  ///< (pairs, given + basis)
+    const int64_t *offsets; ///< (rows + 1), first pair of each row
+    const int32_t *sites;   ///< (pairs), row of the other site in charges
+    const D *charges;       ///< mean nuclear charges; null without a Coulomb feature
+    const D *distance;      ///< (pairs), angstrom
+    const D *sine_distance; ///< (pairs), angstrom, or null
+    T *out;                 ///< (pairs, given + basis)
 };
 
 struct LogMultiplicityShape {

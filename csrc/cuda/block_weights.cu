@@ -25,7 +25,8 @@ template <class T, class S> __global__ void weights_kernel(BlockWeightsForward<T
         const T *row = row_of_groups(s, p.hidden, p.attention, p.interaction, c, length);
         for (int k = lane; k < 2 * s.sites; k += kWarp) {
             const int which = k >= s.sites;
-            assign(row[k], p.sites + (int64_t(which) * columns + c) * s.sites + k - which * s.sites);
+            assign(row[k],
+                   p.sites + (int64_t(which) * columns + c) * s.sites + k - which * s.sites);
         }
         T sum = 0;
         for (int k = lane; k < s.width; k += kWarp) {
@@ -35,8 +36,8 @@ template <class T, class S> __global__ void weights_kernel(BlockWeightsForward<T
         }
         sum = warp_sum(sum);
         if (lane == 0)
-            p.bias[c] = sum + *row_of_groups(s, p.hidden_bias, p.attention_bias,
-                                             p.interaction_bias, c, 1);
+            p.bias[c] =
+                sum + *row_of_groups(s, p.hidden_bias, p.attention_bias, p.interaction_bias, c, 1);
         return;
     }
     const int head = c - columns;
@@ -91,14 +92,14 @@ template <class T, class S> __global__ void grad_weights_kernel(BlockWeightsBack
         T *row = row_of_groups(s, p.grad_hidden, p.grad_attention, p.grad_interaction, c, length);
         for (int k = lane; k < 2 * s.sites; k += kWarp) {
             const int which = k >= s.sites;
-            row[k] = T(number(p.grad_sites[(int64_t(which) * columns + c) * s.sites + k -
-                                           which * s.sites]));
+            row[k] = T(number(
+                p.grad_sites[(int64_t(which) * columns + c) * s.sites + k - which * s.sites]));
         }
         const T grad = p.grad_bias[c];
         for (int k = lane; k < s.width; k += kWarp) {
             const T of_pair = p.grad_pairs[int64_t(c) * s.width + k];
-            row[2 * s.sites + k] = (p.gain ? of_pair * p.gain[k] : of_pair) +
-                                   (p.shift ? grad * p.shift[k] : T(0));
+            row[2 * s.sites + k] =
+                (p.gain ? of_pair * p.gain[k] : of_pair) + (p.shift ? grad * p.shift[k] : T(0));
         }
         if (lane == 0)
             *row_of_groups(s, p.grad_hidden_bias, p.grad_attention_bias, p.grad_interaction_bias, c,
@@ -110,8 +111,8 @@ template <class T, class S> __global__ void grad_weights_kernel(BlockWeightsBack
         return;
     T of_gain = 0, of_shift = 0;
     for (int row = lane; row < columns; row += kWarp) {
-        const T w = row_of_groups(s, p.hidden, p.attention, p.interaction, row,
-                                  length)[2 * s.sites + k];
+        const T w =
+            row_of_groups(s, p.hidden, p.attention, p.interaction, row, length)[2 * s.sites + k];
         of_gain += p.grad_pairs[int64_t(row) * s.width + k] * w;
         of_shift += p.grad_bias[row] * w;
     }
@@ -144,8 +145,8 @@ template <class T, class S>
 void block_weights_backward(const BlockWeightsBackward<T, S> &p, void *, void *handle) {
     const int warps = columns_of(p.shape) + p.shape.width;
     LAUNCH("block_weights_backward", (grad_weights_kernel<T, S>),
-           grid_of(1 + divide_up(warps, kWarps)), kWarps * kWarp,
-           p.shape.heads * int(sizeof(T)), static_cast<cudaStream_t>(handle), p);
+           grid_of(1 + divide_up(warps, kWarps)), kWarps * kWarp, p.shape.heads * int(sizeof(T)),
+           static_cast<cudaStream_t>(handle), p);
 }
 
 #define INSTANTIATE(T, S)                                                                          \

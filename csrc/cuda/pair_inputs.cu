@@ -63,8 +63,7 @@ template <class T, class D> __global__ void log_multiplicity_kernel(LogMultiplic
 
 template <class T, class D> int64_t pair_inputs_scratch(const PairInputsShape &) { return 0; }
 
-template <class T, class D>
-void pair_inputs(const PairInputs<T, D> &p, void *, void *handle) {
+template <class T, class D> void pair_inputs(const PairInputs<T, D> &p, void *, void *handle) {
     const int64_t threads = p.shape.pairs * (p.shape.given + p.shape.basis);
     LAUNCH("pair_inputs", (features_kernel<T, D>), grid_of(divide_up(threads, kPairThreads)),
            kPairThreads, 0, static_cast<cudaStream_t>(handle), p);
